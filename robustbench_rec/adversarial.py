@@ -1,0 +1,65 @@
+"""Adversarial training: an objective at the worst point that an attack finds."""
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.ascent import Ascent, Attack
+from robustbench_rec.batch import Batch
+from robustbench_rec.norms import Ball
+from robustbench_rec.objective import Objective
+from robustbench_rec.shifted import Shifted
+
+
+class Adversarial(Objective):
+    """clean · L(θ) + robust · L(θ + δ), where δ climbs L; both terms are the inner objective, penalty included.
+
+    δ is a constant for the outer gradient, as in all published methods built on this. With clean > 0 the gradient of
+    the clean term is the first ascent direction too, so a one-step method costs two forward and backward passes, not
+    three.
+    """
+
+    def __init__(self, inner: Objective, attack: Attack, *, clean: float, robust: float) -> None:
+        super().__init__()
+        self.inner, self.attack, self.clean, self.robust = inner, attack, clean, robust
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        if not self.robust:
+            return self.clean * self.inner(at, batch)  # type: ignore[no-any-return]
+        if not self.clean:
+            return self.robust * self.inner(*self.attack(at, batch, self.inner))  # type: ignore[no-any-return]
+        value, worse, worse_batch = self.attack.beside(at, batch, self.inner)
+        robust: Tensor = self.inner(worse, worse_batch)
+        return self.clean * value + self.robust * robust
+
+
+def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:
+    """The inner maximisation of AWP: every matrix moves by γ times its own norm."""
+    ball = Ball(eps=gamma, norm="l2", per=per, relative="own")
+    return Ascent(surface="weight", ball=ball, steps=steps, step_size=1.0 if steps == 1 else 2.5 / max(steps, 1))
+
+
+class AdamProxy(torch.nn.Module):
+    """Ascent directions as a persistent Adam proxy gives them: the preconditioned running gradient, not today's.
+
+    The released RAWP code steps a proxy network with Adam whose moments outlive the proxy's weights; after
+    normalisation its learning rate cancels and this direction remains. Rows without a current gradient keep moving.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.index = {name: str(number) for number, name in enumerate(tensors)}
+        self.register_buffer("steps", torch.zeros(len(tensors)))
+        for name, each in tensors.items():
+            self.register_buffer(f"first_{self.index[name]}", torch.zeros_like(each))
+            self.register_buffer(f"second_{self.index[name]}", torch.zeros_like(each))
+
+    @torch.no_grad()
+    def forward(self, name: str, gradient: Tensor) -> Tensor:
+        index = self.index[name]
+        first, second = self.get_buffer(f"first_{index}"), self.get_buffer(f"second_{index}")
+        steps = self.get_buffer("steps")
+        steps[int(index)] += 1
+        first.lerp_(gradient, 0.1)
+        second.lerp_(gradient.square(), 0.001)
+        scale = (1 - 0.999 ** steps[int(index)]).sqrt() / (1 - 0.9 ** steps[int(index)])
+        return scale * first / (second.sqrt() + 1e-8)

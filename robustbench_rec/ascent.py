@@ -1,0 +1,193 @@
+"""Attacks as gradient ascent on a surface, inside a ball."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.errors import RrecError
+from robustbench_rec.model import RecModel
+from robustbench_rec.norms import Ball
+from robustbench_rec.objective import Scalar, known
+from robustbench_rec.shifted import Delta, Shifted, surface
+
+
+class Attack(ABC):
+    """Maps a model at a point and a batch to a worse point and a worse batch, within a budget."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """How often the objective is evaluated."""
+
+    @abstractmethod
+    def check(self, model: RecModel) -> None:
+        """RrecError if the model has nothing that this attack can move."""
+
+    @abstractmethod
+    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        """Raise `objective`."""
+
+    @abstractmethod
+    def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
+        """The budget actually used between a point and a worse one."""
+
+    def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
+        """The objective at the start, ready for backward, and the attack; adversarial training needs both."""
+        return objective(at, batch), *self(at, batch, objective)
+
+
+@dataclass
+class Budget:
+    """The part of a config that every gradient attack shares: where, how far, and the attack's own seed."""
+
+    surface: str
+    modules: list[str] | None
+    eps: float
+    norm: str
+    per: str
+    relative: str
+    seed: int
+
+    def ascent(self) -> dict[str, Any]:
+        """As arguments of `Ascent`."""
+        ball = Ball(eps=self.eps, norm=self.norm, per=self.per, relative=self.relative)
+        modules = None if self.modules is None else tuple(self.modules)
+        return {"surface": self.surface, "modules": modules, "ball": ball, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent(Attack):
+    """FGSM, FGM, PGD and the inner steps of APR and AWP: δ ← Π(δ + α·radius·steepest(∇)).
+
+    surface: a kind of `SURFACES`. modules: exactly these modules of it (None: all). steps: 0 leaves δ at its start.
+    step_size: α, in radii. random_start: uniform in the ball, else δ starts at 0. restarts: the best of so many runs.
+    best: keep the best δ seen, the last one included (one more forward pass), else the last. names: exactly these
+    tensors, whatever the surface has. direction: what to climb along instead of the gradient, of (name, gradient).
+    """
+
+    surface: str
+    ball: Ball
+    steps: int
+    step_size: float = 1.0
+    random_start: bool = False
+    restarts: int = 1
+    best: bool = False
+    seed: int = 0
+    modules: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    direction: Callable[[str, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.restarts < 1 or self.step_size <= 0:
+            raise RrecError(
+                f"steps={self.steps}, restarts={self.restarts}, step_size={self.step_size}: "
+                "steps >= 0, restarts >= 1 and step_size > 0 are needed"
+            )
+
+    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        base = self.base(at, batch)
+        if not base:
+            return at, batch
+        generator = torch.Generator().manual_seed(self.seed)
+        best, best_value = None, None
+        for _ in range(self.restarts):
+            delta, value = self._run(at, batch, objective, base, self._start(base, generator))
+            if best is None or (value is not None and best_value is not None and value > best_value):
+                best, best_value = delta, value
+        assert best is not None
+        return at.shift(best), batch
+
+    def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
+        if self.random_start or self.restarts > 1 or not self.steps or self.names == ():
+            return super().beside(at, batch, objective)
+        # the gradient at δ = 0 serves twice: as the first ascent direction and as the clean term's backward
+        base = self.base(at, batch)
+        delta = {name: torch.zeros_like(each).requires_grad_() for name, each in base.items()}
+        weights = [each for each in at.model.parameters() if each.requires_grad]
+        value = objective(at.shift(delta), batch)
+        found = torch.autograd.grad(value, [*weights, *delta.values()], allow_unused=True)
+        used = [(w, g) for w, g in zip(weights, found, strict=False) if g is not None]
+        clean = known(value, [w for w, _ in used], [g for _, g in used])
+        first = self._move(
+            {name: each.detach() for name, each in delta.items()},
+            dict(zip(delta, found[len(weights) :], strict=True)),
+            self._radii(base),
+        )
+        rest = replace(self, steps=self.steps - 1)
+        return clean, at.shift(rest._run(at, batch, objective, base, first)[0]), batch
+
+    @property
+    def passes(self) -> int:
+        return self.restarts * (self.steps + self.best)
+
+    def check(self, model: RecModel) -> None:
+        if self.names is None:
+            surface(model, self.surface, self.modules)
+
+    def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
+        """Largest and mean norm over the units, and both as shares of the norm of what is perturbed."""
+        base = self.base(at, batch)
+        delta = {name: worse.delta[name] - at.delta.get(name, 0) for name in base}
+        sizes = torch.cat([self.ball.size(each).flatten() for each in delta.values()])
+        own = torch.cat([self.ball.size(each).flatten() for each in base.values()])
+        share = sizes[own > 0] / own[own > 0]
+        return {
+            "max_norm": sizes.max().item(),
+            "mean_norm": sizes.mean().item(),
+            "max_relative": share.max().item() if len(share) else float("nan"),
+            "mean_relative": share.mean().item() if len(share) else float("nan"),
+        }
+
+    def base(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
+        """The tensors that δ is added to."""
+        names = list(self.names) if self.names is not None else surface(at.model, self.surface, self.modules)
+        found = at.activations(names, batch) if self.surface == "activation" else at.tensors(names)
+        return {name: each.detach() for name, each in found.items()}
+
+    def _radii(self, base: Delta) -> dict[str, Tensor]:
+        return {name: self.ball.radius(each) for name, each in base.items()}
+
+    def _start(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor]:
+        if not self.random_start:
+            return {name: torch.zeros_like(each) for name, each in base.items()}
+        return {name: self.ball.radius(each) * self.ball.inside(each, generator) for name, each in base.items()}
+
+    def _run(
+        self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], float | None]:
+        radii = self._radii(base)
+        best, best_value = delta, None
+        for _ in range(self.steps):
+            delta = {name: each.requires_grad_() for name, each in delta.items()}
+            value = objective(at.shift(delta), batch)
+            gradients = dict(zip(delta, torch.autograd.grad(value, [*delta.values()], allow_unused=True), strict=True))
+            delta = {name: each.detach() for name, each in delta.items()}
+            if self.best and (best_value is None or value.item() > best_value):
+                best, best_value = delta, value.item()
+            delta = self._move(delta, gradients, radii)
+        if not self.best:
+            return delta, None
+        with torch.no_grad():
+            last = objective(at.shift(delta), batch).item()
+        return (delta, last) if best_value is None or last >= best_value else (best, best_value)
+
+    def _move(self, delta: Delta, gradients: Mapping[str, Tensor | None], radii: Delta) -> dict[str, Tensor]:
+        if all(each is None for each in gradients.values()):
+            raise RrecError(
+                f"the {self.surface} surface ({', '.join(delta)}) does not reach the scores: nothing to climb"
+            )
+        moved = {}
+        for name, each in delta.items():
+            gradient = gradients[name]
+            if gradient is None:
+                moved[name] = each
+                continue
+            along = gradient if self.direction is None else self.direction(name, gradient)
+            stepped = each + self.step_size * radii[name] * self.ball.steepest(along)
+            moved[name] = self.ball.project(stepped, radii[name])
+        return moved

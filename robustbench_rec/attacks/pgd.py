@@ -1,0 +1,33 @@
+from dataclasses import dataclass
+
+from robustbench_rec.ascent import Ascent, Budget
+from robustbench_rec.attacks import attacks
+
+
+@attacks.register
+@dataclass(frozen=True, init=False)
+class PGD(Ascent):
+    """Projected gradient descent: steepest steps, each projected on the ball (Madry et al., ICLR 2018).
+
+    steps, restarts: how often. step_size: in radii, null is 2.5 / steps. random_start: uniform in the ball. The point
+    with the largest loss that was seen is returned, not the last one. Unlike MSAP (Anelli et al.), which clips
+    multi-step perturbations of embeddings element by element and compares them with one-step ones in an l2 ball, every
+    attack here stays in the ball that it names.
+    """
+
+    @dataclass
+    class Config(Budget):
+        steps: int
+        step_size: float | None
+        random_start: bool
+        restarts: int
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(
+            **config.ascent(),
+            steps=config.steps,
+            step_size=2.5 / max(config.steps, 1) if config.step_size is None else config.step_size,
+            random_start=config.random_start,
+            restarts=config.restarts,
+            best=True,
+        )

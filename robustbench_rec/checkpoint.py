@@ -1,0 +1,126 @@
+"""Checkpoints: tensors in safetensors, everything else in JSON; nothing in them can be executed."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from robustbench_rec.config import Prepare, Recipe
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.files import read_json, write_bytes, write_json
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.prepare import load as load_data
+
+FORMAT = 1
+TENSORS, CARD = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model as it was saved, with the data that it was trained on. config: of the model, with its name."""
+
+    model: RecModel
+    data: Data
+    config: dict[str, Any]
+    recipe: Recipe
+
+
+def save(out: Path, model: RecModel, config: Mapping[str, Any], recipe: Recipe, data: Data) -> None:
+    """Write `model.safetensors` and `model.json` into the run directory, each atomically."""
+    content = to_bytes({name: each.detach().cpu().contiguous() for name, each in model.state_dict().items()})
+    write_bytes(out / TENSORS, content)
+    card = {
+        "format": FORMAT,
+        "model": dict(config),
+        "recipe": {"dataset": recipe.dataset, "split": recipe.split, "prepare": asdict(recipe.prepare)},
+        "fingerprint": data.fingerprint,
+        "sha256": sha256(content).hexdigest(),
+    }
+    write_json(out / CARD, card)
+
+
+def load(path: str, *, data_dir: str | None, device: torch.device) -> Loaded:
+    """The model and the data of a run directory (or of its `model.safetensors`).
+
+    RrecError when a file is missing, truncated, of another format, of another model or does not fit the data.
+    """
+    folder = Path(path).parent if Path(path).name == TENSORS else Path(path)
+    if not (folder / TENSORS).is_file():
+        raise RrecError(f"ckpt={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
+    card = read_json(folder / CARD, f"ckpt={path}")
+    if card.get("format") != FORMAT:
+        raise RrecError(
+            f"ckpt={path}: format {card.get('format')} of the checkpoint, this version reads format {FORMAT}"
+        )
+    content = (folder / TENSORS).read_bytes()
+    if sha256(content).hexdigest() != card.get("sha256"):
+        raise RrecError(f"ckpt={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
+    try:
+        tensors = from_bytes(content)
+        recipe = Recipe(
+            dataset=dict(card["recipe"]["dataset"]),
+            split=dict(card["recipe"]["split"]),
+            prepare=Prepare(**card["recipe"]["prepare"]),
+        )
+        config, fingerprint = dict(card["model"]), str(card["fingerprint"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RrecError(
+            f"ckpt={path}: not a checkpoint of robustbench_rec ({type(error).__name__}: {error})"
+        ) from error
+    data = load_data(recipe, data_dir).to(device)
+    if data.fingerprint != fingerprint:
+        raise RrecError(
+            f"ckpt={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
+            f"{data.fingerprint[:12]}; "
+            "restore the files it was trained on"
+        )
+    model = build(config, data)
+    _fill(model, tensors, path)
+    return Loaded(model.to(device), data, config, recipe)
+
+
+def build(config: Mapping[str, Any], data: Data) -> RecModel:
+    """The model of a config, on the device of the data; RrecError when the dataset lacks what it needs."""
+    name = str(config.get("name", "???"))
+    missing = sorted(models[name].needs - data.has)
+    if missing:
+        has = ", ".join(sorted(data.has)) or "interactions only"
+        raise RrecError(f"model '{name}' needs {', '.join(missing)}, which dataset '{data.name}' does not have ({has})")
+    return models.build(config, data).to(data.train.users.device)
+
+
+def save_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+    """One file with tensors and texts, written atomically."""
+    write_bytes(path, to_bytes({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, dict(notes)))
+
+
+def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `save_state` wrote."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise RrecError(f"resume: {path} cannot be read ({error}); remove it to start the run again") from error
+
+
+def _fill(model: RecModel, tensors: Mapping[str, Tensor], path: str) -> None:
+    own = model.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own:
+            where = "lacks" if name not in tensors else "has an unknown"
+            raise RrecError(f"ckpt={path}: the file {where} tensor '{name}'")
+        if own[name].shape != tensors[name].shape:
+            found, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
+            raise RrecError(f"ckpt={path}: tensor '{name}' has shape {found}, the model of {CARD} needs {wanted}")
+    model.load_state_dict(tensors)
+    model.refresh()

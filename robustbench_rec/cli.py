@@ -1,0 +1,149 @@
+"""The command line: each verb hands its overrides to Hydra; nothing heavy is imported before a verb runs."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="rrec",
+    help="Train, attack, harden and judge recommender systems. Start with: rrec train dataset=synthetic",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Fetch, inspect and list datasets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+class Cfg(StrEnum):
+    """Which part of the composed configuration `--cfg` prints."""
+
+    JOB = "job"
+    HYDRA = "hydra"
+    ALL = "all"
+
+
+def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
+    from robustbench_rec.launch import complete
+
+    inside_data = ctx.parent is not None and ctx.parent.info_name == "data"
+    return complete("data" if inside_data else str(ctx.info_name), ctx.params.get("overrides") or [], incomplete)
+
+
+def _complete_group(incomplete: str) -> list[str]:
+    from robustbench_rec.tasks.ls import groups
+
+    return [name for name in groups() if name.startswith(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the configuration.", autocompletion=_complete),
+]
+Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Sweep over comma separated values.")]
+Show = Annotated[Cfg | None, typer.Option("--cfg", "-c", help="Print the configuration and exit.")]
+
+
+def _verb(name: str, summary: str, examples: str) -> None:
+    def command(overrides: Overrides = None, multirun: Multirun = False, cfg: Show = None) -> None:
+        from robustbench_rec.launch import launch
+
+        raise typer.Exit(launch(name, overrides or [], multirun=multirun, cfg=cfg and cfg.value))
+
+    app.command(name, help=f"{summary}\n\n\b\nExamples:\n{examples}", short_help=summary)(command)
+
+
+def _data(action: str, summary: str, example: str) -> None:
+    def command(overrides: Overrides = None) -> None:
+        from robustbench_rec.launch import data
+
+        raise typer.Exit(data(action, overrides or []))
+
+    data_app.command(action, help=f"{summary}\n\n\b\nExample:\n  {example}", short_help=summary)(command)
+
+
+_verb(
+    "train",
+    "Train a recommender, with or without a defence.",
+    """\
+  rrec train model=kgat defense=rawp
+  rrec train dataset=synthetic model=mf epochs=20 lr=0.01
+  rrec train -m model=mf,kgat seed=0,1,2
+  rrec train resume=outputs/train/<date>/<time>""",
+)
+_verb(
+    "attack",
+    "Attack a trained model and measure what it loses.",
+    """\
+  rrec attack ckpt=outputs/train/<date>/<time> eps=0.1
+  rrec attack ckpt=<run directory> attack=fgsm part=valid
+  rrec attack -m ckpt=<run directory> eps=0,0.05,0.1,0.2""",
+)
+_verb(
+    "finetune",
+    "Harden the least robust modules of a trained model.",
+    """\
+  rrec finetune ckpt=outputs/train/<date>/<time>
+  rrec finetune ckpt=<run directory> epochs=5 lr=1e-4
+  rrec finetune resume=outputs/finetune/<date>/<time>""",
+)
+_verb(
+    "distill",
+    "Train a student from a trained teacher, with or without a defence.",
+    """\
+  rrec distill teacher=outputs/train/<date>/<time> model=mf
+  rrec distill teacher=<run directory> model=mf defense=awp""",
+)
+_verb(
+    "eval",
+    "Judge a trained model on a part of its split.",
+    """\
+  rrec eval ckpt=outputs/train/<date>/<time>
+  rrec eval ckpt=<run directory> part=valid top_k=[5,10]
+  rrec eval ckpt=<run directory> protocol=sampled n_negatives=99""",
+)
+_data("fetch", "Download a dataset into the data directory.", "rrec data fetch dataset=ml_100k")
+_data(
+    "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"
+)
+_data("ls", "List the datasets and what is there of them.", "rrec data ls")
+
+
+@app.command()
+def ls(
+    group: Annotated[
+        str | None, typer.Argument(help="models, attacks, datasets, …", autocompletion=_complete_group)
+    ] = None,
+) -> None:
+    """List what can be chosen: the groups, or one group with a line for each name."""
+    from robustbench_rec.errors import RrecError
+    from robustbench_rec.tasks.ls import show
+
+    try:
+        show(group)
+    except RrecError as error:
+        typer.echo(f"rrec: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from robustbench_rec import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `rrec` itself."""
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,152 @@
+"""Typed root configurations: types here, values in conf/*.yaml; unknown keys and wrong types are refused.
+
+A dict field is the config of one component: `name` picks the module, its `Config` checks the rest.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Base:
+    """What every verb that computes has.
+
+    seed: initialisation and training order. device: auto, cpu, cuda, cuda:1, mps. threads: 0 leaves torch's choice.
+    precision: fp32 or bf16 (autocast). data_dir: where datasets are fetched to and cached; null: RREC_DATA, else the
+    user's cache directory.
+    """
+
+    seed: int = MISSING
+    device: str = MISSING
+    precision: str = MISSING
+    threads: int = MISSING
+    deterministic: bool = MISSING
+    data_dir: str | None = MISSING
+
+
+@dataclass
+class Prepare:
+    """What happens to the events of a dataset before the split.
+
+    threshold: keep events rated at least this much as positives (null: every event is one).
+    user_core, item_core: drop users and items with fewer events, to a fixed point. kg_entity_core, kg_relation_core:
+    drop entities that are no items and relations with fewer triples. defects: drop or refuse what cleaning finds.
+    """
+
+    threshold: float | None = MISSING
+    user_core: int = MISSING
+    item_core: int = MISSING
+    kg_entity_core: int = MISSING
+    kg_relation_core: int = MISSING
+    defects: str = MISSING
+
+
+@dataclass
+class Recipe:
+    """Everything that decides which data a model sees; stored in every checkpoint."""
+
+    dataset: dict[str, Any] = MISSING
+    split: dict[str, Any] = MISSING
+    prepare: Prepare = field(default_factory=Prepare)
+
+
+@dataclass
+class Judge:
+    """How a model is evaluated. protocol: full (whole catalogue) or sampled (1 + n_negatives candidates an event)."""
+
+    protocol: str = MISSING
+    n_negatives: int = MISSING
+    metrics: list[str] = MISSING
+    top_k: list[int] = MISSING
+    per_user: bool = MISSING
+
+
+@dataclass
+class Fit:
+    """How a model is trained.
+
+    loss: null is the model's own. momentum: of sgd. decay_after: share of the epochs after which lr is a tenth (null:
+    never). patience: epochs without a better monitor before training stops.
+    """
+
+    loss: str | None = MISSING
+    epochs: int = MISSING
+    batch_size: int = MISSING
+    negatives: int = MISSING
+    optimizer: str = MISSING
+    lr: float = MISSING
+    momentum: float = MISSING
+    decay_after: float | None = MISSING
+    weight_decay: float = MISSING
+    clip_norm: float | None = MISSING
+    patience: int = MISSING
+    monitor: str = MISSING
+
+
+@dataclass
+class Train(Fit, Judge, Recipe, Base):
+    model: dict[str, Any] = MISSING
+    defense: dict[str, Any] = MISSING
+    resume: str | None = MISSING
+
+
+@dataclass
+class Distill(Train):
+    distill: dict[str, Any] = MISSING
+    teacher: str = MISSING
+
+
+@dataclass
+class Attack(Judge, Base):
+    """ckpt: a run directory or its model.safetensors. eps: budget of the attack. loss: what the attack climbs."""
+
+    ckpt: str = MISSING
+    part: str = MISSING
+    eps: float = MISSING
+    loss: str = MISSING
+    attack: dict[str, Any] = MISSING
+
+
+@dataclass
+class Eval(Judge, Base):
+    ckpt: str = MISSING
+    part: str = MISSING
+
+
+@dataclass
+class Criticality:
+    """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs."""
+
+    eps: float = MISSING
+    steps: int = MISSING
+    pairs: int = MISSING
+
+
+@dataclass
+class Finetune(Fit, Judge, Base):
+    """RAWP-FT. modules: how many of the least robust modules are tuned. gamma: their perturbation while tuned.
+
+    attack: what robustness on validation is measured with. tolerance: share of the clean quality that may be lost.
+    alphas: number of points of the interpolation between before (0) and after (1).
+    """
+
+    ckpt: str = MISSING
+    criticality: Criticality = field(default_factory=Criticality)
+    modules: int = MISSING
+    gamma: float = MISSING
+    attack: dict[str, Any] = MISSING
+    tolerance: float = MISSING
+    alphas: int = MISSING
+    resume: str | None = MISSING
+
+
+@dataclass
+class Dataset(Recipe):
+    """`rrec data`: a dataset and how it is prepared."""
+
+    data_dir: str | None = MISSING
+
+
+ROOTS = {"train": Train, "attack": Attack, "finetune": Finetune, "distill": Distill, "eval": Eval, "data": Dataset}

@@ -1,0 +1,112 @@
+"""The prepared dataset: indices and tensors inside, original ids for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One part of a split, a row per event, ordered by (user, time, position in the file).
+
+    users, items: int64 indices `[N]`. values: float32 ratings, 1 where the data has none `[N]`.
+    times: int64 seconds `[N]`, None where the data has none.
+    """
+
+    users: Tensor
+    items: Tensor
+    values: Tensor
+    times: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def to(self, device: torch.device) -> "Interactions":
+        times = None if self.times is None else self.times.to(device)
+        return Interactions(self.users.to(device), self.items.to(device), self.values.to(device), times)
+
+
+@dataclass(frozen=True)
+class KG:
+    """A knowledge graph whose entities 0 … n_items-1 are the items; no inverse edges.
+
+    heads, relations, tails: int64 `[T]`. entity_ids: original names of all entities (an unlinked item has its item id).
+    linked: bool `[n_items]`, items that the link table ties to an entity.
+    """
+
+    heads: Tensor
+    relations: Tensor
+    tails: Tensor
+    entity_ids: list[str]
+    relation_ids: list[str]
+    linked: Tensor
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    @property
+    def n_entities(self) -> int:
+        return len(self.entity_ids)
+
+    @property
+    def n_relations(self) -> int:
+        return len(self.relation_ids)
+
+    def to(self, device: torch.device) -> "KG":
+        moved = {name: getattr(self, name).to(device) for name in ("heads", "relations", "tails", "linked")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What models, trainer and evaluator see of a dataset.
+
+    fingerprint: sha256 over the prepared arrays and ids; equal fingerprints mean equal data and split.
+    item_table, user_table: side information, row i belongs to index i (None where the source has none).
+    report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
+    truth: ground truth of synthetic data, named tensors.
+    """
+
+    name: str
+    fingerprint: str
+    train: Interactions
+    valid: Interactions
+    test: Interactions
+    user_ids: list[str]
+    item_ids: list[str]
+    item_table: pd.DataFrame | None = None
+    user_table: pd.DataFrame | None = None
+    kg: KG | None = None
+    report: Mapping[str, int] = field(default_factory=dict)
+    truth: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def has(self) -> frozenset[str]:
+        """What a model may need: a subset of {"kg", "time", "rating"}."""
+        found = {
+            "kg": self.kg is not None,
+            "time": self.train.times is not None,
+            "rating": bool((self.train.values != 1).any()),
+        }
+        return frozenset(name for name, there in found.items() if there)
+
+    def part(self, name: str) -> Interactions:
+        """`train`, `valid` or `test`."""
+        parts: dict[str, Interactions] = {"train": self.train, "valid": self.valid, "test": self.test}
+        return parts[name]
+
+    def to(self, device: torch.device) -> "Data":
+        train, valid, test = (self.part(name).to(device) for name in ("train", "valid", "test"))
+        return replace(self, kg=self.kg and self.kg.to(device), train=train, valid=valid, test=test)

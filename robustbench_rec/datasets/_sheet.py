@@ -1,0 +1,243 @@
+"""Delimited text and Parquet, read as text columns; every complaint names the file, the line and the column."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.raw import Array
+
+SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
+_UNIT = "\x1f"  # stands in for separators of several characters, which the CSV parser does not know
+_EARLIEST, _LATEST = -(2**53), 2**53  # seconds beyond which a number is no time at all
+
+
+@dataclass
+class File:
+    """How a table lies on disk.
+
+    path: null where there is none. separator: a character, several, or comma, semicolon, tab, space; null goes by the
+    suffix. quote: the quoting character, null for none. header: false names the columns by position, from 0.
+    """
+
+    path: str | None
+    separator: str | None
+    quote: str | None
+    header: bool
+    encoding: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table in memory: text columns from CSV, native ones from Parquet.
+
+    header: lines before the first row. numeric: columns whose text stands for numbers.
+    """
+
+    path: Path
+    frame: pd.DataFrame
+    header: int = 0
+    numeric: frozenset[str] = frozenset()
+
+    def pick(self, name: str) -> pd.Series:
+        """A column; RrecError lists the columns that are there and the nearest."""
+        if name not in self.frame.columns:
+            raise unknown(f"column of {self.path.name}", name, map(str, self.frame.columns))
+        column: pd.Series = self.frame[name]
+        return column
+
+    def ids(self, name: str) -> pd.Series:
+        """A column of ids, as text; none may be empty."""
+        column = self.pick(name)
+        missing = column.isna().to_numpy()
+        if pd.api.types.is_float_dtype(column) and bool((column[~missing] % 1 == 0).all()):
+            column = column.astype("Int64")  # Parquet keeps integers with gaps as floats: 7.0 is the id 7
+        text = column.astype("str")
+        self._refuse(missing | (text == "").to_numpy(), text, "is empty: every row needs an id there")
+        return text
+
+    def ratings(self, name: str) -> Array:
+        """A column of finite numbers, float64 `[N]`."""
+        column = self.pick(name)
+        values = _numbers(column)
+        self._refuse(~np.isfinite(values), column, "is not a finite number")
+        return values
+
+    def features(self, key: str, name: str) -> pd.DataFrame:
+        """A table of side information: the ids of column `key` first, as `name`; empty numeric cells are NaN."""
+        ids = self.ids(key).rename(name)
+        frame = self.frame.drop(columns=key)
+        for each in sorted(self.numeric):
+            column = self.pick(each)
+            frame[each] = _numbers(column)
+            empty = column.isna() | (column.astype("str") == "")
+            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, "is not a number")
+        if name in frame.columns:
+            raise RrecError(f"{self.path} has both '{key}' and '{name}'; one of them must have another name")
+        return pd.concat([ids, frame], axis=1)
+
+    def times(self, name: str, style: str) -> Array:
+        """A column of times, int64 seconds since 1970 `[N]`.
+
+        style: `seconds`, `milliseconds`, `iso` or a strptime pattern such as %d/%m/%Y; without a zone it is UTC.
+        """
+        column = self.pick(name)
+        if style in ("seconds", "milliseconds"):
+            values = _numbers(column) / (1000 if style == "milliseconds" else 1)
+            self._refuse(~((values > _EARLIEST) & (values < _LATEST)), column, f"is not a time in {style}")
+            return np.floor(values).astype(np.int64)
+        if style != "iso" and "%" not in style:
+            raise unknown("time format", style, ["seconds", "milliseconds", "iso", "a pattern such as %Y-%m-%d"])
+        pattern = "ISO8601" if style == "iso" else style
+        stamps = pd.to_datetime(column, utc=True, errors="coerce", format=pattern)
+        self._refuse(stamps.isna().to_numpy(), column, f"is not a time of the format '{style}'")
+        return stamps.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64)
+
+    def columns(self, names: Mapping[str, str]) -> pd.DataFrame:
+        """Columns of ids under other names, `{name: column}`."""
+        return pd.DataFrame({name: self.ids(column) for name, column in names.items()})
+
+    def line(self, row: int) -> int:
+        """The line in the file of a row of the frame (blank lines count, line breaks inside quotes do not)."""
+        if self.path.suffix == ".parquet":
+            return row + 1
+        return _filled_lines(self.path)[row + self.header]
+
+    def _refuse(self, bad: Array, column: pd.Series, complaint: str) -> None:
+        if bad.any():
+            row = int(bad.argmax())
+            more = f" (and {int(bad.sum()) - 1:,} more)" if bad.sum() > 1 else ""
+            value = column.iloc[row]
+            raise RrecError(f"{self.path}, line {self.line(row)}, column '{column.name}': '{value}' {complaint}{more}")
+
+
+def read(file: File, path: Path) -> Sheet:
+    """Read a table with the layout of `file`; `.parquet` needs none of it."""
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    names = {".tsv": "\t", ".tab": "\t", ".inter": "\t"}
+    separator = names.get(path.suffix, ",") if file.separator is None else file.separator
+    return read_text(path, SEPARATORS.get(separator, separator), file.quote, file.header, file.encoding)
+
+
+def read_text(path: Path, separator: str, quote: str | None, header: bool, encoding: str) -> Sheet:
+    """Read delimited text; RrecError for a missing or empty file, another encoding, a row of another length."""
+    text = decode(path, encoding)
+    if len(separator) > 1:
+        text, separator = text.replace(separator, _UNIT), _UNIT
+    text = text.lstrip("\r\n")
+    if not text.strip():
+        raise RrecError(f"{path} is empty")
+    first = text.partition("\n")[0].rstrip("\r")
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    cells = next(csv.reader([first], delimiter=separator, quotechar=quote, quoting=quoting))
+    names = cells if header else [str(position) for position in range(len(cells))]
+    refuse_twins(path, names)
+
+    wrong: list[Any] = []
+
+    def refuse(row: Any) -> str:
+        wrong.append(row)
+        return "error"
+
+    try:
+        table = pa.csv.read_csv(
+            io.BytesIO(text.encode()),
+            read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=int(header)),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=separator,
+                quote_char=quote or False,
+                newlines_in_values=bool(quote),
+                invalid_row_handler=refuse,
+            ),
+            convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
+        )
+    except pa.ArrowInvalid as error:
+        if not wrong:
+            raise RrecError(f"{path} cannot be read as a table: {str(error).partition(chr(10))[0]}") from error
+        line = _filled_lines(path)[wrong[0].number - 1]
+        found, expected = wrong[0].actual_columns, wrong[0].expected_columns
+        hint = "" if len(cells) > 1 else "; is the separator right?"
+        raise RrecError(f"{path}, line {line} has {found} columns where the first line has {expected}{hint}") from error
+    if not len(table):
+        raise RrecError(f"{path} has a header and no rows")
+    return Sheet(path, table.to_pandas(), int(header))
+
+
+def locate(path: str) -> Path:
+    """A path of a config: from the working directory, `~` is the home directory."""
+    return Path(path).expanduser()
+
+
+def folder_of(path: str) -> Path:
+    """`locate` for a folder; RrecError where there is none."""
+    folder = locate(path)
+    if not folder.is_dir():
+        raise RrecError(f"dataset.path={path} is {'a file, not a folder' if folder.exists() else 'no folder here'}")
+    return folder
+
+
+def scale_of(bounds: list[float] | None) -> tuple[float, float] | None:
+    """The rating scale of a config, smallest and largest."""
+    if bounds is None:
+        return None
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise RrecError(f"dataset.scale must be [smallest, largest], got {bounds}")
+    return bounds[0], bounds[1]
+
+
+def decode(path: Path, encoding: str) -> str:
+    """The text of a file; RrecError for a missing file, an unknown encoding, the first line that is not in it."""
+    content = read_bytes(path)
+    try:
+        return content.decode("utf-8-sig" if re.fullmatch("utf-?8", encoding, re.IGNORECASE) else encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RrecError(f"{path}, line {line} is not {encoding}; name its encoding, e.g. encoding=latin-1") from error
+    except (LookupError, UnicodeError) as error:
+        raise RrecError(f"{path} cannot be read as {encoding}: {error}") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; RrecError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RrecError(f"{path} does not exist") from None
+    except OSError as error:
+        raise RrecError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _numbers(column: pd.Series) -> Array:
+    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _read_parquet(path: Path) -> Sheet:
+    try:
+        frame = pa.parquet.read_table(io.BytesIO(read_bytes(path))).to_pandas()
+    except pa.ArrowException as error:
+        raise RrecError(f"{path} is not a Parquet file: {str(error).partition(chr(10))[0]}") from error
+    if frame.empty:
+        raise RrecError(f"{path} has no rows")
+    return Sheet(path, frame)
+
+
+def refuse_twins(path: Path, names: Sequence[str]) -> None:
+    """RrecError when two columns have one name."""
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise RrecError(f"{path} names the column '{twins[0]}' twice")
+
+
+def _filled_lines(path: Path) -> list[int]:
+    return [number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip(b"\r")]

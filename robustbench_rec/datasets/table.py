@@ -1,0 +1,102 @@
+"""Tables of the user's own: CSV, TSV, any other delimiter, Parquet."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from robustbench_rec.datasets import datasets
+from robustbench_rec.datasets._sheet import File, Sheet, locate, read, scale_of
+from robustbench_rec.errors import RrecError
+from robustbench_rec.raw import Raw, Source
+
+
+@dataclass
+class Features(File):
+    """Side information of items or users. id: the column of ids. numbers: columns that hold numbers, not text."""
+
+    id: str
+    numbers: list[str]
+
+
+@dataclass
+class Triples(File):
+    """A knowledge graph, a triple a row."""
+
+    head: str
+    relation: str
+    tail: str
+
+
+@dataclass
+class Links(File):
+    """Which entity of the knowledge graph each item is; without it, items and entities share their ids."""
+
+    item: str
+    entity: str
+
+
+@datasets.register
+class Table(Source):
+    """Interactions in a CSV, TSV or Parquet file, with optional tables of items, users, KG triples and KG links.
+
+    rating, time: null where the file has none. time_format: seconds, milliseconds, iso, or a pattern like %d/%m/%Y.
+    scale: smallest and largest rating, null for no check. repeats: true where the same pair may well come back.
+    Side tables are there when they have a path, and each has a layout of its own.
+    """
+
+    @dataclass
+    class Config(File):
+        user: str
+        item: str
+        rating: str | None
+        time: str | None
+        time_format: str
+        scale: list[float] | None
+        repeats: bool
+        items: Features
+        users: Features
+        kg: Triples
+        links: Links
+
+    config: Config
+
+    def files(self, root: Path) -> list[Path]:
+        c = self.config
+        if c.path is None:
+            raise RrecError("dataset=table needs dataset.path=<file>")
+        return [locate(each.path) for each in (c, c.items, c.users, c.kg, c.links) if each.path is not None]
+
+    def load(self, root: Path) -> Raw:
+        c = self.config
+        kg, links = _sheet(c.kg), _sheet(c.links)
+        if links is not None and kg is None:
+            raise RrecError("dataset.links ties items to a knowledge graph: it needs dataset.kg.path")
+        return Raw(
+            events=self._events(),
+            items=_features(c.items, "item"),
+            users=_features(c.users, "user"),
+            kg=None if kg is None else kg.columns({"head": c.kg.head, "relation": c.kg.relation, "tail": c.kg.tail}),
+            links=None if links is None else links.columns({"item": c.links.item, "entity": c.links.entity}),
+            scale=scale_of(c.scale),
+            repeats=c.repeats,
+        )
+
+    def _events(self) -> pd.DataFrame:
+        c = self.config
+        sheet = read(c, locate(str(c.path)))
+        events = sheet.columns({"user": c.user, "item": c.item})
+        if c.rating is not None:
+            events["rating"] = sheet.ratings(c.rating)
+        if c.time is not None:
+            events["time"] = sheet.times(c.time, c.time_format)
+        return events
+
+
+def _sheet(file: File) -> Sheet | None:
+    return None if file.path is None else read(file, locate(file.path))
+
+
+def _features(file: Features, name: str) -> pd.DataFrame | None:
+    sheet = _sheet(file)
+    return None if sheet is None else replace(sheet, numeric=frozenset(file.numbers)).features(file.id, name)

@@ -1,0 +1,29 @@
+from dataclasses import dataclass
+
+from robustbench_rec.adversarial import Adversarial, weight_ascent
+from robustbench_rec.defenses import defenses
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective
+
+
+@defenses.register
+class AWP(Adversarial):
+    """Adversarial weight perturbation: L(θ + v), v climbing L, ‖v_l‖ = γ‖w_l‖ in each layer (Wu et al., NeurIPS 2020).
+
+    gamma: γ. per: layer, as in the paper, or row or element; with `layer` an embedding table shares one budget among
+    all its rows and the few that a batch touches move far. steps: of the ascent, each of 2.5γ/steps if there are
+    several. clean_weight: c in c · L(θ) + (1 − c) · L(θ + v); 0 in the paper. Only parameters with at least two
+    dimensions move. Differences from the published code: the inputs are clean (nest it around `at` for both); the
+    ascent needs no proxy network and the outer step is taken on θ itself, the gradient being the one at θ + v.
+    """
+
+    @dataclass
+    class Config:
+        gamma: float
+        per: str
+        steps: int
+        clean_weight: float
+
+    def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
+        ascent = weight_ascent(config.gamma, config.per, config.steps)
+        super().__init__(inner, ascent, clean=config.clean_weight, robust=1 - config.clean_weight)

@@ -1,0 +1,73 @@
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.adversarial import AdamProxy, Adversarial, weight_ascent
+from robustbench_rec.batch import Batch
+from robustbench_rec.defenses import defenses
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective
+from robustbench_rec.shifted import Shifted, surface
+
+PROXIES = ("sgd", "adam")
+RESAMPLE = ("epoch", "batch")
+
+
+@defenses.register
+class RAWP(Adversarial):
+    """Random adversarial weight perturbation: AWP on random layers with a jittered γ (Qian et al., KBS 2025).
+
+    Each layer is perturbed with probability p; γ is multiplied by a factor uniform in jitter; both are drawn every
+    epoch or every batch (resample). gamma, per, steps, clean_weight: as in AWP. proxy: sgd follows the true gradient,
+    adam the running preconditioned one of the released code. Where no layer is chosen, the step is a plain one.
+
+    Reconstructed from the laboratory's released code, not from the paper's text. Its defects are left out: one coin for
+    all layers, model selection on test users, a perturbation that is restored under another mask than it was added
+    with.
+    """
+
+    @dataclass
+    class Config:
+        gamma: float
+        p: float
+        jitter: list[float]
+        resample: str
+        per: str
+        steps: int
+        proxy: str
+        clean_weight: float
+
+    def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
+        if not (0 <= config.p <= 1 and len(config.jitter) == 2 and 0 <= config.jitter[0] <= config.jitter[1]):
+            raise RrecError(
+                f"defense.p={config.p}, defense.jitter={config.jitter}: a probability and a range [low, high] needed"
+            )
+        for key, value, choices in (("proxy", config.proxy, PROXIES), ("resample", config.resample, RESAMPLE)):
+            if value not in choices:
+                raise unknown(f"defense.{key}", value, choices)
+        ascent = weight_ascent(config.gamma, config.per, config.steps)
+        super().__init__(inner, ascent, clean=config.clean_weight, robust=1 - config.clean_weight)
+        self.config, self.names = config, surface(model, "weight")
+        if config.proxy == "adam":
+            self.proxy = AdamProxy({name: model.get_parameter(name) for name in self.names})
+            ascent = replace(ascent, direction=self.proxy)
+        self.full = ascent
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        self.generator = generator
+        self._draw()
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        if self.config.resample == "batch":
+            self._draw()
+        return super().forward(at, batch)
+
+    def _draw(self) -> None:
+        low, high = self.config.jitter
+        coins = torch.rand(len(self.names), generator=self.generator) < self.config.p
+        factor = low + (high - low) * torch.rand((), generator=self.generator).item()
+        chosen = tuple(name for name, coin in zip(self.names, coins.tolist(), strict=True) if coin)
+        ball = replace(self.full.ball, eps=self.config.gamma * factor)
+        self.attack = replace(self.full, ball=ball, names=chosen)

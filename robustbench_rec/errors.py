@@ -1,0 +1,16 @@
+"""The errors that a person sees as one line."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RrecError(Exception):
+    """A mistake that the person at the keyboard can mend; shown as one line, without a traceback."""
+
+
+def unknown(what: str, name: str, choices: Iterable[str]) -> RrecError:
+    """The error for a name that is not among `choices`: it names them, and the nearest one."""
+    known = sorted(choices)
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return RrecError(f"unknown {what} '{name}'{hint} (choices: {', '.join(known) or 'none'})")

@@ -1,0 +1,60 @@
+"""Files that are either whole or absent."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from robustbench_rec.errors import RrecError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write atomically: a reader sees the old file or the new one, also after SIGKILL, a full disk or a power cut.
+
+    Raises RrecError, with the old file untouched, when the content cannot be stored.
+    """
+    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    try:
+        with open(draft, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise RrecError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` in UTF-8."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """`write_bytes` of indented JSON; NaN and infinity stand as null, which every JSON reader accepts."""
+    write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object; RrecError names `what` and the file when it is missing or not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RrecError(f"{what}: {path} does not exist") from None
+    except (ValueError, OSError) as error:
+        raise RrecError(f"{what}: {path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise RrecError(f"{what}: {path} is not a JSON object")
+    return content
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and value - value != 0:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return value

@@ -1,0 +1,1 @@
+"""What a number means: tensors in, one value a user out."""

@@ -1,0 +1,74 @@
+"""Ranking metrics of a top-K list, one value a user.
+
+hits: bool `[B, K]`, whether the item at each rank is relevant. relevant: int `[B]`, how many relevant items the user
+has, at least 1. Definitions are the standard ones; the ideal of NDCG is min(K, relevant) hits at the top, not the best
+order of what was retrieved.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.errors import RrecError, unknown
+
+RankingMetric = Callable[[Tensor, Tensor], Tensor]
+
+
+def hr(hits: Tensor, relevant: Tensor) -> Tensor:
+    """Hit rate: 1 if any relevant item is in the list."""
+    return hits.any(1).float()
+
+
+def precision(hits: Tensor, relevant: Tensor) -> Tensor:
+    """Share of the K ranks that are relevant."""
+    return hits.float().mean(1)
+
+
+def recall(hits: Tensor, relevant: Tensor) -> Tensor:
+    """Share of the relevant items that are in the list."""
+    return hits.sum(1) / relevant
+
+
+def mrr(hits: Tensor, relevant: Tensor) -> Tensor:
+    """Reciprocal rank of the first relevant item, 0 if there is none in the list."""
+    return (hits.float() / _ranks(hits)).amax(1)
+
+
+def map(hits: Tensor, relevant: Tensor) -> Tensor:  # noqa: A001 - the metric's name
+    """Average precision over the relevant items, normalised by min(K, relevant)."""
+    at_hits = hits.cumsum(1) / _ranks(hits) * hits
+    return at_hits.sum(1) / relevant.clamp_max(hits.shape[1])
+
+
+def ndcg(hits: Tensor, relevant: Tensor) -> Tensor:
+    """Normalised discounted cumulative gain with binary gains."""
+    discounts = 1 / torch.log2(_ranks(hits) + 1)
+    ideal = discounts.cumsum(0)[relevant.clamp_max(hits.shape[1]) - 1]
+    return (hits * discounts).sum(1) / ideal
+
+
+TOP_K: dict[str, RankingMetric] = {
+    "hr": hr,
+    "map": map,
+    "mrr": mrr,
+    "ndcg": ndcg,
+    "precision": precision,
+    "recall": recall,
+}
+WHOLE = ("auc", "coverage")
+"""Metrics that are not a function of one user's hits: over all candidates, or over all users."""
+
+
+def check(names: list[str], top_k: list[int], n_candidates: int) -> None:
+    """RrecError for an unknown metric or a K that is not between 1 and the number of candidates."""
+    for name in names:
+        if name not in (*TOP_K, *WHOLE):
+            raise unknown("metric", name, (*TOP_K, *WHOLE))
+    for k in top_k:
+        if not 1 <= k <= n_candidates:
+            raise RrecError(f"top_k={k}: K must be between 1 and the {n_candidates} candidates of a list")
+
+
+def _ranks(hits: Tensor) -> Tensor:
+    return torch.arange(1, hits.shape[1] + 1, device=hits.device)

@@ -1,0 +1,53 @@
+"""The base class of every recommender."""
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+
+Encoded = Any  # what a model computes once, whatever the batch: a tensor, a tuple of tensors, or None
+
+
+class RecModel(nn.Module):
+    """A recommender: a function of a batch, constructed as `cls(config, data)`.
+
+    Laws, each a contract test over the registry: a forward keeps no state; dropout is the only randomness; frozen side
+    information is a buffer named `feature_*`; graph tensors are non-persistent buffers; parameters are read through
+    `self`; the score of an item does not depend on which other candidates stand beside it; padding never counts.
+    """
+
+    Config: type
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What the dataset must have, of `Data.has`."""
+    loss: ClassVar[str] = "bpr"
+    """The loss of the paper, a name of `robustbench_rec.losses`."""
+
+    def encode(self) -> Encoded:
+        """What does not depend on the batch (graph propagation, item tower); differentiable, never cached on `self`."""
+        return None
+
+    def forward(self, batch: Batch, encoded: Encoded) -> Output:
+        """Score `batch`, given `encode()`."""
+        raise NotImplementedError
+
+    def fit(self, data: Data) -> None:
+        """Closed-form part of the training, run once before the first epoch."""
+
+    def refresh(self) -> None:
+        """Recompute what is derived from the parameters only now and then; a pure function of them.
+
+        Called after construction, after every epoch and after parameters are loaded.
+        """
+
+    def auxiliary(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Losses of a second training phase, one step each, run after the batches of every epoch."""
+        return iter(())
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradient descent has anything to do."""
+        return any(each.requires_grad for each in self.parameters())

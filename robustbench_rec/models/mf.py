@@ -1,0 +1,40 @@
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+from robustbench_rec.model import Encoded, RecModel
+from robustbench_rec.models import models
+
+
+@models.register
+class MF(RecModel):
+    """Matrix factorisation: the dot product of a user and an item vector (Rendle et al., UAI 2009: BPR-MF).
+
+    dim: size of the vectors. l2: weight of ½‖·‖² of the vectors in a batch, summed over its events and divided by their
+    number. Initialisation is Xavier-normal; there are no biases, so that the closed forms of robustness hold.
+    """
+
+    @dataclass
+    class Config:
+        dim: int
+        l2: float
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        self.l2 = config.l2
+        self.user = nn.Embedding(data.n_users, config.dim)
+        self.item = nn.Embedding(data.n_items, config.dim)
+        for table in (self.user, self.item):
+            nn.init.xavier_normal_(table.weight)
+
+    def forward(self, batch: Batch, encoded: Encoded) -> Output:
+        users = self.user(batch.users)  # [B, D]
+        if batch.items is None:
+            return Output(users @ self.item.weight.T, hidden={"user": users})
+        items = self.item(batch.items)  # [B, C, D]
+        scores = torch.einsum("bd,bcd->bc", users, items)
+        penalty = 0.5 * self.l2 * (users.square().sum() + items.square().sum()) / len(batch) if self.l2 else 0.0
+        return Output(scores, penalty, {"user": users, "item": items})

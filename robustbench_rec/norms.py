@@ -1,0 +1,89 @@
+"""Balls: how large a perturbation may be, in which norm, counted over what."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.errors import RrecError, unknown
+
+NORMS = ("l2", "linf")
+UNITS = ("row", "layer", "element")
+SCALES = ("no", "own", "median")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ball:
+    """All δ whose norm, taken over each unit of a tensor, is at most the radius of that unit.
+
+    norm: l2 or linf. per: the unit, a row (last dimension), a whole layer or a single element. relative: "no" makes eps
+    the radius itself; "own" multiplies it by the same norm of the unit that is perturbed, "median" by the median over
+    the tensor's units.
+    """
+
+    eps: float
+    norm: str
+    per: str
+    relative: str
+
+    def __post_init__(self) -> None:
+        for what, value, choices in (
+            ("norm", self.norm, NORMS),
+            ("per", self.per, UNITS),
+            ("relative", self.relative, SCALES),
+        ):
+            if value not in choices:
+                raise unknown(what, value, choices)
+        if not 0 <= self.eps < float("inf"):
+            raise RrecError(f"eps={self.eps}: a budget is a finite number that is not negative")
+
+    def size(self, delta: Tensor) -> Tensor:
+        """Norm of each unit, with the reduced dimensions kept."""
+        if self.per == "element":
+            return delta.abs()
+        order = 2 if self.norm == "l2" else float("inf")
+        size: Tensor = torch.linalg.vector_norm(delta, order, dim=self._dims(delta), keepdim=True)
+        return size
+
+    def radius(self, base: Tensor) -> Tensor:
+        """Radius of each unit of the tensor that is perturbed; broadcasts against it."""
+        size = self.size(base.detach())
+        if self.relative == "no":
+            return torch.full_like(size, self.eps)
+        return self.eps * (size.median().expand_as(size) if self.relative == "median" else size)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The δ of unit norm that raises a linear function most; zero where the gradient is."""
+        if self.norm == "linf" or self.per == "element":
+            return gradient.sign()
+        dims = self._dims(gradient)
+        # scaled by the largest entry first: squares of a saturated loss's gradient would underflow
+        top = gradient.abs().amax(dims, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / top
+        length: Tensor = torch.linalg.vector_norm(scaled, dim=dims, keepdim=True)
+        return scaled / length.clamp_min(1e-12)
+
+    def project(self, delta: Tensor, radius: Tensor) -> Tensor:
+        """The nearest point of the ball."""
+        if self.norm == "linf" or self.per == "element":
+            return delta.clamp(-radius, radius)
+        tiny = torch.finfo(delta.dtype).tiny
+        return delta * (radius / self.size(delta).clamp_min(tiny)).clamp_max(1)
+
+    def surface(self, base: Tensor, generator: torch.Generator) -> Tensor:
+        """A random direction of unit norm in each unit: uniform on the l2 sphere, a random corner of the linf box."""
+        drawn = torch.randn(base.shape, generator=generator, dtype=base.dtype, device=generator.device).to(base.device)
+        return self.steepest(drawn)
+
+    def inside(self, base: Tensor, generator: torch.Generator) -> Tensor:
+        """A random point of the unit ball of each unit, uniform in volume."""
+        if self.norm == "linf" or self.per == "element":
+            drawn = torch.rand(base.shape, generator=generator, dtype=base.dtype, device=generator.device)
+            return (2 * drawn - 1).to(base.device)
+        direction = self.surface(base, generator)
+        size = self.size(direction)
+        drawn = torch.rand(size.shape, generator=generator, dtype=base.dtype, device=generator.device).to(base.device)
+        return direction * drawn ** (size.numel() / direction.numel())
+
+    def _dims(self, x: Tensor) -> tuple[int, ...]:
+        return (-1,) if self.per == "row" and x.ndim > 1 else tuple(range(x.ndim))

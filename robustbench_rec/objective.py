@@ -1,0 +1,107 @@
+"""Objectives: scalars of (model at a point, batch) that wrap one another; trained down, attacked up."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.losses import Loss
+from robustbench_rec.shifted import Shifted
+
+Scalar = Callable[[Shifted, Batch], Tensor]
+
+
+class Objective(nn.Module):
+    """Base of defences and distillations: a scalar of `(at, batch)`, usually around an inner objective.
+
+    Its buffers are training state: they are saved with a resumable run.
+    """
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+
+class Plain(Objective):
+    """The mean loss of a batch plus the model's own penalty."""
+
+    def __init__(self, loss: Loss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        output = at(batch)
+        return self.loss(output, batch).mean() + output.penalty
+
+
+def start_epoch(objective: Objective, epoch: int, generator: torch.Generator) -> None:
+    """Tell every nested objective that an epoch begins, the outermost first."""
+    for each in objective.modules():
+        if isinstance(each, Objective):
+            each.start_epoch(epoch, generator)
+
+
+def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """`value` as a scalar whose backward deposits `gradients` on `tensors`, so that what was computed once stays so."""
+    result: Tensor = _Known.apply(value.detach(), len(tensors), *gradients, *tensors)  # type: ignore[no-untyped-call]
+    return result
+
+
+def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
+    """Mean loss over many batches with the memory of one; differentiable in δ and in the parameters.
+
+    The gradient is accumulated batch by batch, the batch-independent part (`encode`) is computed once.
+    """
+    leaves = [each for each in (*at.delta.values(), *at.model.parameters()) if each.requires_grad]
+    if not (torch.is_grad_enabled() and leaves):
+        sums = [(loss(at(batch), batch).sum(), len(batch)) for batch in batches]
+        return torch.stack([each for each, _ in sums]).sum() / sum(size for _, size in sums)
+    roots = [each for each in _tensors(at.encoded) if each.requires_grad]
+    copies = [each.detach().requires_grad_() for each in roots]
+    held = at.holding(_replaced(at.encoded, dict(zip(map(id, roots), copies, strict=True))))
+    wanted = [*copies, *leaves]
+    sums_ = [torch.zeros_like(each) for each in wanted]
+    value, count = torch.zeros((), device=leaves[0].device), 0
+    for batch in batches:
+        total = loss(held(batch), batch).sum()
+        for kept, gradient in zip(sums_, torch.autograd.grad(total, wanted, allow_unused=True), strict=True):
+            if gradient is not None:
+                kept += gradient
+        value, count = value + total.detach(), count + len(batch)
+    upstream, direct = sums_[: len(copies)], sums_[len(copies) :]
+    if roots:
+        through = torch.autograd.grad(roots, leaves, grad_outputs=upstream, allow_unused=True)
+        direct = [a if b is None else a + b for a, b in zip(direct, through, strict=True)]
+    return known(value / count, leaves, [each / count for each in direct])
+
+
+class _Known(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, n: int, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors[:n])
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        kept = ctx.saved_tensors
+        return (None, None, *(None for _ in kept), *(outer[0] * each for each in kept))
+
+
+def _tensors(encoded: Any) -> Iterator[Tensor]:
+    if isinstance(encoded, Tensor):
+        yield encoded
+    elif isinstance(encoded, (tuple, list)):
+        for each in encoded:
+            yield from _tensors(each)
+
+
+def _replaced(encoded: Any, copies: dict[int, Tensor]) -> Any:
+    if isinstance(encoded, Tensor):
+        return copies.get(id(encoded), encoded)
+    if isinstance(encoded, (tuple, list)):
+        return type(encoded)(_replaced(each, copies) for each in encoded)
+    return encoded

@@ -1,0 +1,74 @@
+"""The knowledge graph, indexed so that entities 0 … n_items-1 are the items."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from robustbench_rec.config import Prepare
+from robustbench_rec.data import KG
+from robustbench_rec.errors import RrecError
+from robustbench_rec.prepare.cores import core
+from robustbench_rec.prepare.report import Report
+from robustbench_rec.raw import Array, Raw
+
+
+def index_kg(raw: Raw, item_ids: pd.Index, known: pd.Index, config: Prepare, report: Report) -> KG | None:
+    """The KG of the items in `item_ids`, None where the source has none.
+
+    An item that is linked takes the index and the triples of its entity; others are entities without triples. The other
+    entities follow in the order in which the triples name them. known: every item that the source has events of.
+    """
+    if raw.kg is None:
+        return None
+    kg = raw.kg[~raw.kg.duplicated()] if report.defect("kg_duplicates", int(raw.kg.duplicated().sum())) else raw.kg
+    ends, names = pd.factorize(pd.concat([kg["head"], kg["tail"]], ignore_index=True))
+    triples = ends.reshape(2, -1).T  # [T, 2]
+    relations, relation_names = pd.factorize(kg["relation"])
+    entities = pd.Index(names)
+    item_entity = _links(raw, item_ids, known, entities, report)  # [n_items], -1: not linked
+    linked = item_entity >= 0
+    is_item = np.zeros(len(entities), dtype=bool)
+    is_item[item_entity[linked]] = True
+
+    if config.kg_entity_core > 1 or config.kg_relation_core > 1:
+        needs = np.where(is_item, 0, config.kg_entity_core)
+        kept = core([(triples, needs), (relations, np.full(len(relation_names), config.kg_relation_core))])
+        report.note("core_entities", int((~is_item).sum() - (~is_item[np.unique(triples[kept])]).sum()))
+        report.note("core_relations", len(relation_names) - len(np.unique(relations[kept])))
+        report.note("core_triples", int((~kept).sum()))
+        triples, relations = triples[kept], relations[kept]
+    if not len(triples):
+        raise RrecError(
+            f"dataset '{report.name}' has no triple left: prepare.kg_entity_core or kg_relation_core is too strict"
+        )
+
+    index = np.full(len(entities), -1)
+    index[item_entity[linked]] = np.flatnonzero(linked)
+    others = pd.unique(triples.ravel()[~is_item[triples.ravel()]])
+    index[others] = len(item_ids) + np.arange(len(others))
+    relation_codes, relation_order = pd.factorize(relations)
+    own_names = np.where(linked, entities.to_numpy()[item_entity], item_ids.to_numpy())
+    heads, tails = index[triples].T
+    return KG(
+        heads=torch.from_numpy(np.ascontiguousarray(heads)),
+        relations=torch.from_numpy(relation_codes.astype(np.int64)),
+        tails=torch.from_numpy(np.ascontiguousarray(tails)),
+        entity_ids=[*own_names.tolist(), *entities.to_numpy()[others].tolist()],
+        relation_ids=list(relation_names[relation_order]),
+        linked=torch.from_numpy(linked),
+    )
+
+
+def _links(raw: Raw, item_ids: pd.Index, known: pd.Index, entities: pd.Index, report: Report) -> Array:
+    """The entity code of each item, -1 where none `[n_items]`."""
+    if raw.links is None:
+        return entities.get_indexer(item_ids)
+    links = raw.links
+    twice = (links["item"].duplicated() | links["entity"].duplicated()).to_numpy()
+    report.defect("links_ambiguous", int(twice.sum()))
+    links = links[~twice]
+    unknown = ~links["item"].isin(known).to_numpy()
+    report.defect("links_unknown", int(unknown.sum()))
+    codes = pd.Series(entities.get_indexer(pd.Index(links["entity"])), index=pd.Index(links["item"]))
+    report.defect("links_without_triples", int((codes[~unknown] < 0).sum()))
+    return codes.reindex(item_ids, fill_value=-1).to_numpy()

@@ -1,0 +1,54 @@
+"""What a dataset component delivers, before cleaning, splitting and indexing."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+Array = np.ndarray[Any, Any]
+PARTS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Tables as a source has them; every id is text, rows stand in the order of the source.
+
+    events: `user`, `item`, and where known `rating` (float64), `time` (int64 seconds since 1970), `part` (one of PARTS,
+    for data that comes split). items, users: first column `item` / `user`, then features. kg: `head`, `relation`,
+    `tail`. links: `item`, `entity`; without links an item is the entity that carries its id. scale: smallest and
+    largest rating. repeats: the same item can come back to a user (sequences), so that repeated pairs are no defect.
+    truth: planted ground truth, named `event/…`, `user/…` or `item/…`; row i belongs to row i of that table.
+    """
+
+    events: pd.DataFrame
+    items: pd.DataFrame | None = None
+    users: pd.DataFrame | None = None
+    kg: pd.DataFrame | None = None
+    links: pd.DataFrame | None = None
+    scale: tuple[float, float] | None = None
+    repeats: bool = False
+    truth: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """A dataset component: where raw data comes from; `datasets.build(config)` makes one."""
+
+    Config: ClassVar[type]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def fetch(self, root: Path) -> None:  # noqa: B027  most sources read files that are there already
+        """Bring what is published elsewhere into the data directory `root`; at once done where it is already there."""
+
+    @abstractmethod
+    def files(self, root: Path) -> list[Path]:
+        """Every file that `load` will read; their content decides whether a prepared copy is still good."""
+
+    @abstractmethod
+    def load(self, root: Path) -> Raw:
+        """Read and check the source; RrecError names the file, line and column of the first mistake."""

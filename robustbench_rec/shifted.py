@@ -1,0 +1,147 @@
+"""The model at θ + δ, as a value; and the surfaces that δ may live on."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.errors import RrecError
+from robustbench_rec.model import Encoded, RecModel
+
+Delta = Mapping[str, Tensor]
+SURFACES = ("embedding", "weight", "feature", "activation")
+
+
+class Site(nn.Module):
+    """Names an activation, so that it can be shifted like any weight; free of cost until it is."""
+
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.shift if self.shift.ndim else x
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """A model at θ + δ; δ names parameters, `feature_*` buffers or sites.
+
+    A value: nothing is written into the model, so there is nothing to restore. It holds for one point θ: after an
+    optimiser step, or between training and evaluation mode, take a new one.
+    """
+
+    model: RecModel
+    delta: Delta = field(default_factory=dict)
+
+    def __call__(self, batch: Batch) -> Output:
+        if not self.delta:
+            output: Output = self.model(batch, self.encoded)
+            return output
+        return self._call("forward", batch, self.encoded)  # type: ignore[no-any-return]
+
+    @cached_property
+    def encoded(self) -> Encoded:
+        """`model.encode()` at this point, computed once for this value."""
+        return self._call("encode") if self.delta else self.model.encode()
+
+    def shift(self, delta: Delta) -> "Shifted":
+        """The same model, further away: θ + δ + `delta`."""
+        summed = {name: self.delta[name] + each if name in self.delta else each for name, each in delta.items()}
+        return Shifted(self.model, {**self.delta, **summed})
+
+    def holding(self, encoded: Encoded) -> "Shifted":
+        """The same point, with `encoded` in the place of its own."""
+        held = replace(self)
+        held.__dict__["encoded"] = encoded
+        return held
+
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Parameters and buffers at this point, by name."""
+        found = {}
+        for name in names:
+            owner, _, leaf = name.rpartition(".")
+            base = getattr(self.model.get_submodule(owner), leaf)
+            found[name] = base + self.delta[name] if name in self.delta else base
+        return found
+
+    def activations(self, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
+        """What passes through the named sites for this batch, without gradient."""
+        sites = {name: self.model.get_submodule(name.removesuffix(".shift")) for name in names}
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            site.register_forward_hook(lambda _, args, out, name=name: seen.__setitem__(name, out.detach()))
+            for name, site in sites.items()
+        ]
+        try:
+            with torch.no_grad():
+                replace(self)(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
+    def _call(self, method: str, *args: Any) -> Any:
+        tensors = {f"model.{name}": each for name, each in self.tensors(self.delta).items()}
+        return functional_call(_Method(self.model, method), tensors, args)
+
+
+class _Method(nn.Module):
+    """Lets `functional_call`, which calls `forward`, call any method."""
+
+    def __init__(self, model: RecModel, method: str) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.model, self.method)(*args)
+
+
+def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) -> list[str]:
+    """Names of the tensors of a surface, optionally of exactly the named modules.
+
+    embedding: rows of `nn.Embedding` tables. weight: parameters with at least two dimensions (no biases, no norms).
+    feature: buffers named `feature_*`. activation: sites. RrecError when the model has none, or lacks a named module.
+    """
+    if kind not in SURFACES:
+        raise RrecError(f"unknown surface '{kind}' (choices: {', '.join(SURFACES)})")
+    names = _surfaces(model)[kind]
+    if modules is not None:
+        wanted = list(modules)
+        labels = {label(name): name for name in names}
+        missing = sorted(set(wanted) - labels.keys())
+        if missing:
+            has = ", ".join(sorted(labels)) or "none"
+            raise RrecError(f"{_name(model)} has no module '{missing[0]}' on the {kind} surface (it has: {has})")
+        names = [labels[each] for each in wanted]
+    if not names:
+        has = ", ".join(each for each, found in _surfaces(model).items() if found) or "none"
+        raise RrecError(f"{_name(model)} has no {kind} surface to attack (it has: {has})")
+    return names
+
+
+def label(name: str) -> str:
+    """A tensor's name for people: that of its module, or its own where the module has several."""
+    return name.removesuffix(".weight").removesuffix(".shift")
+
+
+def _surfaces(model: RecModel) -> dict[str, list[str]]:
+    modules = dict(model.named_modules())
+    return {
+        "embedding": [f"{name}.weight" for name, each in modules.items() if isinstance(each, nn.Embedding)],
+        "weight": [name for name, each in model.named_parameters() if each.ndim >= 2],
+        "feature": [name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("feature_")],
+        "activation": [f"{name}.shift" for name, each in modules.items() if isinstance(each, Site)],
+    }
+
+
+def _name(model: RecModel) -> str:
+    return f"model '{type(model).__module__.rpartition('.')[2]}'"

@@ -1,0 +1,51 @@
+"""rrec attack."""
+
+from pathlib import Path
+
+from robustbench_rec import checkpoint
+from robustbench_rec.attacks import attacks
+from robustbench_rec.config import Attack
+from robustbench_rec.errors import unknown
+from robustbench_rec.evaluator import Evaluator
+from robustbench_rec.hardware import autocast, setup
+from robustbench_rec.losses import loss
+from robustbench_rec.progress import Bar
+from robustbench_rec.reports.tables import show
+from robustbench_rec.runs import Run
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.train import keep
+
+LOSSES = ("bce", "margin", "softmax")
+
+
+def run(cfg: Attack, out: Path) -> dict[str, float]:
+    """Attack a checkpoint and judge it before and after, with the true labels of the part (the worst case)."""
+    device = setup(cfg)
+    if cfg.loss not in LOSSES:
+        raise unknown("loss of an attack", cfg.loss, LOSSES)
+    loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
+    evaluator = Evaluator(loaded.data, cfg)
+    evaluator.chunks(cfg.part)
+    attack = attacks.build(cfg.attack)
+    attack.check(loaded.model)
+    at = Shifted(loaded.model.requires_grad_(False).eval())
+    seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
+    with (
+        Run(out, "attack", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=loaded.data.fingerprint),
+        autocast(cfg.precision, device),
+    ):
+        clean = evaluator.evaluate(at, cfg.part)
+        with Bar("attack", total=1, steps=attack.passes) as bar:
+            passes = iter(bar.each(0, range(attack.passes)))
+            worse, budget = evaluator.attack(at, attack, cfg.part, loss(cfg.loss), lambda: next(passes, None))
+        attacked = evaluator.evaluate(worse, cfg.part)
+        if cfg.per_user:
+            keep(clean, loaded.data, out / "per_user-clean.csv")
+            keep(attacked, loaded.data, out / "per_user-attacked.csv")
+    before, after = clean.metrics, attacked.metrics
+    drop = {name: (value - after[name]) / value if value else float("nan") for name, value in before.items()}
+    title = f"{cfg.attack['name']} on {cfg.attack['surface']}, eps {cfg.eps:g}: {loaded.data.name}, {cfg.part}"
+    show(title, ["metric", "clean", "attacked", "drop"], [[n, before[n], after[n], drop[n]] for n in before])
+    show("budget used", list(budget), [list(budget.values())])
+    sides = {"clean": before, "attacked": after, "drop": drop, "budget": budget}
+    return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()}

@@ -1,0 +1,79 @@
+"""rrec ls: what can be chosen, read from the sources without importing a component."""
+
+import ast
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
+
+from rich.console import Console
+
+import robustbench_rec
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.registry import Registry
+
+
+def groups() -> dict[str, str]:
+    """Every group with the module that defines it: the registries, the losses, the metrics."""
+    found = {}
+    for module in iter_modules(robustbench_rec.__path__):
+        if module.ispkg and "Registry(__name__)" in _source(f"robustbench_rec.{module.name}"):
+            found[module.name] = f"robustbench_rec.{module.name}"
+    return dict(
+        sorted((found | {"losses": "robustbench_rec.losses", "metrics": "robustbench_rec.metrics.ranking"}).items())
+    )
+
+
+def names(group: str) -> dict[str, str]:
+    """The names of a group, each with the first line of its docstring; RrecError names the groups."""
+    if group not in groups():
+        raise unknown("group", group, groups())
+    if group in ("losses", "metrics"):
+        return _functions(groups()[group])
+    registry = getattr(import_module(groups()[group]), group)
+    assert isinstance(registry, Registry)
+    return {name: registry.describe(name) for name in registry}
+
+
+def show(group: str | None) -> None:
+    """Print one line a name, or one line a group."""
+    lines: Mapping[str, str]
+    if group is None:
+        lines = {each: f"{len(names(each)):3}  {', '.join(names(each))}" for each in groups()}
+    else:
+        lines = names(group)
+    width = max(map(len, lines), default=0)
+    console = Console()
+    for name, line in lines.items():
+        console.print(f"{name:{width}}  {line}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+    if group is None:
+        console.print("\nrrec ls <group> describes each.", markup=False, highlight=False, soft_wrap=True)
+
+
+def _functions(module: str) -> dict[str, str]:
+    """The names that the upper-case tables of a module list: a function's first docstring line, or the table's own."""
+    body = ast.parse(_source(module)).body
+    lines = {node.name: _first_line(ast.get_docstring(node)) for node in body if isinstance(node, ast.FunctionDef)}
+    found: dict[str, str] = {}
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+        table = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if isinstance(table, ast.Dict):
+            for key, value in zip(table.keys, table.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Name):
+                    found[str(key.value)] = lines.get(value.id, "")
+        elif isinstance(table, ast.Tuple):
+            told = ast.literal_eval(after.value) if isinstance(after, ast.Expr) else None
+            found |= {str(each.value): _first_line(told) for each in table.elts if isinstance(each, ast.Constant)}
+    return dict(sorted(found.items()))
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").partition("\n")[0]
+
+
+def _source(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise RrecError(f"module {module} cannot be found; is robustbench_rec installed in full?")
+    return Path(spec.origin).read_text(encoding="utf-8")

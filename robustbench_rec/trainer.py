@@ -1,0 +1,188 @@
+"""The training loop, the only one."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.checkpoint import load_state, save_state
+from robustbench_rec.config import Fit
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.files import write_text
+from robustbench_rec.hardware import autocast
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective, start_epoch
+from robustbench_rec.progress import Bar
+from robustbench_rec.sampling import Sampler, epoch_generator
+from robustbench_rec.shifted import Shifted
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+SAVE_EVERY = 5.0
+"""Seconds between two resumable states; what a killed run has to do again at most, beside the epoch it was in."""
+
+
+@dataclass
+class Trainer:
+    """Minimises an objective over the training events and keeps the state that is best on validation.
+
+    validate: judges the model as it is now, a value a name; the larger that of `monitor`, the better. Every epoch draws
+    its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
+    one ends, bit for bit. A parameter that does not require a gradient is left alone. A model without trainable
+    parameters is only fitted and validated.
+    """
+
+    model: RecModel
+    objective: Objective
+    sampler: Sampler
+    validate: Callable[[], dict[str, float]]
+    fit: Fit
+    monitor: str
+    seed: int
+    precision: str
+    out: Path
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        fit = self.fit
+        if fit.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", fit.optimizer, OPTIMIZERS)
+        if fit.epochs < 1 or fit.patience < 1 or fit.lr < 0 or fit.weight_decay < 0 or (fit.clip_norm or 1) <= 0:
+            raise RrecError(
+                f"epochs={fit.epochs}, patience={fit.patience}, lr={fit.lr}, weight_decay={fit.weight_decay}, "
+                f"clip_norm={fit.clip_norm}: epochs, patience >= 1, lr, weight_decay >= 0 and clip_norm > 0 are needed"
+            )
+
+    def run(self) -> None:
+        """Train to the end; the model then has the best state seen."""
+        if not self.model.trainable:
+            return
+        weights = [each for each in self.model.parameters() if each.requires_grad]
+        self.optimizers = [self._optimizer(weights), self._optimizer(weights)]  # of the ranking and the auxiliary phase
+        self.best: dict[str, Tensor] = {}
+        self._resume()
+        saved = time.perf_counter()
+        with Bar("epoch", total=self.fit.epochs, steps=len(self.sampler)) as bar:
+            for epoch in range(len(self.history), self.fit.epochs):
+                if self._waited() >= self.fit.patience:
+                    break
+                row = self._epoch(epoch, bar)
+                self.history.append(row)
+                if max(self.history, key=lambda each: each[self.monitor]) is row:
+                    self.best = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
+                write_text(self.out / "history.csv", pd.DataFrame(self.history).to_csv(index=False))
+                if time.perf_counter() - saved > SAVE_EVERY:
+                    self._save()
+                    saved = time.perf_counter()
+                bar.note(epoch, f"loss {row['loss']:.4f}  valid {self.monitor} {row[self.monitor]:.4f}")
+        self.model.load_state_dict(self.best)
+        self.model.refresh()
+
+    def finish(self) -> None:
+        """Drop the resumable state; called when the results of the run are on disk."""
+        folder = self.out / "resume"
+        for each in folder.glob("*"):
+            each.unlink()
+        if folder.is_dir():
+            folder.rmdir()
+
+    def _epoch(self, epoch: int, bar: Bar) -> dict[str, float]:
+        start, device = time.perf_counter(), self.sampler.users.device
+        torch.manual_seed(self._stream(epoch, "dropout").initial_seed())
+        self.model.train()
+        late = self.fit.decay_after is not None and epoch >= self.fit.decay_after * self.fit.epochs
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.fit.lr * (0.1 if late else 1.0)
+        start_epoch(self.objective, epoch, self._stream(epoch, "objective"))
+        total, count = torch.zeros((), device=device), 0
+        for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):
+            with autocast(self.precision, device):
+                loss = self.objective(Shifted(self.model), batch)
+            self._step(self.optimizers[0], loss)
+            total, count = total + loss.detach(), count + 1
+        row = {"epoch": epoch + 1, "loss": total.item() / count}
+        extra, count = torch.zeros((), device=device), 0
+        for loss in self.model.auxiliary(self._stream(epoch, "auxiliary")):
+            self._step(self.optimizers[1], loss)
+            extra, count = extra + loss.detach(), count + 1
+        if count:
+            row["auxiliary_loss"] = extra.item() / count
+        if not all(value - value == 0 for value in row.values()):
+            raise RrecError(f"the loss is NaN or infinite in epoch {epoch + 1}: lower lr or eps, or set clip_norm")
+        self.model.refresh()
+        row["train_seconds"] = time.perf_counter() - start
+        row |= self.validate()
+        row["seconds"] = time.perf_counter() - start
+        return row
+
+    def _stream(self, epoch: int, name: str) -> torch.Generator:
+        return epoch_generator(self.seed, epoch, name)
+
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        if self.fit.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.fit.clip_norm)
+        optimizer.step()
+
+    def _optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+        fit = self.fit
+        more = {"momentum": fit.momentum} if fit.optimizer == "sgd" else {}
+        return OPTIMIZERS[fit.optimizer](weights, lr=fit.lr, weight_decay=fit.weight_decay, fused=True, **more)
+
+    def _waited(self) -> int:
+        """Epochs since the best one."""
+        scores = [row[self.monitor] for row in self.history]
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
+
+    def _identity(self) -> str:
+        """What must be equal for a state to be continued."""
+        return sha256(json.dumps([asdict(self.fit), self.seed, self.precision], sort_keys=True).encode()).hexdigest()
+
+    def _save(self) -> None:
+        (self.out / "resume").mkdir(exist_ok=True)
+        tensors = {f"model/{name}": each for name, each in self.model.state_dict().items()}
+        tensors |= {f"best/{name}": each for name, each in self.best.items()}
+        tensors |= {f"objective/{name}": each for name, each in self.objective.state_dict().items()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer/{number}/{index}/{key}": each for key, each in state.items()}
+        notes = {"history": json.dumps(self.history), "identity": self._identity()}
+        save_state(self.out / "resume" / "state.safetensors", tensors, notes)
+
+    def _resume(self) -> None:
+        path = self.out / "resume" / "state.safetensors"
+        if not path.is_file():
+            return
+        tensors, notes = load_state(path, self.sampler.users.device)
+        if notes.get("identity") != self._identity():
+            raise RrecError(
+                f"resume={self.out}: the state there is of a run with other settings; it cannot be continued"
+            )
+
+        def of(prefix: str) -> dict[str, Any]:
+            return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
+        self.model.load_state_dict(of("model/"))
+        self.model.refresh()
+        self.best = of("best/")
+        self.objective.load_state_dict(of("objective/"))
+        for number, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, each in of(f"optimizer/{number}/").items():
+                index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = each
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.history = json.loads(notes["history"])

@@ -1,0 +1,329 @@
+import ast
+import csv
+import json
+import logging
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from collections.abc import Callable
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from robustbench_rec import config
+from robustbench_rec.errors import RrecError
+from robustbench_rec.launch import complete, launch
+from robustbench_rec.reports.sweep import Job, swept_keys
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(cfg: config.Train, out: Path) -> dict[str, float]:
+    if cfg.lr < 0:
+        raise RrecError("lr must not be negative")
+    if cfg.seed == 13:
+        raise ValueError("a bug")
+    if cfg.seed == 14:
+        (out / "resume").mkdir()
+        raise KeyboardInterrupt
+    return {"valid/ndcg@10": 1 - abs(cfg.lr - 0.01), "test/ndcg@10": cfg.lr, "test/auc": 0.5}
+
+
+def attack(cfg: config.Attack, out: Path) -> dict[str, float]:
+    if cfg.eps < 0:
+        raise RrecError("eps must not be negative")
+    strength = 2 if cfg.attack["name"] == "pgd" else 1
+    return {"clean/ndcg@10": 0.3, "attacked/ndcg@10": 0.3 - strength * cfg.eps, "drop/ndcg@10": -strength * cfg.eps}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory and stand-ins for the verbs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    for verb, run in {"train": train, "finetune": train, "attack": attack}.items():
+        monkeypatch.setitem(sys.modules, f"robustbench_rec.tasks.{verb}", SimpleNamespace(run=run))
+    return tmp_path
+
+
+def only_run(verb: str) -> Path:
+    (run,) = Path(f"outputs/{verb}").glob("*/*")
+    return run
+
+
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.rglob("*") if path.is_file() and path.parent.name != ".hydra"}
+
+
+def test_a_run_writes_its_metrics_log_and_overrides_into_its_own_directory() -> None:
+    assert launch("train", ["lr=0.02", "model=pop"]) == 0
+    run = only_run("train")
+    assert files(Path("outputs")) == {"metrics.json", "train.log"}
+    assert json.loads((run / "metrics.json").read_text())["test/ndcg@10"] == 0.02
+    assert (run / ".hydra/overrides.yaml").read_text() == "- lr=0.02\n- model=pop\n"
+
+
+def test_a_run_leaves_the_process_as_it_was() -> None:
+    before = list(sys.argv), list(logging.getLogger().handlers)
+    assert launch("train", []) == 0
+    assert (sys.argv, logging.getLogger().handlers) == before
+
+
+def test_two_runs_have_two_directories() -> None:
+    assert launch("train", []) == launch("train", []) == 0
+    assert len(list(Path("outputs/train").glob("*/*"))) == 2
+
+
+MISTAKES = {
+    "unknown model": ("train", ["model=mff"], 2, "unknown model 'mff'; did you mean 'mf'? (choices: "),
+    "unknown dataset": ("train", ["dataset=ml_100"], 2, "unknown dataset 'ml_100'; did you mean 'ml_100k'?"),
+    "unknown attack": ("attack", ["ckpt=x", "attack=pgdd"], 2, "unknown attack 'pgdd'; did you mean 'pgd'?"),
+    "unknown key": ("train", ["epoch=3"], 2, "unknown key 'epoch'; did you mean 'epochs'?"),
+    "unknown nested key": ("train", ["model.dimm=3"], 2, "unknown key 'model.dimm'; did you mean 'model.dim'?"),
+    "key without its group": ("train", ["user_core=3"], 2, "did you mean 'prepare.user_core'?"),
+    "unknown group": ("train", ["modle=mf"], 2, "unknown key 'modle'; did you mean 'model'?"),
+    "group of another verb": ("eval", ["ckpt=x", "model=mf"], 2, "unknown key 'model'"),
+    "added key": ("train", ["+foo=1"], 1, "unknown key 'foo'"),
+    "deleted key": ("train", ["~lr"], 1, "train needs lr=<value>"),
+    "text for a number": ("train", ["lr=abc"], 2, "lr: Value 'abc'"),
+    "fraction for a whole number": ("train", ["epochs=1.5"], 2, "epochs: Value '1.5'"),
+    "number for a list": ("train", ["top_k=5"], 2, "top_k=[a,b]"),
+    "number for a group": ("train", ["model=3"], 2, "write group=name"),
+    "missing checkpoint": ("attack", [], 1, "attack needs ckpt=<run directory>"),
+    "missing teacher": ("distill", [], 1, "distill needs teacher=<run directory>"),
+    "missing path": ("train", ["dataset=table"], 1, "dataset.path=<value>"),
+    "no equals sign": ("train", ["foo"], 2, "cannot read 'foo': write key=value"),
+    "broken value": ("train", ["top_k=[1"], 2, "cannot read 'top_k=[1'"),
+    "unknown interpolation": ("train", ["lr=${nope}"], 1, "nope"),
+    "sweep without -m": ("train", ["lr=0.1,0.2"], 2, "add -m"),
+    "unknown launcher": ("train", ["hydra/launcher=nope"], 2, "unknown hydra/launcher 'nope'"),
+    "refused by the task": ("train", ["lr=-1"], 1, "lr must not be negative"),
+    "resume of nothing": ("train", ["resume=nope"], 2, "resume: the run directory nope does not exist"),
+}
+
+
+@pytest.mark.parametrize(("verb", "overrides", "status", "fragment"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line_on_stderr_and_leaves_nothing_but_the_log(
+    verb: str, overrides: list[str], status: int, fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(verb, overrides) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("rrec: ")
+    assert err.count("\n") == 1
+    assert fragment in err
+    assert files(Path()) <= {f"{verb}.log"}
+
+
+def test_an_error_that_is_no_mistake_keeps_its_traceback_in_the_log() -> None:
+    assert launch("train", ["seed=13"]) == 1
+    log = (only_run("train") / "train.log").read_text()
+    assert "ValueError: a bug" in log
+    assert "Traceback" in log
+    assert "metrics.json" not in files(Path())
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["seed=14"]) == 130
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert f"rrec train resume={only_run('train')}" in err
+
+
+def test_printing_the_configuration_runs_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["lr=0.5"], cfg="job") == 0
+    assert "lr: 0.5" in capsys.readouterr().out
+    assert not Path("outputs").exists()
+
+
+def test_resume_takes_everything_from_the_stored_run_and_writes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch("train", ["lr=0.02", "model=pop", r"hydra.run.dir='it\'s here'"]) == 0
+    stored = {path: path.read_bytes() for path in Path("it's here/.hydra").iterdir()}
+    seen: list[config.Train] = []
+
+    def again(cfg: config.Train, out: Path) -> dict[str, float]:
+        assert out == Path("it's here").resolve()
+        seen.append(cfg)
+        return {}
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=again))
+    for _ in range(2):
+        assert launch("train", ["resume=it's here"]) == 0
+    assert [(each.lr, each.model["name"], each.threads) for each in seen] == [(0.02, "pop", 0)] * 2
+    assert launch("train", ["resume=it's here", "threads=2"]) == 0
+    assert seen[-1].threads == 2
+    assert {path: path.read_bytes() for path in Path("it's here/.hydra").iterdir()} == stored
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "verb", "extra", "multirun", "fragment"),
+    [
+        (lambda run: None, "train", ["epochs=3"], False, "drop 'epochs=3'"),
+        (lambda run: None, "train", [], True, "drop -m"),
+        (lambda run: None, "finetune", [], False, "is a run of `rrec train`"),
+        (lambda run: (run / ".hydra/overrides.yaml").unlink(), "train", [], False, "is not a run directory"),
+        (lambda run: (run / ".hydra/overrides.yaml").write_text(""), "train", [], False, "start it anew"),
+        (lambda run: (run / ".hydra/overrides.yaml").write_text("- 'a"), "train", [], False, "start it anew"),
+    ],
+)
+def test_a_resume_that_cannot_be_is_one_line(
+    prepare: Callable[[Path], object],
+    verb: str,
+    extra: list[str],
+    multirun: bool,
+    fragment: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launch("train", ["hydra.run.dir=run"]) == 0
+    prepare(Path("run"))
+    capsys.readouterr()
+    assert launch(verb, ["resume=run", *extra], multirun=multirun) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert fragment in err
+
+
+def sweep_rows(verb: str) -> list[dict[str, str]]:
+    (path,) = Path(f"outputs/{verb}/multirun").glob("*/*/sweep.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["model=pop", "lr=0.01,-1,0.02", "seed=0,13"], multirun=True) == 1
+    rows = sweep_rows("train")
+    assert [(row["lr"], row["seed"]) for row in rows][:2] == [("0.01", "0"), ("0.01", "13")]
+    assert "model" not in rows[0]
+    assert [row["error"] for row in rows] == [
+        "",
+        "ValueError: a bug",
+        "lr must not be negative",
+        "lr must not be negative",
+        "",
+        "ValueError: a bug",
+    ]
+    assert [row["test/ndcg@10"] for row in rows] == ["0.01", "", "", "", "0.02", ""]
+    out, err = capsys.readouterr()
+    assert "rrec: job 2 (model=pop lr=-1 seed=0): lr must not be negative\n" in err
+    assert out.count("failed │") == 4
+    assert "ndcg@10" in out
+    assert "auc" not in out, "a metric that is the same in all jobs"
+
+
+def test_a_sweep_of_an_attack_over_eps_draws_the_security_curve() -> None:
+    assert launch("attack", ["ckpt=x", "eps=0,0.05,0.1", "attack=pgd,fgsm"], multirun=True) == 0
+    (curve,) = Path("outputs/attack/multirun").glob("*/*/security_curve.png")
+    assert curve.read_bytes().startswith(b"\x89PNG")
+    assert len(sweep_rows("attack")) == 6
+
+
+def test_a_sweep_with_a_wrong_name_runs_no_job(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["model=pop,nope"], multirun=True) == 2
+    assert capsys.readouterr().err.endswith("\n")
+    assert files(Path()) == {"multirun.yaml"}
+
+
+def test_the_swept_keys_are_those_that_differ() -> None:
+    jobs = [Job(str(n), {"model": "mf", "lr": lr}, {}) for n, lr in enumerate(["1", "2"])]
+    assert swept_keys(jobs) == ["lr"]
+    assert swept_keys(jobs[:1]) == ["model", "lr"]
+
+
+def test_the_optuna_sweeper_maximises_the_monitor_and_outlives_failed_trials() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["hparams=optuna", "hydra.sweeper.n_trials=3", "~hydra.sweeper.params.weight_decay"]
+    assert launch("train", [*words, "hydra.sweeper.params.lr='range(-0.01,0.02,step=0.01)'"], multirun=True) in (0, 1)
+    (found,) = Path("outputs/train/multirun").glob("*/*/optimization_results.yaml")
+    best = max((row for row in sweep_rows("train") if not row["error"]), key=lambda row: float(row["valid/ndcg@10"]))
+    assert f"best_value: {best['valid/ndcg@10']}" in found.read_text()
+
+
+def test_optuna_trials_that_all_fail_end_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert launch("train", ["hparams=optuna", "hydra.sweeper.n_trials=2", "lr=-1"], multirun=True) == 1
+    assert "rrec: the sweep stopped: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_parallel_launchers_give_the_same_table_and_status(launcher: str, here: Path) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    words = f"train -m dataset=synthetic model=pop seed=0 monitor=ndcg@10,nope hydra/launcher={launcher}"
+    command = [sys.executable, "-m", "robustbench_rec", *words.split(), "data_dir=cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [bool(row["error"]) for row in sweep_rows("train")] == [False, True], done.stderr
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "word", "expected"),
+    [
+        ("train", [], "model=m", ["model=mf"]),
+        ("train", [], "epo", ["epochs=200"]),
+        ("train", [], "top", ["top_k=[10,20]"]),
+        ("train", ["model=kgat"], "model.la", ["model.layers="]),
+        ("train", ["model", "="], "m", ["mf"]),
+        ("attack", [], "ck", ["ckpt="]),
+        ("attack", [], "model=", []),
+        ("train", ["nonsense"], "mod", []),
+    ],
+)
+def test_completion_offers_choices_and_keys_of_the_composed_configuration(
+    verb: str, words: list[str], word: str, expected: list[str]
+) -> None:
+    found = complete(verb, words, word)
+    assert [each[: len(want)] for each, want in zip(found, expected, strict=True)] == expected
+
+
+@pytest.mark.slow
+def test_the_wheel_works_from_another_environment_outside_the_repository(here: Path) -> None:
+    checkout = here / "checkout"
+    list_files = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(list_files, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    for name in listed:
+        if (ROOT / name).is_file():
+            (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+            (checkout / name).write_bytes((ROOT / name).read_bytes())
+
+    def quiet(*command: str | Path) -> str:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    quiet(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", checkout)
+    (wheel,) = (here / "dist").glob("*.whl")
+    assert list((here / "dist").glob("*.tar.gz"))
+    quiet(sys.executable, "-m", "venv", "other")
+    scripts = here / "other" / "bin"
+    quiet(scripts / "python", "-m", "pip", "install", "--no-index", "--no-deps", wheel)
+    # the dependencies are those of this environment; an editable install in it does not count
+    site = quiet(scripts / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    where = quiet(scripts / "python", "-c", "from robustbench_rec import launch; print(launch.conf_dir())").strip()
+    assert Path(where) == Path(site) / "robustbench_rec" / "conf"
+    assert "train" in quiet(scripts / "rrec", "--help")
+    assert "mf" in quiet(scripts / "rrec", "ls", "models")
+    words = "train dataset=synthetic model=mf epochs=1 data_dir=cache hydra.run.dir=run"
+    quiet(scripts / "rrec", *words.split())
+    assert json.loads((here / "run" / "metrics.json").read_text())
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[<>=\[;]", each)[0].lower() for each in declared}
+    imported: set[str] = set()
+    for path in (ROOT / "robustbench_rec").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {each.name.partition(".")[0] for each in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    owners = packages_distributions()
+    for package in imported - set(sys.stdlib_module_names) - {"robustbench_rec"}:
+        assert {each.lower() for each in owners.get(package, [package])} & names, f"{package} is not in dependencies"
