@@ -61,5 +61,5 @@ class AdamProxy(torch.nn.Module):
         steps[int(index)] += 1
         first.lerp_(gradient, 0.1)
         second.lerp_(gradient.square(), 0.001)
-        scale = (1 - 0.999 ** steps[int(index)]).sqrt() / (1 - 0.9 ** steps[int(index)])
-        return scale * first / (second.sqrt() + 1e-8)
+        mean, size = first / (1 - 0.9 ** steps[int(index)]), (second / (1 - 0.999 ** steps[int(index)])).sqrt()
+        return mean / (size + 1e-8)

@@ -1,8 +1,9 @@
 """Attacks as gradient ascent on a surface, inside a ball."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -94,32 +95,28 @@ class Ascent(Attack):
         if not base:
             return at, batch
         generator = torch.Generator().manual_seed(self.seed)
-        best, best_value = None, None
-        for _ in range(self.restarts):
-            delta, value = self._run(at, batch, objective, base, self._start(base, generator))
-            if best is None or (value is not None and best_value is not None and value > best_value):
+        best, best_value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
+        for _ in range(self.restarts - 1):
+            delta, value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
+            if value > best_value:
                 best, best_value = delta, value
-        assert best is not None
         return at.shift(best), batch
 
     def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
-        if self.random_start or self.restarts > 1 or not self.steps or self.names == ():
+        base = self.base(at, batch)
+        if self.random_start or self.restarts > 1 or not self.steps or not base:
             return super().beside(at, batch, objective)
         # the gradient at δ = 0 serves twice: as the first ascent direction and as the clean term's backward
-        base = self.base(at, batch)
-        delta = {name: torch.zeros_like(each).requires_grad_() for name, each in base.items()}
-        weights = [each for each in at.model.parameters() if each.requires_grad]
-        value = objective(at.shift(delta), batch)
-        found = torch.autograd.grad(value, [*weights, *delta.values()], allow_unused=True)
-        used = [(w, g) for w, g in zip(weights, found, strict=False) if g is not None]
+        weights = [each for each in (*at.model.parameters(), *at.delta.values()) if each.requires_grad]
+        value, direction, gradients = self._gradient(at, batch, objective, base, None, weights)
+        used = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
         clean = known(value, [w for w, _ in used], [g for _, g in used])
-        first = self._move(
-            {name: each.detach() for name, each in delta.items()},
-            dict(zip(delta, found[len(weights) :], strict=True)),
-            self._radii(base),
-        )
-        rest = replace(self, steps=self.steps - 1)
-        return clean, at.shift(rest._run(at, batch, objective, base, first)[0]), batch
+        delta = self._move(base, None, direction, self._radii(base))
+        if self.steps > 1 or self.best:
+            delta, last = self._run(at, batch, objective, base, delta, self.steps - 1)
+            if self.best and last < value.item():
+                delta = {name: torch.zeros_like(each) for name, each in base.items()}
+        return clean, at.shift(delta), batch
 
     @property
     def passes(self) -> int:
@@ -152,42 +149,68 @@ class Ascent(Attack):
     def _radii(self, base: Delta) -> dict[str, Tensor]:
         return {name: self.ball.radius(each) for name, each in base.items()}
 
-    def _start(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor]:
+    def _start(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor] | None:
+        """None stands for δ = 0."""
         if not self.random_start:
-            return {name: torch.zeros_like(each) for name, each in base.items()}
+            return None
         return {name: self.ball.radius(each) * self.ball.inside(each, generator) for name, each in base.items()}
 
     def _run(
-        self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], float | None]:
+        self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor] | None, steps: int
+    ) -> tuple[dict[str, Tensor], float]:
+        """δ after so many steps, or the best δ with its value."""
         radii = self._radii(base)
-        best, best_value = delta, None
-        for _ in range(self.steps):
-            delta = {name: each.requires_grad_() for name, each in delta.items()}
-            value = objective(at.shift(delta), batch)
-            gradients = dict(zip(delta, torch.autograd.grad(value, [*delta.values()], allow_unused=True), strict=True))
-            delta = {name: each.detach() for name, each in delta.items()}
-            if self.best and (best_value is None or value.item() > best_value):
+        best, best_value = delta, -math.inf
+        for _ in range(steps):
+            value, gradients, _ = self._gradient(at, batch, objective, base, delta, [])
+            if self.best and value.item() > best_value:
                 best, best_value = delta, value.item()
-            delta = self._move(delta, gradients, radii)
-        if not self.best:
-            return delta, None
-        with torch.no_grad():
-            last = objective(at.shift(delta), batch).item()
-        return (delta, last) if best_value is None or last >= best_value else (best, best_value)
+            delta = self._move(base, delta, gradients, radii)
+        if self.best:
+            with torch.no_grad():
+                last = objective(at.shift(delta or {}), batch).item()
+            if last < best_value:
+                delta, last = best, best_value
+            best_value = last
+        return delta or {name: torch.zeros_like(each) for name, each in base.items()}, best_value
 
-    def _move(self, delta: Delta, gradients: Mapping[str, Tensor | None], radii: Delta) -> dict[str, Tensor]:
+    def _gradient(
+        self,
+        at: Shifted,
+        batch: Batch,
+        objective: Scalar,
+        base: Delta,
+        delta: dict[str, Tensor] | None,
+        weights: list[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor | None], tuple[Tensor | None, ...]]:
+        """Value at θ + δ, its gradient in δ by name and in `weights`."""
+        own = at.tensors(base) if delta is None and not at.delta.keys() & base.keys() else {}
+        if own and all(each.requires_grad for each in own.values()):  # at δ = 0 the gradient in δ is that in θ
+            leaves, point = own, Shifted(at.model, at.delta)
+        else:
+            start = delta or {name: torch.zeros_like(each) for name, each in base.items()}
+            leaves = {name: each.detach().requires_grad_() for name, each in start.items()}
+            point = at.shift(leaves)
+        value = objective(point, batch)
+        found = torch.autograd.grad(value, [*leaves.values(), *weights], allow_unused=True)
+        return value.detach(), dict(zip(leaves, found, strict=False)), found[len(leaves) :]
+
+    def _move(
+        self, base: Delta, delta: Delta | None, gradients: Mapping[str, Tensor | None], radii: Delta
+    ) -> dict[str, Tensor]:
         if all(each is None for each in gradients.values()):
             raise RrecError(
-                f"the {self.surface} surface ({', '.join(delta)}) does not reach the scores: nothing to climb"
+                f"the {self.surface} surface ({', '.join(base)}) does not reach the scores: nothing to climb"
             )
         moved = {}
-        for name, each in delta.items():
-            gradient = gradients[name]
+        for name, gradient in gradients.items():
             if gradient is None:
-                moved[name] = each
+                moved[name] = torch.zeros_like(base[name]) if delta is None else delta[name]
                 continue
             along = gradient if self.direction is None else self.direction(name, gradient)
-            stepped = each + self.step_size * radii[name] * self.ball.steepest(along)
-            moved[name] = self.ball.project(stepped, radii[name])
+            step = self.step_size * radii[name] * self.ball.steepest(along)
+            if delta is None and self.step_size <= 1:
+                moved[name] = step  # in the ball already
+            else:
+                moved[name] = self.ball.project(step if delta is None else delta[name] + step, radii[name])
         return moved

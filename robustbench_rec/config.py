@@ -30,16 +30,13 @@ class Base:
 class Prepare:
     """What happens to the events of a dataset before the split.
 
-    threshold: keep events rated at least this much as positives (null: every event is one).
-    user_core, item_core: drop users and items with fewer events, to a fixed point. kg_entity_core, kg_relation_core:
-    drop entities that are no items and relations with fewer triples. defects: drop or refuse what cleaning finds.
+    threshold: keep events rated at least this much as positives (null: every event is one). user_core, item_core: drop
+    users and items with fewer events, to a fixed point. defects: drop, refuse or keep what cleaning finds.
     """
 
     threshold: float | None = MISSING
     user_core: int = MISSING
     item_core: int = MISSING
-    kg_entity_core: int = MISSING
-    kg_relation_core: int = MISSING
     defects: str = MISSING
 
 

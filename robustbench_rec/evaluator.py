@@ -62,6 +62,8 @@ class Evaluator:
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
         if judge.protocol not in PROTOCOLS:
             raise unknown("protocol", judge.protocol, PROTOCOLS)
+        if judge.protocol == "sampled" and judge.n_negatives < 1:
+            raise RrecError(f"n_negatives={judge.n_negatives}: must be at least 1")
         self.data, self.judge, self.seed = data, judge, seed
         self.n_candidates = data.n_items if judge.protocol == "full" else 1 + judge.n_negatives
         ranking.check(judge.metrics, judge.top_k, self.n_candidates)
@@ -134,7 +136,8 @@ class Evaluator:
                     kept.append(ranking.TOP_K[name.partition("@")[0]](hits[:, : cut[name]], relevant))
             for k, seen in shown.items():
                 listed = top[:, :k] if chunk.items is None else chunk.items.gather(1, top[:, :k])
-                seen[listed.flatten().cpu()] = True
+                there = scores.gather(1, top[:, :k]).isfinite()  # a user may have fewer than k candidates
+                seen[listed[there].cpu()] = True
         every = torch.cat(users)
         owners, row = torch.unique(every, return_inverse=True)
         counts = torch.bincount(row, minlength=len(owners))
@@ -145,7 +148,7 @@ class Evaluator:
             / counts
             for name, kept in values.items()
         }
-        means = {name: per_user[name].mean().item() for name in values}
+        means = {name: per_user[name].nanmean().item() for name in values}
         means |= {f"coverage@{k}": seen.float().mean().item() for k, seen in shown.items()}
         return Result({name: means[name] for name in names}, owners, per_user)
 
@@ -234,7 +237,8 @@ def _ranked(scores: Tensor, chunk: Chunk, depth: int) -> tuple[Tensor, Tensor, T
         0, rows, torch.ones_like(rows)
     )
     best = scores.topk(min(depth + 1, scores.shape[1]), 1)
-    if bool(best.values.isnan().any() | (best.values == float("inf")).any()):  # both sort before every number
+    finite = scores[rows, columns].isfinite().all()
+    if bool(best.values.isnan().any() | (best.values == float("inf")).any() | ~finite):  # both sort before numbers
         raise RrecError("a score is NaN or infinite: such a model cannot be ranked (lower lr or eps)")
     top = best.indices[:, :depth]
     tied = ((best.values[:, 1:] == best.values[:, :-1]) & best.values[:, 1:].isfinite()).any(1).nonzero().squeeze(1)
@@ -248,7 +252,7 @@ def _ranked(scores: Tensor, chunk: Chunk, depth: int) -> tuple[Tensor, Tensor, T
 
 
 def _auc(scores: Tensor, chunk: Chunk, relevant: Tensor) -> Tensor:
-    """Share of (relevant, other) candidate pairs in the right order, a tie counting half."""
+    """Share of (relevant, other) candidate pairs in the right order, a tie counting half; NaN without others."""
     rows, columns = chunk.relevant
     order = scores.sort(1).values  # excluded candidates stand first, at -inf
     own = scores[rows, columns]
@@ -264,4 +268,4 @@ def _auc(scores: Tensor, chunk: Chunk, relevant: Tensor) -> Tensor:
     total = torch.zeros(len(scores), dtype=torch.float64, device=scores.device).index_add(0, rows, wins)
     among = relevant * (relevant - 1) / 2  # pairs of relevant items, each counted once whatever their order
     others = scores.shape[1] - hidden - relevant
-    return (total - among) / (relevant * others).clamp_min(1)
+    return (total - among) / (relevant * others)

@@ -235,10 +235,13 @@ def _with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[st
         raise RrecError(f"resume: {run} was stopped before it began ({error}); start it anew") from error
     if ran != verb:
         raise RrecError(f"resume: {run} is a run of `rrec {ran}`, not of `rrec {verb}`")
+    if (run / "metrics.json").exists():
+        raise RrecError(f"resume: {run} is finished; its results are in metrics.json")
     quoted = "'" + str(run.resolve()).replace("'", r"\'") + "'"
     before = [each for each in stored if not each.startswith("resume=")]
-    # .hydra stays as it was first written: rewriting it could be cut short by the next kill
-    return [*before, *beside, f"resume={quoted}", f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+    # the configuration is that of the run, so without resume=; .hydra stays as it was first written, because rewriting
+    # it could be cut short by the next kill
+    return [*before, *beside, f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
 
 
 def _continuation(job: Job, multirun: bool) -> str:

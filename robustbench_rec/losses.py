@@ -43,7 +43,7 @@ def margin(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     scores, positive = output.scores.float(), batch.labels > 0  # [B, C]
     others = scores.masked_fill(positive if batch.mask is None else positive | ~batch.mask, float("-inf"))
     bar = others.topk(min(k, scores.shape[1] - 1), 1).values[:, -1:]
-    inside = F.relu(scores - bar).masked_fill(~positive, 0.0)
+    inside = F.relu(scores - bar).masked_fill(~positive | bar.isinf(), 0.0)  # no k-th negative: always inside
     return -inside.sum(1) / positive.sum(1).clamp_min(1)
 
 

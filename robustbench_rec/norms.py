@@ -56,12 +56,9 @@ class Ball:
         """The δ of unit norm that raises a linear function most; zero where the gradient is."""
         if self.norm == "linf" or self.per == "element":
             return gradient.sign()
-        dims = self._dims(gradient)
-        # scaled by the largest entry first: squares of a saturated loss's gradient would underflow
-        top = gradient.abs().amax(dims, keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / top
-        length: Tensor = torch.linalg.vector_norm(scaled, dim=dims, keepdim=True)
-        return scaled / length.clamp_min(1e-12)
+        # in float64, since the squares of a saturated loss's gradient underflow in float32
+        length: Tensor = torch.linalg.vector_norm(gradient, dim=self._dims(gradient), keepdim=True, dtype=torch.float64)
+        return gradient / length.to(gradient.dtype).clamp_min(torch.finfo(gradient.dtype).tiny)
 
     def project(self, delta: Tensor, radius: Tensor) -> Tensor:
         """The nearest point of the ball."""

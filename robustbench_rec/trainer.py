@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,12 @@ class Trainer:
         fit = self.fit
         if fit.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", fit.optimizer, OPTIMIZERS)
-        if fit.epochs < 1 or fit.patience < 1 or fit.lr < 0 or fit.weight_decay < 0 or (fit.clip_norm or 1) <= 0:
+        sizes_fit = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
+        if not (sizes_fit and min(fit.lr, fit.weight_decay, fit.momentum) >= 0 and fit.lr < float("inf")):
             raise RrecError(
                 f"epochs={fit.epochs}, patience={fit.patience}, lr={fit.lr}, weight_decay={fit.weight_decay}, "
-                f"clip_norm={fit.clip_norm}: epochs, patience >= 1, lr, weight_decay >= 0 and clip_norm > 0 are needed"
+                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}: epochs, patience >= 1, lr, weight_decay, momentum "
+                ">= 0 and clip_norm > 0 are needed"
             )
 
     def run(self) -> None:
@@ -115,6 +117,8 @@ class Trainer:
         row = {"epoch": epoch + 1, "loss": total.item() / count}
         extra, count = torch.zeros((), device=device), 0
         for loss in self.model.auxiliary(self._stream(epoch, "auxiliary")):
+            if not loss.requires_grad:  # all that this phase trains is frozen
+                break
             self._step(self.optimizers[1], loss)
             extra, count = extra + loss.detach(), count + 1
         if count:
@@ -149,7 +153,7 @@ class Trainer:
 
     def _identity(self) -> str:
         """What must be equal for a state to be continued."""
-        return sha256(json.dumps([asdict(self.fit), self.seed, self.precision], sort_keys=True).encode()).hexdigest()
+        return sha256(json.dumps([{each.name: getattr(self.fit, each.name) for each in fields(Fit)}, self.seed, self.precision]).encode()).hexdigest()
 
     def _save(self) -> None:
         (self.out / "resume").mkdir(exist_ok=True)

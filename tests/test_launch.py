@@ -141,22 +141,21 @@ def test_printing_the_configuration_runs_nothing(capsys: pytest.CaptureFixture[s
 
 
 def test_resume_takes_everything_from_the_stored_run_and_writes_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch("train", ["lr=0.02", "model=pop", r"hydra.run.dir='it\'s here'"]) == 0
-    stored = {path: path.read_bytes() for path in Path("it's here/.hydra").iterdir()}
-    seen: list[config.Train] = []
+    assert launch("train", ["lr=0.02", "model=pop", "seed=13", r"hydra.run.dir='it\'s here'"]) == 1
+    run, seen = Path("it's here"), []
+    stored = {path: path.read_bytes() for path in (run / ".hydra").iterdir()}
 
     def again(cfg: config.Train, out: Path) -> dict[str, float]:
-        assert out == Path("it's here").resolve()
-        seen.append(cfg)
-        return {}
+        assert out == run.resolve()
+        seen.append((cfg.lr, cfg.model["name"], cfg.seed, cfg.threads))
+        if len(seen) < 3:
+            raise RrecError("stopped again")
+        return {"test/auc": 0.5}
 
     monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=again))
-    for _ in range(2):
-        assert launch("train", ["resume=it's here"]) == 0
-    assert [(each.lr, each.model["name"], each.threads) for each in seen] == [(0.02, "pop", 0)] * 2
-    assert launch("train", ["resume=it's here", "threads=2"]) == 0
-    assert seen[-1].threads == 2
-    assert {path: path.read_bytes() for path in Path("it's here/.hydra").iterdir()} == stored
+    assert [launch("train", ["resume=it's here", *more]) for more in ([], [], ["threads=2"])] == [1, 1, 0]
+    assert seen == [(0.02, "pop", 13, 0)] * 2 + [(0.02, "pop", 13, 2)]
+    assert {path: path.read_bytes() for path in (run / ".hydra").iterdir()} == stored
     assert not Path("outputs").exists()
 
 
@@ -166,6 +165,7 @@ def test_resume_takes_everything_from_the_stored_run_and_writes_there(monkeypatc
         (lambda run: None, "train", ["epochs=3"], False, "drop 'epochs=3'"),
         (lambda run: None, "train", [], True, "drop -m"),
         (lambda run: None, "finetune", [], False, "is a run of `rrec train`"),
+        (lambda run: (run / "metrics.json").write_text("{}"), "train", [], False, "is finished"),
         (lambda run: (run / ".hydra/overrides.yaml").unlink(), "train", [], False, "is not a run directory"),
         (lambda run: (run / ".hydra/overrides.yaml").write_text(""), "train", [], False, "start it anew"),
         (lambda run: (run / ".hydra/overrides.yaml").write_text("- 'a"), "train", [], False, "start it anew"),
@@ -179,7 +179,7 @@ def test_a_resume_that_cannot_be_is_one_line(
     fragment: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert launch("train", ["hydra.run.dir=run"]) == 0
+    assert launch("train", ["hydra.run.dir=run", "lr=-1"]) == 1
     prepare(Path("run"))
     capsys.readouterr()
     assert launch(verb, ["resume=run", *extra], multirun=multirun) == 2

@@ -21,7 +21,7 @@ from robustbench_rec.prepare.report import DEFECTS, NOTES
 from robustbench_rec.raw import Raw
 from robustbench_rec.splits import splits
 
-PREPARE = Prepare(threshold=None, user_core=0, item_core=0, kg_entity_core=0, kg_relation_core=0, defects="drop")
+PREPARE = Prepare(threshold=None, user_core=0, item_core=0, defects="drop")
 LAST = {"name": "leave_one_out"}
 SYNTHETIC = {
     "name": "synthetic",
@@ -181,7 +181,7 @@ class TestCleaning:
         assert "i4" in data.item_ids
 
     def test_every_rule_has_a_description(self):
-        data = ready(plain(), config=settled(threshold=1.0, user_core=2, kg_entity_core=2), kg=TRIPLES, links=LINKS)
+        data = ready(plain(), config=settled(threshold=1.0, user_core=2), kg=TRIPLES, links=LINKS)
         assert set(data.report) <= DEFECTS.keys() | NOTES.keys()
 
     def test_an_unknown_way_with_defects_lists_the_choices(self):
@@ -293,19 +293,6 @@ class TestKG:
         data = ready(rows, config=settled(item_core=2), kg=kg, links=links)
         assert data.kg.entity_ids[5:] == ["m1", "jp"]
         assert data.report["links_unknown"] == 0
-
-    def test_cores_drop_rare_entities_and_relations_but_never_items(self):
-        data = ready(plain(), config=settled(kg_entity_core=2, kg_relation_core=2), kg=TRIPLES, links=LINKS)
-        kg = data.kg
-        assert kg.relation_ids == ["by"]
-        assert kg.entity_ids[5:] == ["jp"]
-        assert len(kg) == 2
-        assert kg.linked.sum() == 3
-        assert [data.report[f"core_{what}"] for what in ("entities", "relations", "triples")] == [3, 2, 3]
-
-    def test_cores_that_leave_no_triple_are_named(self):
-        with pytest.raises(RrecError, match="no triple left"):
-            ready(plain(), config=settled(kg_relation_core=9), kg=TRIPLES, links=LINKS)
 
 
 def recipe(dataset=SYNTHETIC, split=LAST, **values):

@@ -3,7 +3,7 @@
 import itertools
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
-from robustbench_rec.data import Data
-from robustbench_rec.errors import unknown
+from robustbench_rec.data import KG, Data
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
@@ -28,7 +28,7 @@ class KGAT(RecModel):
     dim: size of the node vectors; relation_dim: of the relation space; layers: output size of each propagation layer.
     aggregator: bi_interaction, gcn or graphsage. dropout: of messages, after each layer. l2, kg_l2: weight of ½‖·‖² of
     the vectors in a batch, divided by its size, in the ranking and in the TransR phase. kg_batch_size: triples a TransR
-    step.
+    step. min_triples: entities that are no items and have fewer are left out, as when the paper's data were prepared.
 
     An epoch is all ranking batches, then one pass over all edges with the TransR loss (an optimiser of its own over the
     shared vectors), then one refresh of the attention. In between attention is a constant, as in the published code:
@@ -49,6 +49,7 @@ class KGAT(RecModel):
         l2: float
         kg_l2: float
         kg_batch_size: int
+        min_triples: int
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
 
@@ -63,18 +64,25 @@ class KGAT(RecModel):
         super().__init__()
         if config.aggregator not in AGGREGATORS:
             raise unknown("aggregator of kgat", config.aggregator, AGGREGATORS)
+        sizes = {"dim": config.dim, "relation_dim": config.relation_dim, "kg_batch_size": config.kg_batch_size}
+        if min(*sizes.values(), *config.layers) < 1 or not 0 <= config.dropout < 1:
+            told = ", ".join(f"{key}={value}" for key, value in sizes.items())
+            raise RrecError(
+                f"kgat with {told}, layers={config.layers}, dropout={config.dropout}: "
+                "sizes are at least 1, dropout is in [0, 1)"
+            )
         assert data.kg is not None
         self.config = config
         self.n_users, self.n_items = data.n_users, data.n_items
-        self.n_nodes = data.n_users + data.kg.n_entities
-        self.n_relations = 2 * (1 + data.kg.n_relations)
-        self._graph(data)
+        kg = _frequent(data.kg, data.n_items, config.min_triples)
+        self.n_nodes = data.n_users + kg.n_entities
+        self.n_relations = 2 * (1 + kg.n_relations)
+        self._graph(data, kg)
         self.node = nn.Embedding(self.n_nodes, config.dim)
         self.relation = nn.Embedding(self.n_relations, config.relation_dim)
         self.projection = nn.Parameter(torch.empty(self.n_relations, config.dim, config.relation_dim))
-        sizes = [config.dim, *config.layers]
         width = 2 if config.aggregator == "graphsage" else 1
-        pairs = list(itertools.pairwise(sizes))
+        pairs = list(itertools.pairwise([config.dim, *config.layers]))
         self.sum = nn.ModuleList(nn.Linear(width * a, b) for a, b in pairs)
         self.product = nn.ModuleList(nn.Linear(a, b) for a, b in pairs if config.aggregator == "bi_interaction")
         self.sites = nn.ModuleList(Site() for _ in pairs)
@@ -104,7 +112,7 @@ class KGAT(RecModel):
         if batch.items is None:
             return Output(users @ item_table.T, hidden={"user": users})
         items = item_table[batch.items]  # [B, C, D*]
-        scores = torch.einsum("bd,bcd->bc", users, items)
+        scores = (users[:, None] * items).sum(2)
         squared = users.square().sum() + items.square().sum()
         return Output(scores, 0.5 * self.config.l2 * squared / len(batch), {"user": users, "item": items})
 
@@ -130,10 +138,8 @@ class KGAT(RecModel):
         total = torch.zeros(self.n_nodes, device=scores.device).index_add(0, self.heads, weights)
         self.attention = weights / total[self.heads]
 
-    def _graph(self, data: Data) -> None:
+    def _graph(self, data: Data, kg: KG) -> None:
         """Edges in both directions sorted by head, and what the products and their transposes need."""
-        kg = data.kg
-        assert kg is not None
         shift, inverse = data.n_users, 1 + kg.n_relations
         clicks = torch.unique(data.train.users * data.n_items + data.train.items)
         users, items = clicks // data.n_items, clicks % data.n_items + shift
@@ -189,9 +195,8 @@ class KGAT(RecModel):
         head, tail, other = projected.unbind(1)  # [B, K]
         relation = self.relation(relations)
         true, false = (head + relation - tail).square().sum(1), (head + relation - other).square().sum(1)
-        squared = projected.square().sum() + relation.square().sum()
-        loss: Tensor = F.softplus(true - false).mean()
-        return loss + 0.5 * self.config.kg_l2 * squared / len(edges)
+        penalty: Tensor = 0.5 * self.config.kg_l2 * (projected.square().sum() + relation.square().sum()) / len(edges)
+        return F.softplus(true - false).mean() + penalty
 
 
 class _Product(torch.autograd.Function):
@@ -201,11 +206,13 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, matrix: Csr, transposed: Csr) -> Tensor:
         rows = len(matrix[0]) - 1
         ctx.matrix = _sparse(transposed, (len(x), rows))
-        return _sparse(matrix, (rows, len(x))) @ x.float()
+        with torch.autocast(x.device.type, enabled=False):  # sparse products do not know bf16
+            return _sparse(matrix, (rows, len(x))) @ x.float()
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
-        return ctx.matrix @ outer[0].float(), None, None
+        with torch.autocast(outer[0].device.type, enabled=False):
+            return ctx.matrix @ outer[0].float(), None, None
 
 
 def _sparse(matrix: Csr, size: tuple[int, int]) -> Tensor:
@@ -213,6 +220,22 @@ def _sparse(matrix: Csr, size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
+
+
+def _frequent(kg: KG, n_items: int, least: int) -> KG:
+    """The KG without entities that are no items and have fewer triples; items keep their indices."""
+    counts = torch.bincount(torch.cat([kg.heads, kg.tails]), minlength=kg.n_entities)
+    counts[:n_items] = least
+    kept = counts >= least
+    triples = kept[kg.heads] & kept[kg.tails]
+    index = kept.cumsum(0) - 1
+    return replace(
+        kg,
+        heads=index[kg.heads[triples]],
+        relations=kg.relations[triples],
+        tails=index[kg.tails[triples]],
+        entity_ids=[kg.entity_ids[each] for each in kept.nonzero().squeeze(1).tolist()],
+    )
 
 
 def _pointers(sorted_rows: Tensor, n: int) -> Tensor:

@@ -1,6 +1,5 @@
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from robustbench_rec.batch import Batch, Output
@@ -35,6 +34,6 @@ class MF(RecModel):
         if batch.items is None:
             return Output(users @ self.item.weight.T, hidden={"user": users})
         items = self.item(batch.items)  # [B, C, D]
-        scores = torch.einsum("bd,bcd->bc", users, items)
+        scores = (users[:, None] * items).sum(2)
         penalty = 0.5 * self.l2 * (users.square().sum() + items.square().sum()) / len(batch) if self.l2 else 0.0
         return Output(scores, penalty, {"user": users, "item": items})

@@ -4,15 +4,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustbench_rec.config import Prepare
 from robustbench_rec.data import KG
-from robustbench_rec.errors import RrecError
-from robustbench_rec.prepare.cores import core
 from robustbench_rec.prepare.report import Report
 from robustbench_rec.raw import Array, Raw
 
 
-def index_kg(raw: Raw, item_ids: pd.Index, known: pd.Index, config: Prepare, report: Report) -> KG | None:
+def index_kg(raw: Raw, item_ids: pd.Index, known: pd.Index, report: Report) -> KG | None:
     """The KG of the items in `item_ids`, None where the source has none.
 
     An item that is linked takes the index and the triples of its entity; others are entities without triples. The other
@@ -29,18 +26,6 @@ def index_kg(raw: Raw, item_ids: pd.Index, known: pd.Index, config: Prepare, rep
     linked = item_entity >= 0
     is_item = np.zeros(len(entities), dtype=bool)
     is_item[item_entity[linked]] = True
-
-    if config.kg_entity_core > 1 or config.kg_relation_core > 1:
-        needs = np.where(is_item, 0, config.kg_entity_core)
-        kept = core([(triples, needs), (relations, np.full(len(relation_names), config.kg_relation_core))])
-        report.note("core_entities", int((~is_item).sum() - (~is_item[np.unique(triples[kept])]).sum()))
-        report.note("core_relations", len(relation_names) - len(np.unique(relations[kept])))
-        report.note("core_triples", int((~kept).sum()))
-        triples, relations = triples[kept], relations[kept]
-    if not len(triples):
-        raise RrecError(
-            f"dataset '{report.name}' has no triple left: prepare.kg_entity_core or kg_relation_core is too strict"
-        )
 
     index = np.full(len(entities), -1)
     index[item_entity[linked]] = np.flatnonzero(linked)

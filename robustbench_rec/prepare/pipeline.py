@@ -79,7 +79,7 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
         item_ids=item_ids.tolist(),
         item_table=_side_table(raw.items, "item", item_ids, known_items, report),
         user_table=_side_table(raw.users, "user", user_ids, known_users, report),
-        kg=index_kg(raw, item_ids, known_items, config, report),
+        kg=index_kg(raw, item_ids, known_items, report),
         truth=_truth(raw, parts, user_ids, item_ids),
         report=report.counts,
     )
@@ -87,7 +87,7 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
 
 
 def _check(config: Prepare) -> None:
-    for name in ("user_core", "item_core", "kg_entity_core", "kg_relation_core"):
+    for name in ("user_core", "item_core"):
         if getattr(config, name) < 0:
             raise RrecError(f"prepare.{name} must be at least 0, got {getattr(config, name)}")
 

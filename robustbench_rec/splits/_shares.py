@@ -18,6 +18,8 @@ class Split(ABC):
     Config: ClassVar[type]
 
     def __init__(self, config: Any) -> None:
+        if getattr(config, "seed", 0) < 0:
+            raise RrecError(f"split.seed={config.seed}: must not be negative")
         self.config = config
 
     @abstractmethod

@@ -1,0 +1,379 @@
+"""Our side, and the bare loops that are its floors.
+
+python ours.py '{"task": …, "overrides": [key=value, …], …}' result.json
+"""
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import hydra
+import numpy as np
+import pandas as pd
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile
+
+from robustbench_rec import checkpoint
+from robustbench_rec.batch import Batch
+from robustbench_rec.config import ROOTS, Train
+from robustbench_rec.data import Data
+from robustbench_rec.defenses import defenses
+from robustbench_rec.evaluator import CELLS, Evaluator
+from robustbench_rec.hardware import setup
+from robustbench_rec.launch import conf_dir
+from robustbench_rec.losses import loss
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective, Plain, start_epoch
+from robustbench_rec.prepare import load
+from robustbench_rec.sampling import Sampler, epoch_generator
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.trainer import OPTIMIZERS, Trainer
+
+DATASET = "bench"
+OPS = 12  # operators that a profile names
+
+Result = dict[str, Any]
+
+
+def export(job: Result) -> Result:
+    """The split as RecBole's benchmark files, ids being our indices; parts without events are left out."""
+    _, data = _open(job)
+    folder = Path(job["folder"]) / DATASET
+    folder.mkdir()
+    parts = [part for part in ("train", "valid", "test") if len(data.part(part))]
+    for part in parts:
+        events = data.part(part)
+        columns = {"user_id:token": events.users.numpy(), "item_id:token": events.items.numpy()}
+        pd.DataFrame(columns).to_csv(folder / f"{DATASET}.{part}.inter", sep="\t", index=False)
+    sizes = {part: len(data.part(part)) for part in parts}
+    return {"parts": parts, "events": sizes, "users": data.n_users, "items": data.n_items, "scores_at_once": CELLS}
+
+
+def factorise(job: Result) -> Result:
+    """User and item vectors from the truncated SVD of the train matrix: the shape of a trained MF, in seconds."""
+    cfg, data = _open(job)
+    events = data.train
+    shape = (data.n_users, data.n_items)
+    matrix = torch.sparse_coo_tensor(torch.stack([events.users, events.items]), torch.ones(len(events)), shape)
+    torch.manual_seed(cfg.seed)
+    left, values, right = torch.svd_lowrank(matrix.coalesce(), q=cfg.model["dim"], niter=4)
+    _save_vectors(job, left * values.sqrt(), right * values.sqrt())
+    return {}
+
+
+def take(job: Result) -> Result:
+    """User and item vectors of a trained MF."""
+    tensors = load_file(Path(job["ckpt"]) / checkpoint.TENSORS)
+    _save_vectors(job, tensors["user.weight"], tensors["item.weight"])
+    return {}
+
+
+def mf_epoch(job: Result) -> Result:
+    """Seconds of training epochs by the trainer, sampling included, validation not."""
+    cfg, data = _open(job)
+    trainer = _trainer(job, cfg, data, Plain(loss("bpr")), Sampler(data, batch_size=cfg.batch_size, negatives=1))
+    trainer.run()
+    return {"seconds": {job["side"]: [row["train_seconds"] for row in trainer.history[job["warm_up"] :]]}}
+
+
+def mf_epoch_bare(job: Result) -> Result:
+    """The same model, loss and optimiser over ready batches: no sampler, no framework."""
+    cfg, data = _open(job)
+    batches = list(Sampler(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
+    user, item = nn.Embedding(data.n_users, cfg.model["dim"]), nn.Embedding(data.n_items, cfg.model["dim"])
+    for table in (user, item):
+        nn.init.xavier_normal_(table.weight)
+    optimizer = torch.optim.Adam([user.weight, item.weight], lr=cfg.lr, fused=True)
+    triples = [(batch.users, *_columns(batch)) for batch in batches]
+
+    def epoch() -> None:
+        for users, positives, negatives in triples:
+            optimizer.zero_grad()
+            margin = (user(users) * (item(positives) - item(negatives))).sum(1)
+            (-logsigmoid(margin).mean()).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return {"seconds": {"bare": _times(epoch, job["warm_up"], job["epochs"])}}
+
+
+def evaluate(job: Result) -> Result:
+    """Seconds and metrics of the evaluator on the test part, with given vectors."""
+    cfg, data = _open(job)
+    evaluator, model = Evaluator(data, cfg), _with_vectors(job, cfg, data)
+    start = time.perf_counter()
+    evaluator.chunks("test")
+    once, before = time.perf_counter() - start, _peak()
+    metrics: dict[str, float] = {}
+
+    def judge() -> None:
+        metrics.update(evaluator.evaluate(Shifted(model), "test").metrics)
+
+    seconds = _times(judge, job["warm_up"], job["passes"])
+    return {"seconds": {"rrec": seconds}, "once": once, "peak_mib_before": before, "metrics": metrics}
+
+
+def evaluate_bare(job: Result) -> Result:
+    """Matmul, mask and top-k over the same portions of users: no metrics, no checks."""
+    cfg, data = _open(job)
+    chunks = Evaluator(data, cfg).chunks("test")
+    user, item = _vectors(job)
+    before = _peak()
+
+    def rank() -> None:
+        for chunk in chunks:
+            scores = user[chunk.users] @ item.T
+            scores[chunk.excluded] = float("-inf")
+            scores.topk(max(cfg.top_k), 1)
+
+    with torch.no_grad():
+        seconds = _times(rank, job["warm_up"], job["passes"])
+    return {"seconds": {"bare": seconds}, "peak_mib_before": before}
+
+
+def steps(job: Result) -> Result:
+    """Seconds of a training step under each defence, taken in turns; random defences draw anew each turn."""
+    cfg, data = _open(job)
+    batches = list(Sampler(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
+    turns: dict[str, Callable[[int], None]] = {each: _turn(job, each, batches) for each in job["defenses"]}
+    seconds: dict[str, list[float]] = {each: [] for each in turns}
+    for number in range(job["warm_up"] + job["turns"]):
+        for each, turn in turns.items():
+            start = time.perf_counter()
+            turn(number)
+            seconds[each].append((time.perf_counter() - start) / job["steps"])
+    return {"seconds": {each: times[job["warm_up"] :] for each, times in seconds.items()}}
+
+
+def profile_epoch(job: Result) -> Result:
+    """Where a training epoch goes, by part on the clock and by operator under the profiler."""
+    cfg, data = _open(job)
+    clock = Clock()
+    sampler = TimedSampler(data, batch_size=cfg.batch_size, negatives=1, clock=clock)
+    trainer = _trainer(job, cfg, data, TimedObjective(Plain(loss(cfg.loss or "bpr")), clock), sampler)
+    hooks = [register_optimizer_step_pre_hook(clock.on_step), register_optimizer_step_post_hook(clock.on_stepped)]
+    trainer.run()
+    for hook in hooks:
+        hook.remove()
+    total = sum(row["train_seconds"] for row in trainer.history)
+    parts = {**clock.seconds, "rest": total - sum(clock.seconds.values())}
+    plain = _trainer(
+        job, cfg, data, Plain(loss(cfg.loss or "bpr")), Sampler(data, batch_size=cfg.batch_size, negatives=1)
+    )
+    return {
+        "seconds": {part: [value / len(trainer.history)] for part, value in parts.items()},
+        "ops": _ops(plain.run, job["epochs"] + job["warm_up"]),
+    }
+
+
+def profile_evaluate(job: Result) -> Result:
+    """Where an evaluation goes, by operator."""
+    cfg, data = _open(job)
+    evaluator, model = Evaluator(data, cfg), _with_vectors(job, cfg, data)
+    evaluator.evaluate(Shifted(model), "test")
+    return {"ops": _ops(lambda: evaluator.evaluate(Shifted(model), "test"), 1)}
+
+
+def profile_step(job: Result) -> Result:
+    """Where a step under a defence goes, by operator."""
+    cfg, data = _open(job)
+    batches = list(Sampler(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
+    turn = _turn(job, job["defense"], batches)
+    turn(0)
+    return {"ops": _ops(lambda: turn(1), job["steps"])}
+
+
+@dataclass
+class Clock:
+    """Seconds of the parts of a training step; what lies between the loss and the optimiser is the backward pass."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("sampling", "forward", "backward", "optimiser"), 0.0)
+    )
+    since: float | None = None
+
+    def on_step(self, *_: Any) -> None:
+        if self.since is not None:
+            now = time.perf_counter()
+            self.seconds["backward"] += now - self.since
+            self.since = now
+
+    def on_stepped(self, *_: Any) -> None:
+        if self.since is not None:  # else a step of an auxiliary phase, whose loss was not timed
+            self.seconds["optimiser"] += time.perf_counter() - self.since
+            self.since = None
+
+
+class TimedSampler(Sampler):
+    def __init__(self, data: Data, *, batch_size: int, negatives: int, clock: Clock) -> None:
+        super().__init__(data, batch_size=batch_size, negatives=negatives)
+        self.clock = clock
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        batches = super().epoch(generator)
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.clock.seconds["sampling"] += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+class TimedObjective(Objective):
+    def __init__(self, inner: Objective, clock: Clock) -> None:
+        super().__init__()
+        self.inner, self.clock = inner, clock
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        start = time.perf_counter()
+        value: Tensor = self.inner(at, batch)
+        self.clock.since = time.perf_counter()
+        self.clock.seconds["forward"] += self.clock.since - start
+        return value
+
+
+def _compose(overrides: list[str]) -> Train:
+    for name, schema in ROOTS.items():
+        ConfigStore.instance().store(name, schema, group="schema", package="_global_")
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = OmegaConf.to_object(hydra.compose("train", overrides))
+    assert isinstance(cfg, Train)
+    return cfg
+
+
+def _open(job: Result) -> tuple[Train, Data]:
+    cfg = _compose([*job["overrides"], "device=cpu", f"threads={job['threads']}"])
+    return cfg, load(cfg, cfg.data_dir).to(setup(cfg))
+
+
+def _model(cfg: Train, data: Data) -> RecModel:
+    torch.manual_seed(cfg.seed)
+    return checkpoint.build(cfg.model, data)
+
+
+def _trainer(job: Result, cfg: Train, data: Data, objective: Objective, sampler: Sampler) -> Trainer:
+    """The trainer of `rrec train`, for a number of epochs and without validation."""
+    cfg.epochs = cfg.patience = job["warm_up"] + job["epochs"]
+    return Trainer(
+        model=_model(cfg, data),
+        objective=objective,
+        sampler=sampler,
+        validate=lambda: {cfg.monitor: 0.0},
+        fit=cfg,
+        monitor=cfg.monitor,
+        seed=cfg.seed,
+        precision=cfg.precision,
+        out=Path(mkdtemp(dir=job["scratch"])),  # a folder of its own: a trainer resumes what it finds in one
+    )
+
+
+def _turn(job: Result, defense: str, batches: list[Batch]) -> Callable[[int], None]:
+    """Some training steps of a model of its own under a defence, as the trainer takes them."""
+    cfg, data = _open({**job, "overrides": [*job["overrides"], f"defense={defense}"]})
+    model = _model(cfg, data).train()
+    objective = defenses.build(cfg.defense, Plain(loss(cfg.loss or model.loss)), model)
+    optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, fused=True)
+
+    def turn(number: int) -> None:
+        start_epoch(objective, number, epoch_generator(cfg.seed, number, "objective"))
+        for index in range(number * job["steps"], (number + 1) * job["steps"]):
+            value = objective(Shifted(model), batches[index % len(batches)])
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+
+    return turn
+
+
+def _columns(batch: Batch) -> tuple[Tensor, Tensor]:
+    assert batch.items is not None
+    return batch.items[:, 0].contiguous(), batch.items[:, 1].contiguous()
+
+
+def _with_vectors(job: Result, cfg: Train, data: Data) -> RecModel:
+    model, (user, item) = _model(cfg, data), _vectors(job)
+    model.load_state_dict({"user.weight": user, "item.weight": item})
+    return model
+
+
+def _save_vectors(job: Result, user: Tensor, item: Tensor) -> None:
+    for name, table in (("user", user), ("item", item)):
+        np.save(Path(job["folder"]) / f"{name}.npy", table.contiguous().numpy())
+
+
+def _vectors(job: Result) -> tuple[Tensor, Tensor]:
+    user, item = (torch.from_numpy(np.load(Path(job["folder"]) / f"{name}.npy")) for name in ("user", "item"))
+    return user, item
+
+
+def _times(run: Callable[[], object], warm_up: int, count: int) -> list[float]:
+    seconds = []
+    for _ in range(warm_up + count):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds[warm_up:]
+
+
+def _ops(run: Callable[[], object], count: int) -> list[Result]:
+    """The dearest operators: own milliseconds and calls per unit of `count`, and the share of all operators."""
+    with profile(activities=[ProfilerActivity.CPU]) as record:
+        run()
+    events = sorted(record.key_averages(), key=lambda each: -each.self_cpu_time_total)
+    total = sum(each.self_cpu_time_total for each in events)
+    return [
+        {
+            "op": each.key,
+            "ms": each.self_cpu_time_total / 1000 / count,
+            "calls": each.count / count,
+            "share": each.self_cpu_time_total / total,
+        }
+        for each in events[:OPS]
+    ]
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+TASKS: dict[str, Callable[[Result], Result]] = {
+    each.__name__: each
+    for each in (
+        export,
+        factorise,
+        take,
+        mf_epoch,
+        mf_epoch_bare,
+        evaluate,
+        evaluate_bare,
+        steps,
+        profile_epoch,
+        profile_evaluate,
+        profile_step,
+    )
+}
+
+
+def main() -> None:
+    job, result = json.loads(sys.argv[1]), Path(sys.argv[2])
+    found = TASKS[job["task"]](job)
+    found["peak_mib"] = _peak()
+    found["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    result.write_text(json.dumps(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

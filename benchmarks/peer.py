@@ -1,0 +1,140 @@
+"""RecBole's side: runs in RecBole's environment and imports nothing of robustbench_rec.
+
+python peer.py '{"task": …, "folder": …, "parts": […], …}' result.json
+"""
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from recbole.config import Config
+from recbole.data import create_dataset, data_preparation
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.sampler import Sampler
+from recbole.utils import get_model, get_trainer, init_logger, init_seed
+
+DATASET = "bench"
+METRICS = {"NDCG": "ndcg", "Recall": "recall", "MRR": "mrr", "MAP": "map", "Hit": "hr", "Precision": "precision"}
+
+
+def mf_epoch(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of training epochs, sampling included, validation not."""
+    config, dataset = _open(job)
+    train, _, _ = data_preparation(config, dataset)
+    trainer = _trainer(config, train.dataset)
+    seconds = []
+    for epoch in range(job["warm_up"] + job["epochs"]):
+        start = time.perf_counter()
+        trainer._train_epoch(train, epoch)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": {"recbole": seconds[job["warm_up"] :]}}
+
+
+def evaluate(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds and metrics of ranking the catalogue for the users of the last part, with given vectors."""
+    config, dataset = _open(job)
+    built = dataset.build()
+    trainer = _trainer(config, built[0])
+    user, item = (np.load(os.path.join(job["folder"], f"{name}.npy")) for name in ("user", "item"))
+    with torch.no_grad():
+        for table, field, vectors in (
+            (trainer.model.user_embedding, dataset.uid_field, user),
+            (trainer.model.item_embedding, dataset.iid_field, item),
+        ):
+            tokens = dataset.id2token(field, np.arange(1, dataset.num(field))).astype(int)  # 0 is padding
+            assert len(tokens) == len(vectors)
+            table.weight[1:] = torch.from_numpy(vectors[tokens])
+    start = time.perf_counter()
+    sampler = Sampler(job["parts"], built, "uniform").set_phase(job["parts"][-1])
+    loader = FullSortEvalDataLoader(config, built[-1], sampler)
+    once = time.perf_counter() - start
+    seconds, before = [], _peak()
+    for _ in range(job["warm_up"] + job["passes"]):
+        start = time.perf_counter()
+        found = trainer.evaluate(loader, load_best_model=False)
+        seconds.append(time.perf_counter() - start)
+    return {
+        "seconds": {"recbole": seconds[job["warm_up"] :]},
+        "once": once,
+        "peak_mib_before": before,
+        "metrics": _named(found),
+    }
+
+
+def train(job: dict[str, Any]) -> dict[str, Any]:
+    """Test metrics of the best state on validation, and the seconds of training and validating."""
+    config, dataset = _open(job)
+    loaders = data_preparation(config, dataset)
+    trainer = _trainer(config, loaders[0].dataset)
+    epochs: list[int] = []
+    start = time.perf_counter()
+    trainer.fit(*loaders[:2], saved=True, callback_fn=lambda epoch, _: epochs.append(epoch))
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "epochs": len(epochs), "metrics": _named(trainer.evaluate(loaders[2]))}
+
+
+def _open(job: dict[str, Any]) -> tuple[Any, Any]:
+    settings = {
+        "data_path": job["folder"],
+        "load_col": {"inter": ["user_id", "item_id"]},
+        "benchmark_filename": job["parts"],
+        "embedding_size": job["dim"],
+        "train_batch_size": job["batch_size"],
+        "eval_batch_size": job["scores_at_once"],
+        "learning_rate": job["lr"],
+        "epochs": job.get("epochs", 1),
+        "stopping_step": job.get("patience", 1) - 1,  # RecBole stops at one more than this
+        "metrics": job.get("metrics", list(METRICS)),
+        "topk": job["top_k"],
+        "valid_metric": f"NDCG@{job['top_k'][0]}",
+        "metric_decimal_place": 10,
+        "seed": job["seed"],
+        "use_gpu": False,
+        "show_progress": False,
+        "state": "ERROR",
+        "checkpoint_dir": os.path.join(job["scratch"], "saved"),
+    }
+    config = Config(model="BPR", dataset=DATASET, config_dict=settings)
+    init_seed(config["seed"], config["reproducibility"])
+    init_logger(config)
+    return config, create_dataset(config)
+
+
+def _trainer(config: Any, dataset: Any) -> Any:
+    init_seed(config["seed"], config["reproducibility"])
+    model = get_model(config["model"])(config, dataset).to(config["device"])
+    return get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
+
+
+def _named(found: dict[str, float]) -> dict[str, float]:
+    """RecBole's metrics under our names."""
+    names = {name.lower(): ours for name, ours in METRICS.items()}
+    split = {key: key.split("@") for key in found}
+    return {f"{names[split[key][0]]}@{split[key][1]}": float(value) for key, value in found.items()}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def main() -> None:
+    job, result = json.loads(sys.argv[1]), os.path.abspath(sys.argv[2])
+    del sys.argv[1:]  # RecBole reads the command line too
+    torch.set_num_threads(job["threads"])
+    os.chdir(job["scratch"])  # and writes its logs where it stands
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints are pickles of its config
+    found = {"mf_epoch": mf_epoch, "evaluate": evaluate, "train": train}[job["task"]](job)
+    found["peak_mib"] = _peak()
+    found["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    with open(result, "w", encoding="utf-8") as file:
+        json.dump(found, file)
+
+
+if __name__ == "__main__":
+    main()

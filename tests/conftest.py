@@ -1,0 +1,228 @@
+"""Small data, components as conf/ configures them, and toy models; imported by name from the test modules."""
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hypothesis import settings
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustbench_rec import checkpoint, launch
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.config import Fit, Judge, Prepare, Recipe
+from robustbench_rec.data import KG, Data, Interactions
+from robustbench_rec.errors import RrecError
+from robustbench_rec.model import RecModel
+from robustbench_rec.sampling import Sampler
+from robustbench_rec.shifted import SURFACES, Site, surface
+
+settings.register_profile("rrec", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("rrec")
+
+VERBS: dict[str, tuple[str, ...]] = {
+    "model": ("train",),
+    "defense": ("train",),
+    "attack": ("attack", "ckpt=none"),
+    "distill": ("distill", "teacher=none"),
+}
+
+
+@cache
+def compose(verb: str, *overrides: str) -> DictConfig:
+    launch._register_schemas()
+    with hydra.initialize_config_dir(str(launch.conf_dir()), version_base="1.3"):
+        return hydra.compose(verb, list(overrides))
+
+
+def configured(group: str, name: str, **changes: Any) -> dict[str, Any]:
+    """The config of a component, `name` included, as conf/<group>/<name>.yaml has it."""
+    verb, *more = VERBS[group]
+    config = OmegaConf.to_container(compose(verb, *more, f"{group}={name}")[group], resolve=True)
+    assert isinstance(config, dict)
+    return {**{str(key): value for key, value in config.items()}, **changes}
+
+
+def interactions(users: list[int] | Tensor, items: list[int] | Tensor) -> Interactions:
+    users, items = torch.as_tensor(users), torch.as_tensor(items)
+    return Interactions(users, items, torch.ones(len(users)), torch.arange(len(users)))
+
+
+def make_data(
+    *, n_users: int = 12, n_items: int = 20, train: int = 5, valid: int = 1, test: int = 2, seed: int = 0
+) -> Data:
+    """Random events, no user with the same item twice; a KG with duplicate pairs, a self-loop and a lonely entity."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(n_users, n_items, generator=generator).argsort(1)  # [n_users, n_items]
+
+    def part(first: int, number: int) -> Interactions:
+        chosen = order[:, first : first + number]
+        return interactions(torch.arange(n_users).repeat_interleave(number), chosen.reshape(-1))
+
+    n_entities, n_relations, n_triples = n_items + 7, 3, 40
+    heads = torch.randint(n_entities - 1, (n_triples,), generator=generator)
+    tails = torch.randint(n_entities - 1, (n_triples,), generator=generator)
+    relations = torch.randint(n_relations, (n_triples,), generator=generator)
+    heads[:3], tails[:3], relations[:3] = (
+        torch.tensor([0, 0, 2]),
+        torch.tensor([1, 1, 2]),
+        torch.tensor([0, 1, 2]),
+    )  # 0 → 1 twice, 2 → 2
+    kg = KG(
+        heads,
+        relations,
+        tails,
+        [f"e{each}" for each in range(n_entities)],
+        [f"r{each}" for each in range(n_relations)],
+        torch.ones(n_items, dtype=torch.bool),
+    )
+    return Data(
+        name="tiny",
+        fingerprint="0" * 64,
+        train=part(0, train),
+        valid=part(train, valid),
+        test=part(train + valid, test),
+        user_ids=[f"u{each}" for each in range(n_users)],
+        item_ids=[f"i{each}" for each in range(n_items)],
+        kg=kg,
+    )
+
+
+DATA = make_data()
+RECIPE = Recipe(
+    dataset={"name": "tiny"},
+    split={"name": "ratio"},
+    prepare=Prepare(threshold=None, user_core=0, item_core=0, defects="drop"),
+)
+
+
+def build(name: str, data: Data = DATA, *, seed: int = 0, **changes: Any) -> RecModel:
+    """A fresh model of the registry, fitted where it has a closed form."""
+    torch.manual_seed(seed)
+    model = checkpoint.build(configured("model", name, **changes), data)
+    model.fit(data)
+    return model
+
+
+def batch_of(data: Data = DATA, *, size: int = 16, negatives: int = 2, seed: int = 0) -> Batch:
+    sampler = Sampler(data, batch_size=size, negatives=negatives)
+    return next(iter(sampler.epoch(torch.Generator().manual_seed(seed))))
+
+
+def surfaces(model: RecModel) -> list[str]:
+    """The surfaces that a model has."""
+    found = []
+    for kind in SURFACES:
+        try:
+            surface(model, kind)
+        except RrecError:
+            continue
+        found.append(kind)
+    return found
+
+
+def fit(**changes: Any) -> Fit:
+    values: dict[str, Any] = {
+        "loss": None,
+        "epochs": 6,
+        "batch_size": 16,
+        "negatives": 1,
+        "optimizer": "adam",
+        "lr": 0.01,
+        "momentum": 0.0,
+        "decay_after": None,
+        "weight_decay": 0.0,
+        "clip_norm": None,
+        "patience": 100,
+        "monitor": "ndcg@5",
+    }
+    return Fit(**(values | changes))
+
+
+def judge(**changes: Any) -> Judge:
+    values: dict[str, Any] = {
+        "protocol": "full",
+        "n_negatives": 5,
+        "metrics": ["ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage"],
+        "top_k": [5],
+        "per_user": False,
+    }
+    return Judge(**(values | changes))
+
+
+def gradients(model: nn.Module, value: Tensor) -> dict[str, Tensor]:
+    """d value / d parameter by name, zeros where there is none; nothing is left on the model."""
+    model.zero_grad()
+    value.backward()
+    found = {
+        name: torch.zeros_like(each) if each.grad is None else each.grad.clone()
+        for name, each in model.named_parameters()
+    }
+    model.zero_grad()
+    return found
+
+
+def moved(model: RecModel, delta: Mapping[str, Tensor]) -> RecModel:
+    """A copy whose tensors really are elsewhere."""
+    from copy import deepcopy
+
+    copy = deepcopy(model)
+    with torch.no_grad():
+        for name, each in delta.items():
+            owner, _, leaf = name.rpartition(".")
+            getattr(copy.get_submodule(owner), leaf).add_(each)
+    return copy
+
+
+class Toy(RecModel):
+    """Every surface at once: embeddings, matrices, biases, a feature buffer, a site in `encode` and one in `forward`."""
+
+    loss = "bpr"
+
+    def __init__(self, data: Data = DATA, *, dim: int = 4, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.user, self.item = nn.Embedding(data.n_users, dim), nn.Embedding(data.n_items, dim)
+        self.register_buffer("feature_item", torch.randn(data.n_items, 3))
+        self.lift, self.first, self.last = nn.Linear(3, dim), nn.Linear(2 * dim, 6), nn.Linear(6, 1)
+        self.aside = nn.Linear(dim, dim)  # on no path to the scores
+        self.tower, self.hidden = Site(), Site()
+        self.encoded_times = 0
+        self.to(dtype)
+
+    def encode(self) -> Tensor:
+        self.encoded_times += 1
+        return self.tower(self.item.weight + torch.tanh(self.lift(self.feature_item)))  # type: ignore[no-any-return]
+
+    def forward(self, batch: Batch, encoded: Tensor) -> Output:
+        users = self.user(batch.users)  # [B, D]
+        items = encoded.expand(len(batch), *encoded.shape) if batch.items is None else encoded[batch.items]
+        joined = torch.cat([users[:, None].expand_as(items), items], -1)  # [B, C, 2D]
+        scores = self.last(F.relu(self.hidden(self.first(joined)))).squeeze(-1)
+        return Output(scores, 1e-3 * users.square().sum() / len(batch), {"user": users})
+
+
+class Fixed(RecModel):
+    """Scores that a test writes down, `[n_users, n_items]`."""
+
+    def __init__(self, scores: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(scores.clone())
+
+    def forward(self, batch: Batch, encoded: None) -> Output:
+        rows = self.table[batch.users]
+        return Output(rows if batch.items is None else rows.gather(1, batch.items))
+
+
+@pytest.fixture
+def toy() -> Toy:
+    return Toy()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,325 @@
+"""The laws of every component, over the registries: a new one is tested the moment its file exists."""
+
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import DATA, RECIPE, batch_of, build, configured, gradients, surfaces
+from torch import Tensor
+
+from robustbench_rec import checkpoint
+from robustbench_rec.ascent import Ascent, Attack
+from robustbench_rec.attacks import attacks
+from robustbench_rec.batch import Batch
+from robustbench_rec.defenses import defenses
+from robustbench_rec.distills import distills
+from robustbench_rec.losses import loss
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.norms import NORMS, SCALES, UNITS, Ball
+from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.sampling import epoch_generator
+from robustbench_rec.shifted import Shifted
+
+REGISTRIES = {"model": models, "attack": attacks, "defense": defenses, "distill": distills}
+MODELS = list(models)
+LEARNERS = [name for name in MODELS if build(name).trainable]
+ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]
+USERS = torch.arange(DATA.n_users)
+
+
+def scores(model: RecModel, items: Tensor | None = None, users: Tensor = USERS) -> Tensor:
+    with torch.no_grad():
+        return Shifted(model.eval())(Batch.unlabelled(users, items)).scores
+
+
+def state(model: RecModel) -> dict[str, Tensor]:
+    return {name: each.detach().clone() for name, each in (*model.named_parameters(), *model.named_buffers())}
+
+
+def assert_same(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.equal(before[name], after[name]), name
+
+
+def plain(model: RecModel) -> Objective:
+    return Plain(loss(model.loss))
+
+
+def defended(name: str, model: RecModel, **changes: Any) -> Objective:
+    built = defenses.build(configured("defense", name, **changes), plain(model), model)
+    for each in built.modules():
+        if isinstance(each, Objective):
+            each.start_epoch(0, torch.Generator().manual_seed(0))
+    return built
+
+
+def attack_on(name: str, kind: str, **changes: Any) -> Attack:
+    return attacks.build(configured("attack", name, surface=kind, **changes))
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group, found in REGISTRIES.items() for name in found])
+class TestComponent:
+    def test_its_yaml_fills_its_config_and_nothing_else(self, group: str, name: str) -> None:
+        written = configured(group, name)
+        assert written.pop("name") == name
+        typed = REGISTRIES[group].config({"name": name, **written})
+        assert is_dataclass(typed)
+        assert asdict(typed) == written
+
+    def test_its_docstring_begins_with_a_sentence(self, group: str, name: str) -> None:
+        assert len(REGISTRIES[group].describe(name)) > 20
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestModel:
+    def test_scores_are_finite_and_of_the_shape_of_the_candidates(self, name: str) -> None:
+        model, items = build(name), torch.randint(DATA.n_items, (DATA.n_users, 7))
+        assert scores(model).shape == (DATA.n_users, DATA.n_items)
+        assert scores(model, items).shape == (DATA.n_users, 7)
+        assert scores(model).isfinite().all()
+
+    def test_no_candidates_means_the_whole_catalogue(self, name: str) -> None:
+        model = build(name)
+        catalogue = torch.arange(DATA.n_items).expand(DATA.n_users, -1)
+        torch.testing.assert_close(scores(model), scores(model, catalogue))
+
+    def test_a_score_depends_neither_on_other_candidates_nor_on_other_users(self, name: str) -> None:
+        model, items = build(name), torch.randint(DATA.n_items, (DATA.n_users, 6))
+        together = scores(model, items)
+        torch.testing.assert_close(together[:, [4]], scores(model, items[:, [4]]))
+        torch.testing.assert_close(together.flip(1), scores(model, items.flip(1)))
+        torch.testing.assert_close(together[[3]], scores(model, items[[3]], USERS[[3]]))
+
+    @pytest.mark.parametrize("training", [True, False])
+    def test_a_forward_keeps_no_state(self, name: str, training: bool) -> None:
+        model = build(name).train(training)
+        before, attributes = state(model), set(vars(model))
+        Shifted(model)(batch_of())
+        assert_same(before, state(model))
+        assert set(vars(model)) == attributes
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_scores_may_be_written_over_by_their_reader(self, name: str, whole: bool) -> None:
+        model, before = build(name), state(build(name))
+        items = None if whole else torch.zeros(DATA.n_users, 1, dtype=torch.long)
+        scores(model, items).fill_(-torch.inf)
+        assert_same(before, state(model))
+
+    def test_dropout_is_the_only_randomness(self, name: str) -> None:
+        model, batch = build(name), batch_of()
+        assert torch.equal(scores(model), scores(model))
+        values = []
+        for _ in range(2):
+            torch.manual_seed(5)
+            values.append(plain(model)(Shifted(model.train()), batch))
+        assert torch.equal(*values)
+
+    def test_the_same_seed_builds_the_same_model(self, name: str) -> None:
+        one, two, other = build(name, seed=1), build(name, seed=1), build(name, seed=2)
+        assert_same(state(one), state(two))
+        if one.trainable:
+            assert not torch.equal(scores(one), scores(other))
+
+    def test_refresh_is_a_pure_function_of_the_parameters(self, name: str) -> None:
+        model = build(name)
+        before = state(model)
+        model.refresh()
+        model.refresh()
+        assert_same(before, state(model))
+
+    def test_a_checkpoint_gives_back_the_same_scores(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(checkpoint, "load_data", lambda recipe, data_dir: DATA)
+        model, config = build(name, seed=3), configured("model", name)
+        if model.trainable:  # away from the initial values, which the same seed would give again
+            torch.optim.SGD(model.parameters(), lr=0.1).step(lambda: sum_of_losses(model))
+            model.refresh()
+        checkpoint.save(tmp_path, model, config, RECIPE, DATA)
+        loaded = checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"))
+        assert loaded.config == config
+        assert torch.equal(scores(loaded.model), scores(model))
+
+    def test_only_what_is_learnt_or_fitted_is_stored(self, name: str) -> None:
+        model = build(name)
+        graph = {key for key, each in model.named_buffers() if not each.is_floating_point() and each.ndim}
+        assert not graph & model.state_dict().keys()
+
+
+def sum_of_losses(model: RecModel) -> Tensor:
+    model.zero_grad()
+    value = plain(model)(Shifted(model), batch_of())
+    value.backward()
+    for each in model.auxiliary(torch.Generator().manual_seed(0)):
+        each.backward()
+    return value
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+class TestLearner:
+    def test_every_parameter_receives_a_gradient(self, name: str) -> None:
+        model = build(name)
+        sum_of_losses(model)
+        for key, each in model.named_parameters():
+            assert each.grad is not None, key
+            assert each.grad.isfinite().all(), key
+            assert each.grad.abs().sum() > 0, key
+
+    def test_it_overfits_a_handful_of_events(self, name: str) -> None:
+        model, batch = build(name), batch_of()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+        objective = plain(model)
+        model.train()
+        first = objective(Shifted(model), batch).item()
+        for _ in range(60):
+            optimizer.zero_grad()
+            objective(Shifted(model), batch).backward()
+            optimizer.step()
+        assert objective(Shifted(model.eval()), batch).item() < 0.25 * first
+
+    @pytest.mark.parametrize("defense", list(defenses))
+    def test_a_step_under_every_defense_is_finite_and_trains(self, name: str, defense: str) -> None:
+        model, batch = build(name), batch_of()
+        objective = defended(defense, model)
+        before = state(model)
+        value = objective(Shifted(model.train()), batch)
+        assert value.isfinite()
+        assert value.ndim == 0
+        found = gradients(model, value)
+        assert_same(before, state(model))
+        reached = gradients(model, plain(model)(Shifted(model.train()), batch))
+        for key, each in found.items():
+            assert each.isfinite().all(), key
+            assert bool(each.any()) == bool(reached[key].any()), key
+
+    @pytest.mark.parametrize("defense", list(defenses))
+    def test_every_defense_leaves_frozen_parameters_alone(self, name: str, defense: str) -> None:
+        model = build(name)
+        frozen, *_ = [key for key, _ in model.named_parameters()]
+        model.get_parameter(frozen).requires_grad_(False)
+        defended(defense, model)(Shifted(model), batch_of()).backward()
+        assert model.get_parameter(frozen).grad is None
+
+    @pytest.mark.parametrize("defense", list(defenses))
+    def test_a_learning_rate_of_zero_leaves_every_bit(self, name: str, defense: str) -> None:
+        model = build(name)
+        before = state(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+        objective = defended(defense, model)
+        for seed in range(3):
+            optimizer.zero_grad()
+            objective(Shifted(model.train()), batch_of(seed=seed)).backward()
+            optimizer.step()
+        assert_same(before, state(model))
+
+    @pytest.mark.parametrize("distill", list(distills))
+    @pytest.mark.parametrize("defense", list(defenses))
+    def test_every_distillation_composes_with_every_defense(self, name: str, distill: str, defense: str) -> None:
+        student, teacher = build(name), Shifted(build(name, seed=9).requires_grad_(False).eval())
+        objective = distills.build(configured("distill", distill), defended(defense, student), teacher, DATA)
+        objective.start_epoch(0, torch.Generator().manual_seed(0))
+        before = state(teacher.model)
+        value = objective(Shifted(student.train()), batch_of())
+        found = gradients(student, value)
+        assert value.isfinite()
+        assert all(each.isfinite().all() for each in found.values())
+        assert any(each.any() for each in found.values())
+        assert_same(before, state(teacher.model))
+
+    def test_batches_of_an_epoch_do_not_depend_on_the_model(self, name: str) -> None:
+        model = build(name)
+        list(model.auxiliary(epoch_generator(0, 0, "auxiliary")))
+        one = torch.rand(3)
+        torch.manual_seed(0)
+        build(name)
+        list(model.auxiliary(epoch_generator(0, 0, "auxiliary")))
+        assert torch.equal(one, torch.rand(3))  # no global randomness is used up
+
+
+@pytest.mark.parametrize(("name", "kind"), ON)
+class TestSurface:
+    def objective(self, model: RecModel) -> Plain:
+        return Plain(loss("softmax" if model.trainable else "bce"))
+
+    def test_a_small_step_uphill_raises_the_loss(self, name: str, kind: str) -> None:
+        model, batch = build(name).eval(), batch_of()
+        objective, at = self.objective(model), Shifted(model)
+        ball = Ball(eps=0.01, norm="l2", per="row", relative="median")
+        worse, same = Ascent(surface=kind, ball=ball, steps=1)(at, batch, objective)
+        assert same is batch
+        assert objective(worse, batch) > objective(at, batch)
+
+    def test_no_budget_changes_nothing_at_all(self, name: str, kind: str) -> None:
+        model, batch = build(name).eval(), batch_of()
+        at = Shifted(model)
+        for attack in attacks:
+            worse, _ = attack_on(attack, kind, eps=0.0)(at, batch, self.objective(model))
+            assert torch.equal(worse(batch).scores, at(batch).scores), attack
+            assert all(not each.any() for each in worse.delta.values()), attack
+
+    @pytest.mark.parametrize("attack", list(attacks))
+    @pytest.mark.parametrize(("per", "relative"), zip(UNITS, SCALES, strict=True))
+    def test_every_attack_stays_in_its_ball(self, name: str, kind: str, attack: str, per: str, relative: str) -> None:
+        model, batch = build(name).eval(), batch_of()
+        objective, at = self.objective(model), Shifted(model)
+        before = state(model)
+        for norm in [each for each in NORMS if (attack, each) != ("fgsm", "l2")]:
+            built = attack_on(attack, kind, eps=1e-3, per=per, relative=relative, norm=norm)
+            assert isinstance(built, Ascent)
+            built.check(model)
+            worse, _ = built(at, batch, objective)
+            for key, base in built.base(at, batch).items():
+                over = built.ball.size(worse.delta[key]) - built.ball.radius(base) * (1 + 1e-5)
+                assert (over <= 1e-9).all(), (norm, key)
+            spent = built.spent(at, worse, batch)
+            assert spent["mean_norm"] <= spent["max_norm"] * (1 + 1e-5)
+            assert spent["max_norm"] > 0
+            if attack != "noise":
+                assert objective(worse, batch) >= objective(at, batch) - 1e-6, norm
+        assert_same(before, state(model))
+        assert all(each.grad is None for each in model.parameters())
+
+    def test_attacks_are_repeatable_and_the_seed_is_their_own(self, name: str, kind: str) -> None:
+        model, batch = build(name).eval(), batch_of()
+        at, objective = Shifted(model), self.objective(model)
+        for attack in attacks:
+            built = attack_on(attack, kind)
+            torch.manual_seed(1)
+            one, _ = built(at, batch, objective)
+            torch.manual_seed(2)
+            two, _ = built(at, batch, objective)
+            assert_same(dict(one.delta), dict(two.delta))
+
+    def test_a_frozen_model_can_be_attacked_and_stays_frozen(self, name: str, kind: str) -> None:
+        model, batch = build(name).eval().requires_grad_(False), batch_of()
+        worse, _ = attack_on("fgm", kind)(Shifted(model), batch, self.objective(model))
+        assert not any(each.requires_grad for each in (*worse.delta.values(), *model.parameters()))
+
+    def test_a_random_start_keeps_the_worst_of_several(self, name: str, kind: str) -> None:
+        model, batch = build(name).eval(), batch_of()
+        at, objective = Shifted(model), self.objective(model)
+        built = attack_on("pgd", kind, random_start=True, steps=2, eps=0.05)
+        assert isinstance(built, Ascent)
+        values = []
+        for restarts in (1, 3, 5):
+            again = attack_on("pgd", kind, random_start=True, steps=2, eps=0.05, restarts=restarts)
+            values.append(objective(again(at, batch, objective)[0], batch).item())
+        assert values == sorted(values)
+
+    def test_named_modules_alone_are_perturbed(self, name: str, kind: str) -> None:
+        from robustbench_rec.shifted import label, surface
+
+        model, batch = build(name).eval(), batch_of()
+        for tensor in surface(model, kind):
+            built = attack_on("noise", kind, modules=[label(tensor)])
+            worse, _ = built(Shifted(model), batch, self.objective(model))
+            assert list(worse.delta) == [tensor]
+
+
+def test_at_least_one_model_trains_and_one_has_every_kind_of_surface_that_models_have() -> None:
+    assert {"mf", "kgat"} <= set(LEARNERS)
+    assert {kind for _, kind in ON} >= {"embedding", "weight", "activation"}

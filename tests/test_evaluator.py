@@ -1,0 +1,366 @@
+"""Who is ranked against what, how ties fall, and that portions do not matter."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import DATA, Fixed, build, configured, interactions, judge, make_data
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from robustbench_rec import evaluator as module
+from robustbench_rec.ascent import Ascent
+from robustbench_rec.attacks import attacks
+from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluator import Evaluator, Result
+from robustbench_rec.losses import loss
+from robustbench_rec.shifted import Shifted
+
+N_USERS, N_ITEMS = DATA.n_users, DATA.n_items
+
+
+def hand_made(
+    n_users: int, n_items: int, train: list[Any], valid: list[Any], test: list[Any], name: str = "mine"
+) -> Data:
+    def part(pairs: list[Any]) -> Any:
+        users, items = zip(*pairs, strict=True) if pairs else ((), ())
+        return interactions(torch.tensor(users, dtype=torch.long), torch.tensor(items, dtype=torch.long))
+
+    return Data(
+        name,
+        "",
+        part(train),
+        part(valid),
+        part(test),
+        [f"u{each}" for each in range(n_users)],
+        [f"i{each}" for each in range(n_items)],
+    )
+
+
+def evaluated(scores: Tensor, data: Data = DATA, part: str = "test", **changes: Any) -> Result:
+    return Evaluator(data, judge(**changes)).evaluate(Shifted(Fixed(scores)), part)
+
+
+def owned(data: Data, user: int, *parts: str) -> set[int]:
+    return {
+        item
+        for part in parts
+        for u, item in zip(data.part(part).users.tolist(), data.part(part).items.tolist(), strict=True)
+        if u == user
+    }
+
+
+def naive(scores: Tensor, data: Data, part: str, k: int) -> dict[str, list[float]]:
+    """Pessimistic ranks by the plain definition, one user at a time."""
+    found: dict[str, list[float]] = {name: [] for name in ("ndcg", "recall", "precision", "hr", "mrr", "map", "auc")}
+    for user in range(data.n_users):
+        wanted = owned(data, user, part)
+        if not wanted:
+            continue
+        seen = owned(data, user, "train") if part == "valid" else owned(data, user, "train", "valid")
+        candidates = [i for i in range(data.n_items) if i in wanted or i not in seen]
+        order = sorted(candidates, key=lambda i: (-scores[user, i].item(), i in wanted))
+        hits = [rank for rank, item in enumerate(order[:k], 1) if item in wanted]
+        ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(wanted)) + 1))
+        found["ndcg"].append(sum(1 / math.log2(rank + 1) for rank in hits) / ideal)
+        found["recall"].append(len(hits) / len(wanted))
+        found["precision"].append(len(hits) / k)
+        found["hr"].append(float(bool(hits)))
+        found["mrr"].append(1 / hits[0] if hits else 0.0)
+        found["map"].append(sum((n + 1) / rank for n, rank in enumerate(hits)) / min(k, len(wanted)))
+        labels = [item in wanted for item in candidates]
+        if all(labels):
+            found["auc"].append(float("nan"))
+        else:
+            found["auc"].append(roc_auc_score(labels, scores[user, candidates].numpy()))
+    return found
+
+
+class TestFullRanking:
+    @pytest.mark.parametrize("part", ["valid", "test"])
+    @given(seed=st.integers(0, 10_000), levels=st.sampled_from([2, 5, 1000]), k=st.integers(1, 12))
+    def test_it_is_the_naive_loop_with_and_without_ties(self, part: str, seed: int, levels: int, k: int) -> None:
+        scores = torch.randint(levels, (N_USERS, N_ITEMS), generator=torch.Generator().manual_seed(seed)).float()
+        result = evaluated(scores, part=part, top_k=[k])
+        for name, values in naive(scores, DATA, part, k).items():
+            key = name if name == "auc" else f"{name}@{k}"
+            assert result.per_user[key].tolist() == pytest.approx(values, rel=1e-5), key
+            assert result.metrics[key] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+    def test_training_items_are_masked_for_valid_and_those_of_valid_too_for_test(self) -> None:
+        data = hand_made(2, 5, [(0, 0), (1, 0)], [(0, 1), (1, 0)], [(0, 2)])
+        scores = torch.tensor([[9.0, 8, 7, 6, 5], [9.0, 8, 7, 6, 5]])
+        kept = {"metrics": ["mrr"], "top_k": [5], "data": data}
+        assert evaluated(scores, part="test", **kept).metrics["mrr@5"] == 1.0  # type: ignore[arg-type]
+        assert evaluated(scores, part="valid", **kept).per_user["mrr@5"].tolist() == [1.0, 1.0]  # type: ignore[arg-type]
+
+    def test_a_relevant_item_loses_every_tie(self) -> None:
+        result = evaluated(torch.zeros(N_USERS, N_ITEMS), top_k=[5])
+        assert result.metrics["hr@5"] == 0
+        assert result.metrics["auc"] == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("k", [1, 2, 3, 4])
+    def test_a_tie_across_the_end_of_the_list_is_lost_too(self, k: int) -> None:
+        """Three equals around rank k, the relevant one among them."""
+        data = hand_made(2, 6, [(0, 5), (1, 5)], [], [(0, 0), (1, 0)])
+        scores = torch.tensor([[3.0, 9, 3, 3, 1, 0]]).repeat(2, 1)
+        assert evaluated(scores, data, metrics=["hr"], top_k=[k]).metrics[f"hr@{k}"] == float(k >= 4)
+
+    def test_an_item_bought_again_is_a_candidate_and_relevant(self) -> None:
+        data = hand_made(2, 4, [(0, 0), (0, 1), (1, 1)], [(0, 0)], [(0, 0), (1, 0)])
+        scores = torch.tensor([[9.0, 8, 1, 0], [0.0, 1, 2, 3]])
+        result = evaluated(scores, data, metrics=["mrr"], top_k=[3])
+        assert result.per_user["mrr@3"].tolist() == pytest.approx([1.0, 1 / 3])
+
+    def test_only_users_with_events_in_the_part_count_in_the_order_of_their_indices(self) -> None:
+        data = hand_made(4, 5, [(u, 4) for u in range(4)], [], [(3, 0), (1, 0)])
+        result = evaluated(torch.rand(4, 5), data, top_k=[2])
+        assert result.users.tolist() == [1, 3]
+        assert all(len(each) == 2 for each in result.per_user.values())
+
+    def test_the_same_event_twice_counts_once(self) -> None:
+        data = hand_made(2, 5, [(0, 4), (1, 4)], [], [(0, 0), (0, 0), (1, 0)])
+        result = evaluated(torch.tensor([[5.0, 4, 3, 2, 1]] * 2), data, top_k=[2])
+        assert result.metrics["recall@2"] == 1.0
+        assert result.metrics["precision@2"] == 0.5
+
+    def test_coverage_is_the_share_of_the_catalogue_that_is_shown_to_anyone(self) -> None:
+        data = hand_made(3, 10, [(u, 9) for u in range(3)], [], [(u, 0) for u in range(3)])
+        scores = torch.zeros(3, 10)
+        scores[0, [1, 2]], scores[1, [2, 3]], scores[2, [1, 3]], scores[:, 9] = 1.0, 1.0, 1.0, 2.0
+        assert evaluated(scores, data, metrics=["coverage"], top_k=[2]).metrics == {"coverage@2": pytest.approx(0.3)}
+
+    def test_items_that_are_no_candidates_are_never_covered(self) -> None:
+        """A list longer than a user's candidates has empty places at its end."""
+        data = hand_made(2, 6, [(u, i) for u in range(2) for i in (2, 3, 4, 5)], [], [(0, 0), (1, 0)])
+        result = evaluated(torch.rand(2, 6), data, metrics=["coverage"], top_k=[5])
+        assert result.metrics["coverage@5"] == pytest.approx(2 / 6)
+
+    def test_a_user_whose_candidates_are_all_relevant_does_not_spoil_the_auc(self) -> None:
+        data = hand_made(2, 4, [(0, 2), (0, 3), (1, 3)], [], [(0, 0), (0, 1), (1, 0)])
+        value = evaluated(torch.tensor([[4.0, 3, 2, 1]] * 2), data, metrics=["auc"], top_k=[1]).metrics["auc"]
+        assert value == pytest.approx(1.0)
+
+    def test_several_k_are_judged_at_once(self) -> None:
+        scores = torch.rand(N_USERS, N_ITEMS, generator=torch.Generator().manual_seed(1))
+        result = evaluated(scores, top_k=[1, 3, 7])
+        for k in (1, 3, 7):
+            assert result.metrics[f"ndcg@{k}"] == evaluated(scores, top_k=[k]).metrics[f"ndcg@{k}"]
+        assert list(result.metrics)[:2] == ["ndcg@1", "recall@1"]
+
+    def test_asked_for_one_metric_it_gives_that_one(self) -> None:
+        scores = torch.rand(N_USERS, N_ITEMS)
+        whole = evaluated(scores)
+        for name in Evaluator(DATA, judge()).names():
+            only = Evaluator(DATA, judge()).evaluate(Shifted(Fixed(scores)), "test", metrics=[name])
+            assert only.metrics == {name: whole.metrics[name]}
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+    def test_scores_that_are_not_finite_are_refused(self, bad: float) -> None:
+        scores = torch.rand(N_USERS, N_ITEMS)
+        item = next(iter(owned(DATA, 3, "test")))
+        scores[3, item] = bad
+        with pytest.raises(RrecError, match="NaN or infinite"):
+            evaluated(scores)
+
+    def test_a_bad_score_of_a_masked_item_harms_nobody(self) -> None:
+        scores = torch.rand(N_USERS, N_ITEMS)
+        clean = evaluated(scores)
+        scores[3, next(iter(owned(DATA, 3, "train")))] = float("nan")
+        assert evaluated(scores).metrics == clean.metrics
+
+
+class TestPortions:
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    @pytest.mark.parametrize("cells", [1, N_ITEMS * 5, N_ITEMS * N_USERS])
+    def test_they_do_not_change_results(self, protocol: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        scores = torch.randint(6, (N_USERS, N_ITEMS)).float()
+        expected = evaluated(scores, protocol=protocol)
+        monkeypatch.setattr(module, "CELLS", cells)
+        found = evaluated(scores, protocol=protocol)
+        assert found.metrics == pytest.approx(expected.metrics)
+        assert torch.equal(found.users, expected.users)
+        for name in expected.per_user:
+            torch.testing.assert_close(found.per_user[name], expected.per_user[name])
+
+    @pytest.mark.parametrize("name", ["mf", "kgat"])
+    @pytest.mark.parametrize("attack", list(attacks))
+    def test_they_do_not_change_an_attack(self, name: str, attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, found = build(name).requires_grad_(False), []
+        for cells in (module.CELLS, N_ITEMS * 5):
+            monkeypatch.setattr(module, "CELLS", cells)
+            built = attacks.build(configured("attack", attack))
+            found.append(Evaluator(DATA, judge()).attack(Shifted(model), built, "test", loss("softmax")))
+        (one, spent), (two, again) = found
+        assert spent == pytest.approx(again, rel=1e-4)
+        for key in one.delta:
+            torch.testing.assert_close(one.delta[key], two.delta[key], rtol=1e-3, atol=1e-5)
+
+
+class TestSampled:
+    def candidates(self, seed: int = 0, part: str = "test", n: int = 6, data: Data = DATA) -> list[tuple[int, list[int]]]:
+        built = Evaluator(data, judge(protocol="sampled", n_negatives=n), seed=seed)
+        return [
+            (user, row)
+            for chunk in built.chunks(part)
+            for user, row in zip(chunk.users.tolist(), chunk.items.tolist(), strict=True)  # type: ignore[union-attr]
+        ]
+
+    def test_every_event_is_ranked_against_items_that_the_user_has_nowhere(self) -> None:
+        found = self.candidates()
+        assert [(user, row[0]) for user, row in found] == list(
+            zip(DATA.test.users.tolist(), DATA.test.items.tolist(), strict=True)
+        )
+        for user, (_, *negatives) in found:
+            assert len(set(negatives)) == 6
+            assert not set(negatives) & owned(DATA, user, "train", "valid", "test")
+
+    def test_the_draw_is_fixed_by_the_seed(self) -> None:
+        assert self.candidates(1) == self.candidates(1)
+        assert self.candidates(1) != self.candidates(2)
+
+    def test_negatives_are_drawn_evenly(self) -> None:
+        drawn = [item for seed in range(200) for user, (_, *row) in self.candidates(seed) for item in row if user == 0]
+        free = set(range(N_ITEMS)) - owned(DATA, 0, "train", "valid", "test")
+        counts = torch.bincount(torch.tensor(drawn), minlength=N_ITEMS)[sorted(free)].double()
+        assert (counts / counts.mean() - 1).abs().max() < 0.3
+
+    def test_a_user_is_the_mean_over_the_users_events(self) -> None:
+        data = hand_made(2, 8, [(0, 7), (1, 7)], [], [(0, 0), (0, 1), (1, 0)])
+        scores = torch.tensor([[9.0, 0, 1, 2, 3, 4, 5, 6]] * 2)
+        result = evaluated(scores, data, protocol="sampled", n_negatives=3, metrics=["hr"], top_k=[1])
+        assert result.per_user["hr@1"].tolist() == [0.5, 1.0]
+        assert result.metrics["hr@1"] == 0.75
+
+    def test_ties_are_lost_here_too(self) -> None:
+        result = evaluated(torch.zeros(N_USERS, N_ITEMS), protocol="sampled", metrics=["hr", "mrr"], top_k=[5])
+        assert result.metrics["hr@5"] == 0
+
+    def test_coverage_names_items_and_not_places(self) -> None:
+        scores = torch.arange(N_ITEMS).float().repeat(N_USERS, 1)
+        found = evaluated(scores, protocol="sampled", metrics=["coverage"], top_k=[1]).metrics["coverage@1"]
+        best = {max(row) for _, row in self.candidates(n=5)}
+        assert found == pytest.approx(len(best) / N_ITEMS)
+
+    def test_too_few_items_to_draw_from_names_the_user(self) -> None:
+        data = make_data(n_items=12)
+        with pytest.raises(RrecError, match=r"n_negatives=5: user 'u0' has only 4 items"):
+            evaluated(torch.rand(N_USERS, 12), data, protocol="sampled", n_negatives=5)
+        assert evaluated(torch.rand(N_USERS, 12), data, protocol="sampled", n_negatives=4, top_k=[5]).metrics
+
+
+class TestAttacked:
+    def test_the_attack_sees_exactly_the_candidates_that_are_ranked(self) -> None:
+        for protocol in ("full", "sampled"):
+            built = Evaluator(DATA, judge(protocol=protocol))
+            chunks, batches = built.chunks("test"), list(built.batches("test"))
+            for chunk, batch in zip(chunks, batches, strict=True):
+                assert torch.equal(chunk.users, batch.users)
+                for row, user in enumerate(batch.users.tolist()):
+                    assert batch.mask is not None
+                    items = torch.arange(N_ITEMS) if batch.items is None else batch.items[row]
+                    wanted, seen = owned(DATA, user, "test"), owned(DATA, user, "train", "valid")
+                    positive = set(items[batch.labels[row] > 0].tolist())
+                    allowed = set(items[batch.mask[row]].tolist())
+                    if protocol == "full":
+                        assert positive == wanted
+                        assert allowed == set(range(N_ITEMS)) - seen
+                    else:
+                        assert positive == {int(items[0])}
+                        assert allowed == set(items.tolist())
+
+    def test_evaluation_mode_is_used_and_the_models_own_given_back(self) -> None:
+        model = build("kgat", dropout=0.9).train()
+        built = Evaluator(DATA, judge())
+        one, two = (built.evaluate(Shifted(model), "test").metrics for _ in range(2))
+        assert one == two
+        attack = attacks.build(configured("attack", "fgm"))
+        first, second = (built.attack(Shifted(model), attack, "test", loss("softmax"))[0] for _ in range(2))
+        assert all(torch.equal(first.delta[key], second.delta[key]) for key in first.delta)
+        assert model.training
+
+    def test_the_announced_passes_are_made(self) -> None:
+        model = build("mf").requires_grad_(False)
+        for name in attacks:
+            attack, passes = attacks.build(configured("attack", name)), []
+            Evaluator(DATA, judge()).attack(Shifted(model), attack, "test", loss("margin"), lambda: passes.append(1))
+            assert len(passes) == attack.passes, name
+
+    @pytest.mark.parametrize("name", ["mf", "kgat"])
+    @pytest.mark.parametrize("kind", ["embedding", "weight"])
+    def test_stronger_attacks_raise_the_loss_more(self, name: str, kind: str) -> None:
+        model, built = build(name).requires_grad_(False), Evaluator(DATA, judge())
+
+        def value(at: Shifted) -> float:
+            batches = list(built.batches("test"))
+            total = sum(loss("softmax")(at(each), each).sum().item() for each in batches)
+            return total / sum(map(len, batches))
+
+        start = value(Shifted(model.eval()))
+        for eps in (0.05, 0.3):
+            found = {}
+            for attack in ("noise", "fgm", "pgd"):
+                config = configured("attack", attack, surface=kind, eps=eps)
+                worse, spent = built.attack(Shifted(model), attacks.build(config), "test", loss("softmax"))
+                found[attack] = value(worse)
+                assert spent["max_relative"] <= eps * (1 + 1e-4)
+            assert found["pgd"] >= found["fgm"] > found["noise"]
+            assert found["fgm"] > start
+
+    def test_a_zero_budget_attack_leaves_the_metrics(self) -> None:
+        model, built = build("mf").requires_grad_(False), Evaluator(DATA, judge())
+        clean = built.evaluate(Shifted(model), "test").metrics
+        for name in attacks:
+            attack = attacks.build(configured("attack", name, eps=0.0))
+            worse, spent = built.attack(Shifted(model), attack, "test", loss("margin"))
+            assert built.evaluate(worse, "test").metrics == clean
+            assert spent["max_norm"] == 0
+
+    @pytest.mark.xfail(reason="δ has the shape of the first portion's activation", raises=RuntimeError)
+    def test_an_activation_that_depends_on_the_batch_is_attacked_over_all_portions(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from conftest import Toy
+
+        monkeypatch.setattr(module, "CELLS", N_ITEMS * 5)
+        ascent = Ascent(
+            surface="activation",
+            ball=attacks.build(configured("attack", "fgm")).ball,  # type: ignore[attr-defined]
+            steps=1,
+        )
+        worse, _ = Evaluator(DATA, judge()).attack(Shifted(Toy()), ascent, "test", loss("softmax"))
+        assert worse.delta
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol": "sampeld"}, "unknown protocol 'sampeld'; did you mean 'sampled'"),
+        ({"metrics": ["ndgc"]}, "unknown metric 'ndgc'"),
+        ({"top_k": [21]}, "top_k=21.* 20 candidates"),
+        ({"top_k": [0]}, "top_k=0"),
+        ({"protocol": "sampled", "n_negatives": 3, "top_k": [5]}, "top_k=5.* 4 candidates"),
+        ({"protocol": "sampled", "n_negatives": 0, "top_k": [1]}, "n_negatives=0"),
+        ({"protocol": "sampled", "n_negatives": -3, "top_k": [1]}, "n_negatives=-3"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RrecError, match=message):
+        evaluated(torch.rand(N_USERS, N_ITEMS), **changes)
+
+
+def test_an_unknown_part_and_an_empty_one_are_refused() -> None:
+    with pytest.raises(RrecError, match=r"unknown part 'tset'; did you mean 'test'"):
+        evaluated(torch.rand(N_USERS, N_ITEMS), part="tset")
+    with pytest.raises(RrecError, match="'mine' has no valid events"):
+        evaluated(torch.rand(2, 3), hand_made(2, 3, [(0, 0), (1, 0)], [], [(0, 1)]), part="valid", top_k=[1])
+
+
+def test_a_batch_without_labels_is_only_scored() -> None:
+    assert Batch.unlabelled(torch.arange(3)).labels.shape == (3, 0)
