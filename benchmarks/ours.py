@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from robustbench_rec import checkpoint
+from robustbench_rec import __version__, checkpoint
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import ROOTS, Train
 from robustbench_rec.data import Data
@@ -371,7 +371,12 @@ def main() -> None:
     job, result = json.loads(sys.argv[1]), Path(sys.argv[2])
     found = TASKS[job["task"]](job)
     found["peak_mib"] = _peak()
-    found["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    found["versions"] = {
+        "robustbench_rec": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     result.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import numpy as np
+import recbole
 import torch
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
@@ -131,7 +132,12 @@ def main() -> None:
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints are pickles of its config
     found = {"mf_epoch": mf_epoch, "evaluate": evaluate, "train": train}[job["task"]](job)
     found["peak_mib"] = _peak()
-    found["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    found["versions"] = {
+        "recbole": recbole.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     with open(result, "w", encoding="utf-8") as file:
         json.dump(found, file)
 

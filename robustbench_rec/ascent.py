@@ -208,7 +208,7 @@ class Ascent(Attack):
                 moved[name] = torch.zeros_like(base[name]) if delta is None else delta[name]
                 continue
             along = gradient if self.direction is None else self.direction(name, gradient)
-            step = self.step_size * radii[name] * self.ball.steepest(along)
+            step = self.ball.steepest(along, self.step_size * radii[name])
             if delta is None and self.step_size <= 1:
                 moved[name] = step  # in the ball already
             else:

@@ -36,7 +36,7 @@ class Loaded:
 
 def save(out: Path, model: RecModel, config: Mapping[str, Any], recipe: Recipe, data: Data) -> None:
     """Write `model.safetensors` and `model.json` into the run directory, each atomically."""
-    content = to_bytes({name: each.detach().cpu().contiguous() for name, each in model.state_dict().items()})
+    content = to_bytes(_apart(model.state_dict()))
     write_bytes(out / TENSORS, content)
     card = {
         "format": FORMAT,
@@ -100,7 +100,7 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
     """One file with tensors and texts, written atomically."""
-    write_bytes(path, to_bytes({name: each.detach().cpu().contiguous() for name, each in tensors.items()}, dict(notes)))
+    write_bytes(path, to_bytes(_apart(tensors), dict(notes)))
 
 
 def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -111,6 +111,11 @@ def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dic
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise RrecError(f"resume: {path} cannot be read ({error}); remove it to start the run again") from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each in memory of its own, as the format demands: also tied weights."""
+    return {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
 
 
 def _fill(model: RecModel, tensors: Mapping[str, Tensor], path: str) -> None:

@@ -16,10 +16,10 @@ def criticality(at: Shifted, batch: Batch, objective: Scalar, *, eps: float, ste
     """MRC of every weight matrix by its module's name: max over ‖δ_r‖ ≤ eps‖w_r‖ of L(θ + δ) − L(θ), largest first.
 
     All modules are measured on the same batch; every step is projected and the largest loss seen counts, the start
-    included, so a value is never negative and grows with steps and eps. It is an estimate from below of a maximum. A
-    module that does not reach the loss has 0. After RiFT (Zhu et al., ICCV 2023) and the released RAWP-FT code; unlike
-    both, the data are training events, the ball holds at every step, and rows are projected, not rescaled to its
-    surface.
+    included, so a value is never negative and grows with eps and, by and large, with steps, whose size depends on their
+    number. It is an estimate from below of a maximum. A module that does not reach the loss has 0. After RiFT (Zhu et
+    al., ICCV 2023) and the released RAWP-FT code; unlike both, the data are training events, the ball holds at every
+    step, and rows are projected, not rescaled to its surface.
     """
     names = surface(at.model, "weight")
     delta = {name: torch.zeros_like(each).requires_grad_() for name, each in at.tensors(names).items()}

@@ -43,7 +43,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RrecError(f"{what}: {path} does not exist") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RrecError(f"{what}: {path} cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise RrecError(f"{what}: {path} is not a JSON object")

@@ -52,13 +52,15 @@ class Ball:
             return torch.full_like(size, self.eps)
         return self.eps * (size.median().expand_as(size) if self.relative == "median" else size)
 
-    def steepest(self, gradient: Tensor) -> Tensor:
-        """The δ of unit norm that raises a linear function most; zero where the gradient is."""
+    def steepest(self, gradient: Tensor, radius: Tensor | float = 1.0) -> Tensor:
+        """The δ of norm `radius` in each unit that raises a linear function most; zero where the gradient is."""
         if self.norm == "linf" or self.per == "element":
-            return gradient.sign()
+            return radius * gradient.sign()
         # in float64, since the squares of a saturated loss's gradient underflow in float32
-        length: Tensor = torch.linalg.vector_norm(gradient, dim=self._dims(gradient), keepdim=True, dtype=torch.float64)
-        return gradient / length.to(gradient.dtype).clamp_min(torch.finfo(gradient.dtype).tiny)
+        length: Tensor = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True, dtype=torch.float64)
+        if self.per == "layer" or gradient.ndim == 1:
+            length = torch.linalg.vector_norm(length)
+        return gradient * (radius / length.clamp_min(torch.finfo(gradient.dtype).tiny)).to(gradient.dtype)
 
     def project(self, delta: Tensor, radius: Tensor) -> Tensor:
         """The nearest point of the ball."""

@@ -88,7 +88,8 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         kept = ctx.saved_tensors
-        return (None, None, *(None for _ in kept), *(outer[0] * each for each in kept))
+        scale = outer[0]
+        return (None, None, *(None for _ in kept), *(kept if scale == 1 else [scale * each for each in kept]))
 
 
 def _tensors(encoded: Any) -> Iterator[Tensor]:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +44,16 @@ class Shifted:
         if not self.delta:
             output: Output = self.model(batch, self.encoded)
             return output
-        return self._call("forward", batch, self.encoded)  # type: ignore[no-any-return]
+        shifted: Output = functional_call(self.model, self.tensors(self.delta), (batch, self.encoded))
+        return shifted
 
     @cached_property
     def encoded(self) -> Encoded:
         """`model.encode()` at this point, computed once for this value."""
-        return self._call("encode") if self.delta else self.model.encode()
+        if not self.delta or type(self.model).encode is RecModel.encode:
+            return self.model.encode()
+        tensors = {f"model.{name}": each for name, each in self.tensors(self.delta).items()}
+        return functional_call(_Encode(self.model), tensors, ())
 
     def shift(self, delta: Delta) -> "Shifted":
         """The same model, further away: θ + δ + `delta`."""
@@ -88,21 +91,16 @@ class Shifted:
                 hook.remove()
         return seen
 
-    def _call(self, method: str, *args: Any) -> Any:
-        tensors = {f"model.{name}": each for name, each in self.tensors(self.delta).items()}
-        return functional_call(_Method(self.model, method), tensors, args)
 
+class _Encode(nn.Module):
+    """`functional_call` calls `forward`; this one is `encode`."""
 
-class _Method(nn.Module):
-    """Lets `functional_call`, which calls `forward`, call any method."""
-
-    def __init__(self, model: RecModel, method: str) -> None:
+    def __init__(self, model: RecModel) -> None:
         super().__init__()
         self.model = model
-        self.method = method
 
-    def forward(self, *args: Any) -> Any:
-        return getattr(self.model, self.method)(*args)
+    def forward(self) -> Encoded:
+        return self.model.encode()
 
 
 def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) -> list[str]:

@@ -58,12 +58,12 @@ class Trainer:
         fit = self.fit
         if fit.optimizer not in OPTIMIZERS:
             raise unknown("optimizer", fit.optimizer, OPTIMIZERS)
-        sizes_fit = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
-        if not (sizes_fit and min(fit.lr, fit.weight_decay, fit.momentum) >= 0 and fit.lr < float("inf")):
+        counts = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
+        if not (counts and all(0 <= each < float("inf") for each in (fit.lr, fit.weight_decay, fit.momentum))):
             raise RrecError(
                 f"epochs={fit.epochs}, patience={fit.patience}, lr={fit.lr}, weight_decay={fit.weight_decay}, "
-                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}: epochs, patience >= 1, lr, weight_decay, momentum "
-                ">= 0 and clip_norm > 0 are needed"
+                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}: epochs, patience >= 1, lr, weight_decay, "
+                "momentum >= 0 and clip_norm > 0 are needed"
             )
 
     def run(self) -> None:
@@ -144,7 +144,8 @@ class Trainer:
     def _optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
         fit = self.fit
         more = {"momentum": fit.momentum} if fit.optimizer == "sgd" else {}
-        return OPTIMIZERS[fit.optimizer](weights, lr=fit.lr, weight_decay=fit.weight_decay, fused=True, **more)
+        fused = fit.optimizer != "adagrad"  # which torch fuses on the CPU alone
+        return OPTIMIZERS[fit.optimizer](weights, lr=fit.lr, weight_decay=fit.weight_decay, fused=fused, **more)
 
     def _waited(self) -> int:
         """Epochs since the best one."""
@@ -153,7 +154,11 @@ class Trainer:
 
     def _identity(self) -> str:
         """What must be equal for a state to be continued."""
-        return sha256(json.dumps([{each.name: getattr(self.fit, each.name) for each in fields(Fit)}, self.seed, self.precision]).encode()).hexdigest()
+        return sha256(
+            json.dumps(
+                [{each.name: getattr(self.fit, each.name) for each in fields(Fit)}, self.seed, self.precision]
+            ).encode()
+        ).hexdigest()
 
     def _save(self) -> None:
         (self.out / "resume").mkdir(exist_ok=True)
@@ -171,6 +176,12 @@ class Trainer:
         if not path.is_file():
             return
         tensors, notes = load_state(path, self.sampler.users.device)
+        try:
+            self._restore(tensors, notes)
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise RrecError(f"resume: {path} is not a state of this run; remove it to start the run again") from error
+
+    def _restore(self, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
         if notes.get("identity") != self._identity():
             raise RrecError(
                 f"resume={self.out}: the state there is of a run with other settings; it cannot be continued"

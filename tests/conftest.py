@@ -21,6 +21,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.sampling import Sampler
 from robustbench_rec.shifted import SURFACES, Site, surface
 
+torch.set_num_threads(1)  # tiny tensors, and other work beside
 settings.register_profile("rrec", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("rrec")
 

@@ -261,7 +261,11 @@ class TestBeside:
         model = Toy() if name == "toy" else build(name).eval()
         if name == "mf" and settings["surface"] == "activation":
             settings = settings | {"surface": "embedding"}
-        attack, batch, objective = Ascent(ball=ball(eps=0.2, relative="own"), **settings), batch_of(), Plain(loss("bpr"))
+        attack, batch, objective = (
+            Ascent(ball=ball(eps=0.2, relative="own"), **settings),
+            batch_of(),
+            Plain(loss("bpr")),
+        )
         clean, worse = direct(attack, Shifted(model), batch, objective)
         expected = gradients(model, 0.3 * clean + 0.7 * objective(worse, batch))
         value, beside, same = attack.beside(Shifted(model), batch, objective)

@@ -203,7 +203,9 @@ class TestPortions:
 
 
 class TestSampled:
-    def candidates(self, seed: int = 0, part: str = "test", n: int = 6, data: Data = DATA) -> list[tuple[int, list[int]]]:
+    def candidates(
+        self, seed: int = 0, part: str = "test", n: int = 6, data: Data = DATA
+    ) -> list[tuple[int, list[int]]]:
         built = Evaluator(data, judge(protocol="sampled", n_negatives=n), seed=seed)
         return [
             (user, row)

@@ -33,7 +33,9 @@ def drawn() -> Data:
 
 
 def model_of(data: Data = DATA, **changes: Any) -> KGAT:
-    model = build("kgat", data, **({"dim": 6, "relation_dim": 5, "layers": [4, 3], "dropout": 0.0, "min_triples": 0} | changes))
+    model = build(
+        "kgat", data, **({"dim": 6, "relation_dim": 5, "layers": [4, 3], "dropout": 0.0, "min_triples": 0} | changes)
+    )
     assert isinstance(model, KGAT)
     return model
 
@@ -102,9 +104,7 @@ class TestGraph:
         assert all((t, r + half if r < half else r - half, h) in edges for h, r, t in edges)
 
     def test_an_event_seen_twice_is_one_edge(self, data: Data) -> None:
-        twice = replace(
-            data, train=interactions(data.train.users.repeat(2), data.train.items.repeat(2))
-        )
+        twice = replace(data, train=interactions(data.train.users.repeat(2), data.train.items.repeat(2)))
         assert len(model_of(twice).heads) == len(model_of(data).heads)
 
     def test_test_events_are_no_edges(self, data: Data) -> None:
@@ -190,7 +190,10 @@ class TestPropagation:
 class TestProduct:
     def test_value_and_gradient_are_those_of_the_dense_product_with_duplicates_summed(self) -> None:
         torch.manual_seed(0)
-        rows, columns = torch.tensor([0, 0, 0, 2, 2, 4]), torch.tensor([1, 1, 3, 0, 3, 2])  # (0, 1) twice, rows 1, 3 empty
+        rows, columns = (
+            torch.tensor([0, 0, 0, 2, 2, 4]),
+            torch.tensor([1, 1, 3, 0, 3, 2]),
+        )  # (0, 1) twice, rows 1, 3 empty
         values = torch.randn(6)
         dense = torch.zeros(5, 4).index_put((rows, columns), values, accumulate=True)
         order = torch.argsort(columns, stable=True)

@@ -76,13 +76,22 @@ def test_ranx_agrees() -> None:
     n_users, n_items, k = 40, 60, 10
     scores = torch.rand(n_users, n_items, generator=generator)
     wanted = torch.rand(n_users, n_items, generator=generator).argsort(1) < torch.arange(n_users)[:, None] % k + 1
-    qrels = ranx.Qrels({f"u{u:02}": {f"i{i}": 1 for i in wanted[u].nonzero().flatten().tolist()} for u in range(n_users)})
+    qrels = ranx.Qrels(
+        {f"u{u:02}": {f"i{i}": 1 for i in wanted[u].nonzero().flatten().tolist()} for u in range(n_users)}
+    )
     run = ranx.Run(
         {f"u{u:02}": {f"i{i}": score for i, score in enumerate(row)} for u, row in enumerate(scores.tolist())}
     )
     hits, relevant = wanted.gather(1, scores.topk(k, 1).indices), wanted.sum(1)
     assert relevant.max() <= k  # beyond, ranx divides average precision by all relevant items
-    theirs = {"hr": "hit_rate", "map": "map", "mrr": "mrr", "ndcg": "ndcg", "precision": "precision", "recall": "recall"}
+    theirs = {
+        "hr": "hit_rate",
+        "map": "map",
+        "mrr": "mrr",
+        "ndcg": "ndcg",
+        "precision": "precision",
+        "recall": "recall",
+    }
     for name, metric in TOP_K.items():
         judged = ranx.evaluate(qrels, run, f"{theirs[name]}@{k}", return_mean=False)
         assert metric(hits, relevant).tolist() == pytest.approx(judged.tolist(), rel=1e-5), name

@@ -29,4 +29,6 @@ class APR(Adversarial):
         if config.weight < 0:
             raise RrecError(f"defense.weight={config.weight}: must not be negative")
         ball = Ball(eps=config.eps, norm="l2", per="row", relative=config.relative)
-        super().__init__(inner, Ascent(surface="embedding", ball=ball, steps=1), clean=1.0, robust=config.weight)
+        ascent = Ascent(surface="embedding", ball=ball, steps=1)
+        ascent.check(model)
+        super().__init__(inner, ascent, clean=1.0, robust=config.weight)

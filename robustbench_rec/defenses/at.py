@@ -25,4 +25,5 @@ class AdversarialTraining(Adversarial):
         if not 0 <= config.clean_weight <= 1:
             raise RrecError(f"defense.clean_weight={config.clean_weight}: a share between 0 and 1")
         attack = attacks.build(config.attack)
+        attack.check(model)
         super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight)

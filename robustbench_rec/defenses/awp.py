@@ -26,4 +26,5 @@ class AWP(Adversarial):
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         ascent = weight_ascent(config.gamma, config.per, config.steps)
+        ascent.check(model)
         super().__init__(inner, ascent, clean=config.clean_weight, robust=1 - config.clean_weight)

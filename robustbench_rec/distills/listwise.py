@@ -37,6 +37,8 @@ class Listwise(Objective):
                 f"distill.weight={config.weight}, temperature={config.temperature}, top={config.top}, uniform="
                 f"{config.uniform}: weight in [0, 1], temperature > 0, top >= 1 and uniform >= 0 are needed"
             )
+        if config.top + config.uniform < 2:
+            raise RrecError("distill.top=1, uniform=0: a list has at least two items")
         super().__init__()
         self.config, self.inner, self.teacher, self.n_items = config, inner, teacher, data.n_items
         self.top = _top(teacher, data, min(config.top, data.n_items))  # [n_users, top]

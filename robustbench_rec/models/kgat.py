@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.model import RecModel
+from robustbench_rec.model import RecModel, rows
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
 
@@ -108,10 +108,10 @@ class KGAT(RecModel):
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
-        users = user_table[batch.users]  # [B, D*]
+        users = rows(user_table, batch.users)  # [B, D*]
         if batch.items is None:
             return Output(users @ item_table.T, hidden={"user": users})
-        items = item_table[batch.items]  # [B, C, D*]
+        items = rows(item_table, batch.items)  # [B, C, D*]
         scores = (users[:, None] * items).sum(2)
         squared = users.square().sum() + items.square().sum()
         return Output(scores, 0.5 * self.config.l2 * squared / len(batch), {"user": users, "item": items})
@@ -159,9 +159,9 @@ class KGAT(RecModel):
             "relation_counts": torch.bincount(relations, minlength=self.n_relations),
         }
         starts = _pointers(heads, self.n_nodes)
-        for size, rows in (("all", self.n_nodes), ("read", self.n_users + self.n_items)):
-            order = torch.argsort(tails[: starts[rows]] * self.n_nodes + heads[: starts[rows]], stable=True)
-            graph[f"{size}_starts"] = starts[: rows + 1]
+        for size, n in (("all", self.n_nodes), ("read", self.n_users + self.n_items)):
+            order = torch.argsort(tails[: starts[n]] * self.n_nodes + heads[: starts[n]], stable=True)
+            graph[f"{size}_starts"] = starts[: n + 1]
             graph[f"{size}_order"] = order  # from edges by head to edges by tail
             graph[f"{size}_ends"] = _pointers(tails[order], self.n_nodes)
             graph[f"{size}_back"] = heads[order]
@@ -188,12 +188,12 @@ class KGAT(RecModel):
         edges, relations = edges[order], self.relations[edges[order]]
         triples = torch.stack([self.heads[edges], self.tails[edges], negatives], 1)  # [B, 3]
         counts = torch.bincount(relations, minlength=self.n_relations).tolist()
-        groups = self.node(triples).split(counts)  # per relation [n, 3, D]
+        groups = rows(self.node.weight, triples).split(counts)  # per relation [n, 3, D]
         projected = torch.cat(
             [group @ weight for group, weight in zip(groups, self.projection, strict=True) if len(group)]
         )
         head, tail, other = projected.unbind(1)  # [B, K]
-        relation = self.relation(relations)
+        relation = rows(self.relation.weight, relations)
         true, false = (head + relation - tail).square().sum(1), (head + relation - other).square().sum(1)
         penalty: Tensor = 0.5 * self.config.kg_l2 * (projected.square().sum() + relation.square().sum()) / len(edges)
         return F.softplus(true - false).mean() + penalty

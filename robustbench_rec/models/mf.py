@@ -4,7 +4,8 @@ from torch import nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
-from robustbench_rec.model import Encoded, RecModel
+from robustbench_rec.errors import RrecError
+from robustbench_rec.model import Encoded, RecModel, rows
 from robustbench_rec.models import models
 
 
@@ -23,6 +24,8 @@ class MF(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        if config.dim < 1:
+            raise RrecError(f"model.dim={config.dim}: must be at least 1")
         self.l2 = config.l2
         self.user = nn.Embedding(data.n_users, config.dim)
         self.item = nn.Embedding(data.n_items, config.dim)
@@ -30,10 +33,10 @@ class MF(RecModel):
             nn.init.xavier_normal_(table.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
-        users = self.user(batch.users)  # [B, D]
+        users = rows(self.user.weight, batch.users)  # [B, D]
         if batch.items is None:
             return Output(users @ self.item.weight.T, hidden={"user": users})
-        items = self.item(batch.items)  # [B, C, D]
+        items = rows(self.item.weight, batch.items)  # [B, C, D]
         scores = (users[:, None] * items).sum(2)
         penalty = 0.5 * self.l2 * (users.square().sum() + items.square().sum()) / len(batch) if self.l2 else 0.0
         return Output(scores, penalty, {"user": users, "item": items})

@@ -14,7 +14,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import Finetune
 from robustbench_rec.criticality import criticality
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.evaluator import Evaluator
+from robustbench_rec.evaluator import PARTS, Evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.losses import loss
@@ -37,16 +37,18 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     The start is always feasible, so on validation the result is never worse than the start.
     """
     device = setup(cfg)
-    if not (cfg.alphas >= 2 and 0 <= cfg.tolerance < 1 and cfg.modules >= 1):
+    if not (cfg.alphas >= 2 and 0 <= cfg.tolerance < 1 and cfg.modules >= 1 and cfg.criticality.pairs >= 1):
         raise RrecError(
-            f"alphas={cfg.alphas}, tolerance={cfg.tolerance}, modules={cfg.modules}: alphas >= 2, tolerance in [0, 1) "
-            "and modules >= 1 are needed"
+            f"alphas={cfg.alphas}, tolerance={cfg.tolerance}, modules={cfg.modules}, criticality.pairs="
+            f"{cfg.criticality.pairs}: alphas >= 2, tolerance in [0, 1), modules and pairs >= 1 are needed"
         )
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     model, data = loaded.model, loaded.data
     evaluator = Evaluator(data, cfg)
     if cfg.monitor not in evaluator.names():
         raise unknown("monitor", cfg.monitor, evaluator.names())
+    for part in PARTS:
+        evaluator.chunks(part)
     attack = attacks.build(cfg.attack)
     attack.check(model)
     names = surface(model, "weight")

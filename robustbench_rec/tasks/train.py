@@ -42,6 +42,8 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap) -> dict[str, float]:
     evaluator = Evaluator(data, cfg)
     if cfg.monitor not in evaluator.names():
         raise unknown("monitor", cfg.monitor, evaluator.names())
+    for part in PARTS:
+        evaluator.chunks(part)
     trainer = Trainer(
         model=model,
         objective=objective,

@@ -1,0 +1,270 @@
+"""RAWP-FT: criticality, what is tuned, and the interpolation."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Toy, batch_of, build, compose
+from torch import Tensor, nn
+
+from robustbench_rec import checkpoint, launch
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.config import Finetune
+from robustbench_rec.criticality import criticality
+from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import loss
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Plain
+from robustbench_rec.shifted import Shifted, label, surface
+from robustbench_rec.tasks import finetune, train
+
+BPR = Plain(loss("bpr"))
+SYNTHETIC = (
+    "dataset=synthetic",
+    "dataset.n_users=40",
+    "dataset.n_items=30",
+    "dataset.events_per_user=9",
+    "dataset.n_entities=12",
+    "device=cpu",
+)
+SMALL = {"mf": ("model=mf", "model.dim=8"), "kgat": ("model=kgat", "model.dim=8", "model.layers=[6,4]")}
+
+
+def measured(model: RecModel, eps: float = 0.05, steps: int = 10, objective: Plain = BPR) -> dict[str, float]:
+    return criticality(Shifted(model), batch_of(size=40), objective, eps=eps, steps=steps)
+
+
+class Exact(Plain):
+    """BPR in the precision of the scores."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            lambda output, batch: nn.functional.softplus(output.scores[:, 1:] - output.scores[:, :1]).mean(1)
+        )
+
+
+class TwoLayers(RecModel):
+    """ReLU network; scaling one layer down and the next one up changes nothing."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("x", torch.randn(12, 5, dtype=torch.float64))
+        self.one, self.two = nn.Linear(5, 8, dtype=torch.float64), nn.Linear(8, 20, dtype=torch.float64)
+        with torch.no_grad():
+            self.one.weight.mul_(scale)
+            self.one.bias.mul_(scale)
+            self.two.weight.div_(scale)
+
+    def forward(self, batch: Batch, encoded: None) -> Output:
+        scores = self.two(torch.relu(self.one(self.get_buffer("x")[batch.users])))
+        return Output(scores if batch.items is None else scores.gather(1, batch.items))
+
+
+class TestCriticality:
+    @pytest.mark.parametrize("name", ["toy", "mf", "kgat"])
+    def test_it_is_never_negative_and_names_every_module_largest_first(self, name: str) -> None:
+        model = Toy() if name == "toy" else build(name).eval()
+        found = measured(model)
+        assert set(found) == {label(each) for each in surface(model, "weight")}
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert min(found.values()) >= 0
+        assert max(found.values()) > 0
+
+    @pytest.mark.parametrize("name", ["toy", "mf", "kgat"])
+    def test_it_grows_with_the_budget(self, name: str) -> None:
+        model = Toy() if name == "toy" else build(name).eval()
+        tables = [measured(model, eps=eps) for eps in (0.0, 0.01, 0.05, 0.2)]
+        assert not any(tables[0].values())
+        for less, more in zip(tables, tables[1:], strict=False):
+            assert all(more[module] >= less[module] for module in less)
+
+    def test_it_grows_with_the_steps_by_and_large(self) -> None:
+        model = Toy()
+        tables = [measured(model, eps=0.2, steps=steps, objective=Exact()) for steps in (0, 1, 5, 40)]
+        assert not any(tables[0].values())
+        for less, more in zip(tables, tables[1:], strict=False):
+            assert all(more[module] >= 0.97 * less[module] for module in less)  # the step size changes, too
+
+    def test_a_module_off_the_path_of_the_loss_has_none(self) -> None:
+        assert measured(Toy())["aside"] == 0
+        found = measured(build("kgat").eval())
+        assert found["relation"] == found["projection"] == 0
+
+    def test_it_does_not_change_under_a_rescaling_that_changes_nothing(self) -> None:
+        one, other = measured(TwoLayers(1.0), objective=Exact()), measured(TwoLayers(0.1), objective=Exact())
+        assert one == pytest.approx(other, rel=1e-6)
+
+    def test_it_is_the_rise_within_a_ball_of_that_module_alone(self) -> None:
+        """No random point of the ball is worse, and every step of the budget counts."""
+        model, batch, eps = Toy(), batch_of(size=40), 0.1
+        found = criticality(Shifted(model), batch, Exact(), eps=eps, steps=30)
+        start = Exact()(Shifted(model), batch).item()
+        for name in surface(model, "weight"):
+            weight = model.get_parameter(name)
+            for seed in range(20):
+                draw = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=weight.dtype)
+                delta = eps * weight.detach().norm(dim=-1, keepdim=True) * draw / draw.norm(dim=-1, keepdim=True)
+                rise = Exact()(Shifted(model, {name: delta}), batch).item() - start
+                assert rise <= found[label(name)] + 1e-9
+
+    def test_the_model_is_left_as_it_was(self) -> None:
+        model = build("kgat").eval()
+        before = {name: each.clone() for name, each in model.state_dict().items()}
+        measured(model)
+        assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+        assert all(each.grad is None for each in model.parameters())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run directories of small trained models."""
+    runs = {}
+    for name, words in SMALL.items():
+        out = tmp_path_factory.mktemp(name)
+        overrides = (*SYNTHETIC, *words, "epochs=8", "batch_size=128", "lr=0.02", "top_k=[5]", "monitor=ndcg@5")
+        train.run(launch._typed(compose("train", *overrides), "train"), out)
+        runs[name] = out
+    return runs
+
+
+def config(ckpt: Path, *overrides: str) -> Finetune:
+    words = (
+        "epochs=3",
+        "batch_size=128",
+        "top_k=[5]",
+        "monitor=ndcg@5",
+        "alphas=3",
+        "criticality.steps=3",
+        "device=cpu",
+    )
+    composed = compose("finetune", f"ckpt='{ckpt}'", *dict_of(words, overrides))
+    typed = launch._typed(composed, "finetune")
+    assert isinstance(typed, Finetune)
+    return typed
+
+
+def dict_of(defaults: tuple[str, ...], overrides: tuple[str, ...]) -> list[str]:
+    """The later word for a key counts."""
+    return [
+        f"{key}={value}"
+        for key, value in {
+            key: value for key, _, value in (each.partition("=") for each in (*defaults, *overrides))
+        }.items()
+    ]
+
+
+def tensors(run: Path) -> dict[str, Tensor]:
+    loaded = checkpoint.load(str(run), data_dir=None, device=torch.device("cpu"))
+    return {name: each.detach() for name, each in loaded.model.named_parameters()}
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+class TestTask:
+    @pytest.mark.parametrize("name", SMALL)
+    def test_only_the_least_robust_module_changes(self, trained: dict[str, Path], tmp_path: Path, name: str) -> None:
+        metrics = finetune.run(config(trained[name], "lr=0.1", "tolerance=0.9"), tmp_path)
+        table = rows(tmp_path / "criticality.csv")
+        (chosen,) = [row["module"] for row in table if row["tuned"] == "yes"]
+        assert chosen == max(table, key=lambda row: float(row["criticality"]))["module"]
+        before, after = tensors(trained[name]), tensors(tmp_path)
+        for key in before:
+            if not key.startswith(f"{chosen}.") and key != chosen:
+                assert torch.equal(before[key], after[key]), key
+        assert {"valid/ndcg@5", "test/ndcg@5"} <= metrics.keys()
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_it_never_loses_to_the_start_on_validation(
+        self, trained: dict[str, Path], tmp_path: Path, name: str
+    ) -> None:
+        finetune.run(config(trained[name], "lr=0.3"), tmp_path)
+        trace = rows(tmp_path / "alpha.csv")
+        assert [float(row["alpha"]) for row in trace] == [0.0, 0.5, 1.0]
+        scores = [float(row["score"]) for row in trace]
+        assert max(scores) >= scores[0] == float(trace[0]["attacked_ndcg@5"])  # α = 0 is feasible
+
+    def test_tuning_the_layers_of_kgat_is_possible(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        """Every weight module, one after the other: also those that the TransR phase does not train."""
+        names = {row["module"] for row in self.table(trained["kgat"], tmp_path)}
+        assert {"node", "relation", "projection", "sum.0", "sum.1"} <= names
+        out = tmp_path / "all"
+        out.mkdir()
+        finetune.run(config(trained["kgat"], f"modules={len(names)}", "epochs=1"), out)
+
+    def table(self, ckpt: Path, tmp_path: Path) -> list[dict[str, str]]:
+        out = tmp_path / "one"
+        out.mkdir()
+        finetune.run(config(ckpt, "epochs=1"), out)
+        return rows(out / "criticality.csv")
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_a_learning_rate_of_zero_gives_back_the_start(
+        self, trained: dict[str, Path], tmp_path: Path, name: str
+    ) -> None:
+        finetune.run(config(trained[name], "lr=0.0", "epochs=1"), tmp_path)
+        before, after = tensors(trained[name]), tensors(tmp_path)
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+    def test_the_perturbation_is_real(
+        self, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The released code tunes without any: its proxy never moves."""
+        sizes: list[float] = []
+        inner = Plain.forward
+
+        def watched(self: Plain, at: Shifted, batch: Batch) -> Tensor:
+            if at.delta and not torch.is_grad_enabled():
+                return inner(self, at, batch)
+            sizes.extend(each.detach().norm().item() for each in at.delta.values())
+            return inner(self, at, batch)
+
+        monkeypatch.setattr(Plain, "forward", watched)
+        finetune.run(config(trained["mf"], "gamma=0.1", "epochs=1"), tmp_path)
+        assert max(sizes) > 0
+
+    def test_gamma_matters(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        ends = []
+        for gamma in ("0", "0.3"):
+            out = tmp_path / gamma
+            out.mkdir()
+            finetune.run(config(trained["mf"], f"gamma={gamma}", "lr=0.3", "tolerance=0.9", "alphas=2"), out)
+            ends.append(rows(out / "history.csv")[-1]["loss"])
+        assert ends[0] != ends[1]
+
+    def test_it_is_repeatable(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        results = []
+        for number in range(2):
+            out = tmp_path / str(number)
+            out.mkdir()
+            results.append(finetune.run(config(trained["mf"]), out))
+        assert results[0] == results[1]
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("alphas=1", "alphas=1"),
+            ("tolerance=1.0", "tolerance=1.0"),
+            ("modules=0", "modules=0"),
+            ("modules=3", "the model has 2 .*user, item"),
+            ("gamma=-0.1", "-0.1"),
+            ("criticality.eps=-1", "eps=-1"),
+            ("criticality.steps=-1", "steps=-1"),
+            ("criticality.pairs=0", "pairs"),
+            ("monitor=ndcg@7", "unknown monitor 'ndcg@7'"),
+            ("attack.surface=feature", "no feature surface"),
+            ("ckpt=/nowhere", "ckpt=/nowhere"),
+        ],
+    )
+    def test_settings_that_make_no_sense_are_refused(
+        self, trained: dict[str, Path], tmp_path: Path, override: str, message: str
+    ) -> None:
+        key, _, value = override.partition("=")
+        cfg: Any = config(Path(value) if key == "ckpt" else trained["mf"], *([] if key == "ckpt" else [override]))
+        with pytest.raises(RrecError, match=message):
+            finetune.run(cfg, tmp_path)

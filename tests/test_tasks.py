@@ -1,0 +1,305 @@
+"""The verbs without the command line: what they write, and how they follow one another."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import compose
+
+from robustbench_rec import launch
+from robustbench_rec.errors import RrecError
+from robustbench_rec.models import models
+from robustbench_rec.tasks import attack, distill, finetune, train
+from robustbench_rec.tasks import eval as evaluate
+
+DATA = (
+    "dataset=synthetic",
+    "dataset.n_users=150",
+    "dataset.n_items=60",
+    "dataset.events_per_user=16",
+    "dataset.n_intents=4",
+    "dataset.n_entities=12",
+)
+JUDGED = ("device=cpu", "top_k=[5,10]")
+TRAINED = (*DATA, *JUDGED, "epochs=15", "batch_size=128", "lr=0.02", "monitor=ndcg@10")
+MODEL = {
+    "mf": ("model=mf", "model.dim=8"),
+    "kgat": ("model=kgat", "model.dim=8", "model.layers=[6,4]", "model.relation_dim=4"),
+    "pop": ("model=pop",),
+}
+VERBS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill, "finetune": finetune}
+
+
+def run(verb: str, out: Path, *overrides: str) -> dict[str, float]:
+    out.mkdir(parents=True, exist_ok=True)
+    words = {each.partition("=")[0]: each for each in overrides}  # the later word for a key counts
+    typed = launch._typed(compose(verb, *words.values()), verb)
+    metrics: dict[str, float] = VERBS[verb].run(typed, out)  # type: ignore[attr-defined]
+    return metrics
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, float]]]:
+    found = {}
+    for name, words in MODEL.items():
+        out = tmp_path_factory.mktemp(name)
+        found[name] = out, run("train", out, *TRAINED, *words)
+    return found
+
+
+Runs = dict[str, tuple[Path, dict[str, float]]]
+
+
+class TestTrain:
+    def test_every_model_of_the_registry_is_tried(self) -> None:
+        assert set(MODEL) == set(models)
+
+    @pytest.mark.parametrize("name", MODEL)
+    def test_the_run_directory_has_what_other_verbs_need(self, runs: Runs, name: str) -> None:
+        out, metrics = runs[name]
+        files = {each.name for each in out.iterdir()}
+        assert files == {"run.json", "model.safetensors", "model.json"} | ({"history.csv"} if name != "pop" else set())
+        record = read(out / "run.json")
+        assert record["status"] == "done"
+        assert record["task"] == "train"
+        assert record["seeds"] == {"seed": 0, "split.seed": 0}
+        assert record["fingerprint"] == read(out / "model.json")["fingerprint"]
+        assert {"versions", "device", "threads", "start", "end", "seconds", "peak_memory_mib"} <= record.keys()
+        assert set(metrics) == {
+            f"{part}/{metric}"
+            for part in ("valid", "test")
+            for metric in (
+                "auc",
+                *(f"{m}@{k}" for m in ("ndcg", "recall", "precision", "hr", "mrr", "map", "coverage") for k in (5, 10)),
+            )
+        }
+        assert all(0 <= value <= 1 for value in metrics.values())
+
+    @pytest.mark.parametrize("name", ["mf", "kgat"])
+    def test_a_trained_model_beats_chance_by_far(self, runs: Runs, name: str) -> None:
+        _, metrics = runs[name]
+        assert metrics["valid/auc"] > 0.6
+        assert metrics["test/auc"] > 0.6
+
+    def test_the_best_epoch_is_what_is_reported(self, runs: Runs) -> None:
+        out, metrics = runs["mf"]
+        with open(out / "history.csv", newline="") as file:
+            best = max(float(row["ndcg@10"]) for row in csv.DictReader(file))
+        assert metrics["valid/ndcg@10"] == pytest.approx(best, abs=1e-12)
+
+    @pytest.mark.parametrize("name", ["mf", "kgat"])
+    def test_the_same_command_gives_the_same_bits(self, runs: Runs, tmp_path: Path, name: str) -> None:
+        out, metrics = runs[name]
+        torch.rand(7)  # whatever the process did before
+        assert run("train", tmp_path, *TRAINED, *MODEL[name]) == metrics
+        assert (tmp_path / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+    def test_the_seeds_are_three_keys(self, runs: Runs, tmp_path: Path) -> None:
+        out, metrics = runs["mf"]
+        other = run("train", tmp_path / "seed", *TRAINED, *MODEL["mf"], "seed=1")
+        assert other != metrics
+        assert read(tmp_path / "seed" / "run.json")["fingerprint"] == read(out / "run.json")["fingerprint"]
+        run("train", tmp_path / "split", *TRAINED, *MODEL["mf"], "split.seed=1", "epochs=1")
+        assert read(tmp_path / "split" / "run.json")["fingerprint"] != read(out / "run.json")["fingerprint"]
+
+    def test_per_user_values_are_kept_with_original_ids(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = run("train", tmp_path, *TRAINED, *MODEL["pop"], "per_user=true")
+        with open(tmp_path / "per_user-test.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert all(row["user"].startswith("u") for row in rows)
+        assert len({row["user"] for row in rows}) == len(rows)
+        mean = sum(float(row["ndcg@10"]) for row in rows) / len(rows)
+        assert metrics["test/ndcg@10"] == pytest.approx(mean)
+
+    def test_a_run_that_fails_says_so_in_its_record(self, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="NaN or infinite"):
+            run("train", tmp_path, *TRAINED, *MODEL["mf"], "optimizer=sgd", "lr=1e30")
+        record = read(tmp_path / "run.json")
+        assert record["status"] == "failed"
+        assert "NaN or infinite" in record["error"]
+        assert not (tmp_path / "model.safetensors").exists()
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("loss=brp", "unknown loss 'brp'; did you mean 'bpr'"),
+            ("monitor=ndcg@7", "unknown monitor 'ndcg@7'"),
+            ("monitor=coverage", "unknown monitor 'coverage'"),
+            ("batch_size=0", "batch_size=0"),
+            ("negatives=0", "negatives=0"),
+            ("epochs=0", "epochs=0"),
+            ("lr=-1", "lr=-1"),
+            ("optimizer=adan", "unknown optimizer 'adan'"),
+            ("precision=fp8", "unknown precision 'fp8'"),
+            ("threads=-1", "threads=-1"),
+            ("seed=-1", "seed=-1"),
+            ("device=tpu", "tpu"),
+            ("device=cuda:99", "cuda"),
+            ("protocol=sampled", "n_negatives=99"),
+            ("top_k=[61]", "top_k=61"),
+            ("model.dim=0", "dim=0"),
+            ("dataset.n_users=0", "n_users"),
+        ],
+    )
+    def test_what_makes_no_sense_is_one_line_and_nothing_is_written(
+        self, tmp_path: Path, override: str, message: str
+    ) -> None:
+        with pytest.raises(RrecError, match=message) as caught:
+            run("train", tmp_path / "out", *TRAINED, *MODEL["mf"], override)
+        assert "\n" not in str(caught.value)
+        assert not list((tmp_path / "out").iterdir())
+
+    @pytest.mark.parametrize("defense", ["rawp", "awp", "apr", "at"])
+    def test_defences_refuse_a_model_that_has_nothing_to_defend(self, tmp_path: Path, defense: str) -> None:
+        with pytest.raises(RrecError, match="model 'pop' has no (weight|embedding) surface"):
+            run("train", tmp_path, *TRAINED, *MODEL["pop"], f"defense={defense}")
+
+
+class TestEval:
+    @pytest.mark.parametrize("name", MODEL)
+    def test_it_agrees_with_what_training_reported(self, runs: Runs, tmp_path: Path, name: str) -> None:
+        out, metrics = runs[name]
+        for part in ("valid", "test"):
+            again = run("eval", tmp_path / part, f"ckpt='{out}'", f"part={part}", *JUDGED)
+            assert again == {key: value for key, value in metrics.items() if key.startswith(part)}
+
+    def test_another_protocol_and_other_metrics_can_be_asked_for(self, runs: Runs, tmp_path: Path) -> None:
+        out, _ = runs["mf"]
+        found = run("eval", tmp_path, f"ckpt='{out}'", *JUDGED, "protocol=sampled", "n_negatives=9", "metrics=[hr]")
+        assert set(found) == {"test/hr@5", "test/hr@10"}
+        assert found["test/hr@10"] == 1.0  # ten candidates
+
+    def test_what_is_not_there_is_one_line(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="unknown part 'train'"):
+            run("eval", tmp_path / "a", f"ckpt='{runs['mf'][0]}'", *JUDGED, "part=train")
+        with pytest.raises(RrecError, match="no model.safetensors there"):
+            run("eval", tmp_path / "b", f"ckpt='{tmp_path}'", *JUDGED)
+        assert not list((tmp_path / "a").iterdir())
+
+
+class TestAttack:
+    def attacked(self, runs: Runs, out: Path, name: str, *overrides: str) -> dict[str, float]:
+        return run("attack", out, f"ckpt='{runs[name][0]}'", *JUDGED, *overrides)
+
+    @pytest.mark.parametrize("name", ["mf", "kgat"])
+    @pytest.mark.parametrize("kind", ["embedding", "weight"])
+    def test_it_reports_clean_attacked_drop_and_budget(self, runs: Runs, tmp_path: Path, name: str, kind: str) -> None:
+        found = self.attacked(runs, tmp_path, name, "eps=0.3", f"attack.surface={kind}")
+        for metric, clean in runs[name][1].items():
+            part, _, key = metric.partition("/")
+            if part == "test":
+                assert found[f"clean/{key}"] == pytest.approx(clean, abs=1e-12)
+                expected = (clean - found[f"attacked/{key}"]) / clean
+                assert found[f"drop/{key}"] == pytest.approx(expected)
+        assert found["drop/ndcg@10"] > 0
+        assert found["budget/max_relative"] == pytest.approx(0.3, rel=1e-4)
+        assert read(tmp_path / "run.json")["task"] == "attack"
+
+    @pytest.mark.parametrize("name", ["mf", "kgat"])
+    @pytest.mark.parametrize("kind", ["embedding", "weight"])
+    def test_more_budget_and_better_attacks_hurt_more(self, runs: Runs, tmp_path: Path, name: str, kind: str) -> None:
+        curve = [
+            self.attacked(runs, tmp_path / str(eps), name, f"eps={eps}", f"attack.surface={kind}")["attacked/ndcg@10"]
+            for eps in (0, 0.1, 0.3, 1.0)
+        ]
+        assert curve[0] == runs[name][1]["test/ndcg@10"]
+        assert all(more <= less + 0.01 for less, more in zip(curve, curve[1:], strict=False))
+        assert curve[3] < 0.5 * curve[0]
+        found = {
+            attack: self.attacked(
+                runs, tmp_path / attack, name, f"attack={attack}", "eps=0.3", f"attack.surface={kind}"
+            )
+            for attack in ("noise", "fgm", "pgd")
+        }
+        pgd, fgm, noise = (found[attack]["attacked/ndcg@10"] for attack in ("pgd", "fgm", "noise"))
+        assert pgd <= fgm + 0.01
+        assert fgm < noise
+
+    def test_a_large_budget_leaves_nothing(self, runs: Runs, tmp_path: Path) -> None:
+        found = self.attacked(runs, tmp_path, "mf", "eps=5", "attack.steps=40")
+        assert found["attacked/hr@5"] < 0.02
+
+    def test_the_checkpoint_is_left_alone(self, runs: Runs, tmp_path: Path) -> None:
+        before = {each.name: each.read_bytes() for each in runs["kgat"][0].iterdir()}
+        self.attacked(runs, tmp_path, "kgat", "eps=0.5", "attack.surface=activation")
+        assert {each.name: each.read_bytes() for each in runs["kgat"][0].iterdir()} == before
+        assert {each.name for each in tmp_path.iterdir()} == {"run.json"}
+
+    def test_it_is_repeatable(self, runs: Runs, tmp_path: Path) -> None:
+        words = ("attack.random_start=true", "attack.restarts=2", "eps=0.2")
+        one = self.attacked(runs, tmp_path / "1", "kgat", *words)
+        assert one == self.attacked(runs, tmp_path / "2", "kgat", *words)
+        assert one != self.attacked(runs, tmp_path / "3", "kgat", *words, "attack.seed=1")
+
+    def test_named_modules_alone_can_be_attacked(self, runs: Runs, tmp_path: Path) -> None:
+        one = self.attacked(runs, tmp_path / "1", "mf", "attack.modules=[user]", "eps=0.3")
+        both = self.attacked(runs, tmp_path / "2", "mf", "eps=0.3")
+        assert both["attacked/ndcg@10"] < one["attacked/ndcg@10"] <= one["clean/ndcg@10"]
+
+    def test_a_model_without_parameters_has_nothing_to_attack(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="model 'pop' has no embedding surface"):
+            self.attacked(runs, tmp_path, "pop")
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("eps=-0.1", "eps=-0.1"),
+            ("loss=bpr", "unknown loss of an attack 'bpr'"),
+            ("attack.surface=feature", "no feature surface"),
+            ("attack.surface=weigth", "unknown surface 'weigth'"),
+            ("attack.modules=[users]", "no module 'users'"),
+            ("attack.norm=l1", "unknown norm 'l1'"),
+            ("attack.steps=-1", "steps=-1"),
+            ("part=tset", "unknown part 'tset'"),
+        ],
+    )
+    def test_what_makes_no_sense_is_one_line_and_nothing_is_written(
+        self, runs: Runs, tmp_path: Path, override: str, message: str
+    ) -> None:
+        with pytest.raises(RrecError, match=message):
+            self.attacked(runs, tmp_path / "out", "mf", override)
+        assert not list((tmp_path / "out").iterdir())
+
+
+class TestDistill:
+    def distilled(self, runs: Runs, out: Path, *overrides: str) -> dict[str, float]:
+        return run("distill", out, f"teacher='{runs['kgat'][0]}'", *TRAINED, *MODEL["mf"], *overrides)
+
+    def test_a_student_learns_and_is_a_checkpoint_like_any_other(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = self.distilled(runs, tmp_path / "run", "defense=rawp", "distill.top=10", "distill.uniform=10")
+        assert metrics["valid/auc"] > 0.6
+        assert read(tmp_path / "run" / "run.json")["task"] == "distill"
+        again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'run'}'", *JUDGED)
+        assert all(metrics[key] == value for key, value in again.items())
+
+    def test_no_weight_is_plain_training_bit_for_bit(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = self.distilled(runs, tmp_path, "distill.weight=0")
+        assert metrics == runs["mf"][1]
+        assert (tmp_path / "model.safetensors").read_bytes() == (runs["mf"][0] / "model.safetensors").read_bytes()
+
+    def test_a_teacher_of_other_data_is_refused(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="was trained on data .*use the teacher's dataset, prepare and split"):
+            self.distilled(runs, tmp_path, "split.seed=3")
+        assert not list(tmp_path.iterdir())
+
+    def test_a_teacher_that_is_not_there_is_one_line(self, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="nowhere: no model.safetensors there"):
+            run("distill", tmp_path, "teacher=nowhere", *TRAINED, *MODEL["mf"])
+
+
+class TestDefended:
+    def test_a_defence_recovers_a_part_of_what_an_attack_takes(self, runs: Runs, tmp_path: Path) -> None:
+        """APR against embedding PGD, on data and seeds that are fixed."""
+        out = tmp_path / "apr"
+        run("train", out, *TRAINED, *MODEL["mf"], "defense=apr", "defense.eps=0.3", "defense.relative=own")
+        words = ("eps=0.3", *JUDGED)
+        plain = run("attack", tmp_path / "a", f"ckpt='{runs['mf'][0]}'", *words)
+        hard = run("attack", tmp_path / "b", f"ckpt='{out}'", *words)
+        assert hard["drop/auc"] < plain["drop/auc"]
