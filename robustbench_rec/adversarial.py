@@ -22,6 +22,9 @@ class Adversarial(Objective):
         super().__init__()
         self.inner, self.attack, self.clean, self.robust = inner, attack, clean, robust
 
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        self.attack = self.attack.drawing_from(generator)
+
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         if not self.robust:
             return self.clean * self.inner(at, batch)  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,10 @@ class Attack(ABC):
     def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
         """The budget actually used between a point and a worse one."""
 
+    def drawing_from(self, generator: torch.Generator) -> "Attack":
+        """The same attack with its randomness from a stream, anew at every call, instead of from its seed."""
+        return self
+
     def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
         """The objective at the start, ready for backward, and the attack; adversarial training needs both."""
         return objective(at, batch), *self(at, batch, objective)
@@ -68,7 +73,8 @@ class Ascent(Attack):
     surface: a kind of `SURFACES`. modules: exactly these modules of it (None: all). steps: 0 leaves δ at its start.
     step_size: α, in radii. random_start: uniform in the ball, else δ starts at 0. restarts: the best of so many runs.
     best: keep the best δ seen, the last one included (one more forward pass), else the last. names: exactly these
-    tensors, whatever the surface has. direction: what to climb along instead of the gradient, of (name, gradient).
+    tensors, whatever the surface has, and whether or not they reach the scores. direction: what to climb along instead
+    of the gradient, of (name, gradient).
     """
 
     surface: str
@@ -82,6 +88,7 @@ class Ascent(Attack):
     modules: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
     direction: Callable[[str, Tensor], Tensor] | None = None
+    generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.restarts < 1 or self.step_size <= 0:
@@ -94,7 +101,7 @@ class Ascent(Attack):
         base = self.base(at, batch)
         if not base:
             return at, batch
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = self.stream()
         best, best_value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
         for _ in range(self.restarts - 1):
             delta, value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
@@ -117,6 +124,15 @@ class Ascent(Attack):
             if self.best and last < value.item():
                 delta = {name: torch.zeros_like(each) for name, each in base.items()}
         return clean, at.shift(delta), batch
+
+    def drawing_from(self, generator: torch.Generator) -> "Ascent":
+        drawing = copy(self)
+        object.__setattr__(drawing, "generator", generator)
+        return drawing
+
+    def stream(self) -> torch.Generator:
+        """Where a call draws from."""
+        return self.generator or torch.Generator().manual_seed(self.seed)
 
     @property
     def passes(self) -> int:
@@ -198,7 +214,7 @@ class Ascent(Attack):
     def _move(
         self, base: Delta, delta: Delta | None, gradients: Mapping[str, Tensor | None], radii: Delta
     ) -> dict[str, Tensor]:
-        if all(each is None for each in gradients.values()):
+        if self.names is None and all(each is None for each in gradients.values()):
             raise RrecError(
                 f"the {self.surface} surface ({', '.join(base)}) does not reach the scores: nothing to climb"
             )

@@ -12,7 +12,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from robustbench_rec.config import Prepare, Recipe
+from robustbench_rec.config import Recipe, typed_recipe
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_json
@@ -66,11 +66,7 @@ def load(path: str, *, data_dir: str | None, device: torch.device) -> Loaded:
         raise RrecError(f"ckpt={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
     try:
         tensors = from_bytes(content)
-        recipe = Recipe(
-            dataset=dict(card["recipe"]["dataset"]),
-            split=dict(card["recipe"]["split"]),
-            prepare=Prepare(**card["recipe"]["prepare"]),
-        )
+        recipe = typed_recipe(card["recipe"])
         config, fingerprint = dict(card["model"]), str(card["fingerprint"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RrecError(

@@ -3,10 +3,12 @@
 A dict field is the config of one component: `name` picks the module, its `Config` checks the rest.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 @dataclass
@@ -47,6 +49,16 @@ class Recipe:
     dataset: dict[str, Any] = MISSING
     split: dict[str, Any] = MISSING
     prepare: Prepare = field(default_factory=Prepare)
+
+
+def typed_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from untrusted values; ValueError where a key or a type is wrong."""
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), dict(values)))
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    assert isinstance(typed, Recipe)
+    return typed
 
 
 @dataclass

@@ -60,7 +60,9 @@ class Ball:
         length: Tensor = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True, dtype=torch.float64)
         if self.per == "layer" or gradient.ndim == 1:
             length = torch.linalg.vector_norm(length)
-        return gradient * (radius / length.clamp_min(torch.finfo(gradient.dtype).tiny)).to(gradient.dtype)
+        limits = torch.finfo(gradient.dtype)
+        # at most the largest number: infinity times the zeros of a unit without gradient would be NaN
+        return gradient * (radius / length.clamp_min(limits.tiny)).clamp_max(limits.max).to(gradient.dtype)
 
     def project(self, delta: Tensor, radius: Tensor) -> Tensor:
         """The nearest point of the ball."""

@@ -180,7 +180,7 @@ def moved(model: RecModel, delta: Mapping[str, Tensor]) -> RecModel:
 
 
 class Toy(RecModel):
-    """Every surface at once: embeddings, matrices, biases, a feature buffer, a site in `encode` and one in `forward`."""
+    """Every surface: embeddings, matrices, biases, a feature buffer, a site in `encode` and one in `forward`."""
 
     loss = "bpr"
 

@@ -181,7 +181,7 @@ class TestSteps:
             def counted(at: Shifted, batch: Batch) -> Tensor:
                 nonlocal count
                 count += 1
-                return Plain(loss("bpr"))(at, batch)
+                return Plain(loss("bpr")).forward(at, batch)
 
             ascent(Shifted(toy), batch_of(), counted)
             assert count == ascent.passes, changes

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from robustbench_rec import checkpoint, files
+from robustbench_rec import checkpoint, files, prepare
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
@@ -99,7 +100,7 @@ class TestLoading:
 
     def test_another_format_version(self, saved: Path) -> None:
         for version in (0, 2, "1", None):
-            rewrite(saved, lambda card, version=version: card.update(format=version))
+            rewrite(saved, partial(dict.update, format=version))  # type: ignore[arg-type]
             refused(saved, "this version reads format 1")
 
     def test_a_tensor_of_another_shape(self, saved: Path) -> None:
@@ -161,7 +162,7 @@ class TestLoading:
     )
     def test_a_card_with_something_else_in_it(self, saved: Path, change: dict[str, Any]) -> None:
         rewrite(saved, lambda card: card.update(change))
-        refused(saved, "")
+        refused(saved, ".")
 
     @pytest.mark.parametrize("key", ["format", "model", "recipe", "fingerprint", "sha256"])
     def test_a_card_that_lacks_something(self, saved: Path, key: str) -> None:
@@ -176,7 +177,7 @@ class TestLoading:
 class TestRealRecipe:
     """Through the real data layer: what the recipe of a card names is untrusted too."""
 
-    SYNTHETIC = {
+    SYNTHETIC: ClassVar[dict[str, Any]] = {
         "name": "synthetic",
         "n_users": 30,
         "n_items": 20,
@@ -189,11 +190,11 @@ class TestRealRecipe:
         "label_noise": 0.0,
         "seed": 0,
     }
-    SPLIT = {"name": "ratio", "valid": 0.1, "test": 0.1, "order": "random", "seed": 0}
+    SPLIT: ClassVar[dict[str, Any]] = {"name": "ratio", "valid": 0.1, "test": 0.1, "order": "random", "seed": 0}
 
     def saved(self, out: Path) -> tuple[RecModel, Data]:
         recipe = replace(RECIPE, dataset=self.SYNTHETIC, split=self.SPLIT)
-        data = checkpoint.load_data(recipe, None)
+        data = prepare.load(recipe, None)
         model = build("mf", data)
         checkpoint.save(out, model, configured("model", "mf"), recipe, data)
         return model, data
@@ -226,14 +227,14 @@ class TestRealRecipe:
     ) -> None:
         self.saved(tmp_path)
         rewrite(tmp_path, lambda card: card["recipe"][path[0]].update({path[1]: value}))
-        refused(tmp_path, "")
+        refused(tmp_path, ".")
 
     @pytest.mark.xfail(reason="types of `prepare` in a card are not checked", raises=TypeError)
     @pytest.mark.parametrize(("key", "value"), [("user_core", "many"), ("threshold", "high"), ("defects", 3)])
     def test_so_is_a_wrong_type_in_it(self, tmp_path: Path, key: str, value: Any) -> None:
         self.saved(tmp_path)
         rewrite(tmp_path, lambda card: card["recipe"]["prepare"].update({key: value}))
-        refused(tmp_path, "")
+        refused(tmp_path, ".")
 
 
 class TestWriting:

@@ -42,12 +42,10 @@ def delta_of(objective: Adversarial, model: RecModel, batch: Batch) -> dict[str,
     return dict(objective.attack(Shifted(model), batch, objective.inner)[0].delta)
 
 
-def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: float) -> None:
+def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
     assert any(each.any() for each in expected.values())
-    for name in expected:
-        torch.testing.assert_close(
-            found[name], expected[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}"
-        )
+    for name, each in expected.items():
+        torch.testing.assert_close(found[name], each, **tolerance)
 
 
 class TestAPR:
@@ -122,7 +120,8 @@ def perturb_backward_restore(model: RecModel, batch: Batch, gamma: float, per: s
     kept = {}
     with torch.no_grad():
         for name in names:
-            weight, g = model.get_parameter(name), first[name]
+            weight: Tensor = model.get_parameter(name)
+            g = first[name]
             if per == "layer":
                 step = gamma * g * weight.norm() / g.norm().clamp_min(1e-30)
             elif per == "row":
@@ -135,8 +134,8 @@ def perturb_backward_restore(model: RecModel, batch: Batch, gamma: float, per: s
     value = BPR(Shifted(model), batch)
     found = gradients(model, value)
     with torch.no_grad():
-        for name, weight in kept.items():
-            model.get_parameter(name).copy_(weight)
+        for name, before in kept.items():
+            model.get_parameter(name).copy_(before)
     return value.detach(), found
 
 

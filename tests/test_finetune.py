@@ -1,6 +1,7 @@
 """RAWP-FT: criticality, what is tuned, and the interpolation."""
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,14 @@ class TestCriticality:
         model = Toy() if name == "toy" else build(name).eval()
         tables = [measured(model, eps=eps) for eps in (0.0, 0.01, 0.05, 0.2)]
         assert not any(tables[0].values())
-        for less, more in zip(tables, tables[1:], strict=False):
+        for less, more in pairwise(tables):
             assert all(more[module] >= less[module] for module in less)
 
     def test_it_grows_with_the_steps_by_and_large(self) -> None:
         model = Toy()
         tables = [measured(model, eps=0.2, steps=steps, objective=Exact()) for steps in (0, 1, 5, 40)]
         assert not any(tables[0].values())
-        for less, more in zip(tables, tables[1:], strict=False):
+        for less, more in pairwise(tables):
             assert all(more[module] >= 0.97 * less[module] for module in less)  # the step size changes, too
 
     def test_a_module_off_the_path_of_the_loss_has_none(self) -> None:

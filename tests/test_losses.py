@@ -76,7 +76,7 @@ def naive_margin(scores: Tensor, labels: Tensor, mask: Tensor | None, k: int) ->
     )
     bar = others[min(k, len(others)) - 1]
     own = [max(scores[c].item() - bar, 0) for c in range(len(scores)) if labels[c]]
-    return -sum(own) / max(len(own), 1)
+    return float(-sum(own) / max(len(own), 1))
 
 
 @given(SEEDS, st.integers(1, 4), st.integers(1, 3))

@@ -37,7 +37,8 @@ def units(per: str, x: Tensor) -> Tensor:
 
 
 def norm_of(b: Ball, x: Tensor) -> Tensor:
-    return units(b.per, x).norm(dim=1, p=2 if b.norm == "l2" else float("inf"))
+    found: Tensor = units(b.per, x).norm(dim=1, p=2 if b.norm == "l2" else float("inf"))
+    return found
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -50,8 +51,8 @@ def test_size_is_the_named_norm_of_each_unit(b: Ball, x: Tensor) -> None:
     assert b.size(x).ndim == x.ndim
 
 
-@given(BALLS, TENSORS, TENSORS)
-def test_radius_is_absolute_or_follows_the_norm_of_the_unit_or_the_median_unit(b: Ball, x: Tensor, _: Tensor) -> None:
+@given(BALLS, TENSORS)
+def test_radius_is_absolute_or_follows_the_norm_of_the_unit_or_the_median_unit(b: Ball, x: Tensor) -> None:
     own = norm_of(b, x)
     expected = {"no": torch.full_like(own, b.eps), "own": b.eps * own, "median": b.eps * own.median().expand_as(own)}
     torch.testing.assert_close(b.radius(x).flatten(), expected[b.relative])
@@ -106,6 +107,16 @@ def test_tiny_gradients_still_give_unit_directions(scale: float, norm: str, per:
     torch.testing.assert_close(b.size(direction), torch.ones_like(b.size(direction)), rtol=1e-4, atol=0)
     if norm == "l2" and per != "element":
         torch.testing.assert_close(direction, b.steepest(g * (1e-3 / scale)), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("per", UNITS)
+@pytest.mark.parametrize("radius", [1e-3, 1.0, 10.0, 1e4])
+def test_no_gradient_gives_no_direction_whatever_the_radius(norm: str, per: str, radius: float) -> None:
+    b = ball(norm=norm, per=per)
+    assert not b.steepest(torch.zeros(3, 4), torch.full((3, 1), radius)).any()
+    direction = b.steepest(torch.tensor([[0.0, 2.0], [0.0, 0.0]]), torch.full((2, 1), radius))
+    assert direction.tolist() == [[0.0, pytest.approx(radius)], [0.0, 0.0]]
 
 
 def test_huge_gradients_still_give_unit_directions() -> None:

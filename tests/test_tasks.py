@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def run(verb: str, out: Path, *overrides: str) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     words = {each.partition("=")[0]: each for each in overrides}  # the later word for a key counts
     typed = launch._typed(compose(verb, *words.values()), verb)
-    metrics: dict[str, float] = VERBS[verb].run(typed, out)  # type: ignore[attr-defined]
+    metrics: dict[str, float] = VERBS[verb].run(typed, out)
     return metrics
 
 
@@ -210,7 +211,7 @@ class TestAttack:
             for eps in (0, 0.1, 0.3, 1.0)
         ]
         assert curve[0] == runs[name][1]["test/ndcg@10"]
-        assert all(more <= less + 0.01 for less, more in zip(curve, curve[1:], strict=False))
+        assert all(more <= less + 0.01 for less, more in pairwise(curve))
         assert curve[3] < 0.5 * curve[0]
         found = {
             attack: self.attacked(

@@ -1,7 +1,5 @@
 from dataclasses import dataclass
 
-import torch
-
 from robustbench_rec.ascent import Ascent, Budget
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
@@ -26,7 +24,7 @@ class Noise(Ascent):
         super().__init__(**config.ascent(), steps=0)
 
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = self.stream()
         base = self.base(at, batch)
         delta = {name: self.ball.radius(each) * self.ball.surface(each, generator) for name, each in base.items()}
         return at.shift(delta), batch

@@ -41,7 +41,7 @@ class Listwise(Objective):
             raise RrecError("distill.top=1, uniform=0: a list has at least two items")
         super().__init__()
         self.config, self.inner, self.teacher, self.n_items = config, inner, teacher, data.n_items
-        self.top = _top(teacher, data, min(config.top, data.n_items))  # [n_users, top]
+        self.top = _top(teacher, data, config.top)  # [n_users, top]
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         drawn = torch.randint(self.n_items, (len(self.top), self.config.uniform), generator=generator)
@@ -73,10 +73,11 @@ def _top(teacher: Shifted, data: Data, k: int) -> Tensor:
     device = data.train.users.device
     keys = torch.unique(data.train.users * data.n_items + data.train.items)
     owners, items = keys // data.n_items, keys % data.n_items
+    free = data.n_items - int(torch.bincount(owners, minlength=data.n_users).max())
     best = []
     for users in torch.arange(data.n_users, device=device).split(max(1, CELLS // data.n_items)):
         scores = teacher(Batch.unlabelled(users)).scores.float().clone()
         inside = (owners >= users[0]) & (owners <= users[-1])
         scores[owners[inside] - users[0], items[inside]] = float("-inf")
-        best.append(scores.topk(k, 1).indices)
+        best.append(scores.topk(min(k, free), 1).indices)
     return torch.cat(best)
