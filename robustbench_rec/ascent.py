@@ -15,7 +15,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar, known
-from robustbench_rec.shifted import Delta, Shifted, surface
+from robustbench_rec.shifted import Delta, Shifted, label, surface
 
 
 class Attack(ABC):
@@ -29,6 +29,10 @@ class Attack(ABC):
     @abstractmethod
     def check(self, model: RecModel) -> None:
         """RrecError if the model has nothing that this attack can move."""
+
+    @abstractmethod
+    def check_shared(self, at: Shifted, batch: Batch, other: Batch) -> None:
+        """RrecError if one perturbation cannot serve both batches."""
 
     @abstractmethod
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
@@ -141,6 +145,17 @@ class Ascent(Attack):
     def check(self, model: RecModel) -> None:
         if self.names is None:
             surface(model, self.surface, self.modules)
+
+    def check_shared(self, at: Shifted, batch: Batch, other: Batch) -> None:
+        if self.surface != "activation":
+            return
+        mine, others = self.base(at, batch), self.base(at, other)
+        for name, each in mine.items():
+            if each.shape != others[name].shape:
+                raise RrecError(
+                    f"the activation '{label(name)}' belongs to the users of a batch, and this part of the data is "
+                    "evaluated in several: choose other sites with attack.modules"
+                )
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
         """Largest and mean norm over the units, and both as shares of the norm of what is perturbed."""

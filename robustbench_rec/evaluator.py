@@ -108,7 +108,10 @@ class Evaluator:
             return streamed(at, self.batches(part), loss)
 
         with _judged(at.model):
-            start, first = Shifted(at.model, at.delta), next(iter(self.batches(part)))
+            start, chunks = Shifted(at.model, at.delta), self.chunks(part)
+            first = chunks[0].batch()
+            if len(chunks) > 1:
+                attack.check_shared(start, first, chunks[-1].batch())
             worse, _ = attack(start, first, objective)
             return worse, attack.spent(start, worse, first)
 

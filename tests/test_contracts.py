@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, RECIPE, batch_of, build, configured, gradients, surfaces
+from conftest import DATA, RECIPE, batch_of, build, configured, gradients, make_data, surfaces
 from torch import Tensor
 
 from robustbench_rec import checkpoint
@@ -28,6 +28,7 @@ REGISTRIES: dict[str, Registry[Any]] = {"model": models, "attack": attacks, "def
 MODELS = list(models)
 LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]
+WIDE = make_data(n_items=80)  # lists of a teacher's best items find room here
 USERS = torch.arange(DATA.n_users)
 
 
@@ -219,11 +220,11 @@ class TestLearner:
     @pytest.mark.parametrize("distill", list(distills))
     @pytest.mark.parametrize("defense", list(defenses))
     def test_every_distillation_composes_with_every_defense(self, name: str, distill: str, defense: str) -> None:
-        student, teacher = build(name), Shifted(build(name, seed=9).requires_grad_(False).eval())
-        objective = distills.build(configured("distill", distill), defended(defense, student), teacher, DATA)
+        student, teacher = build(name, WIDE), Shifted(build(name, WIDE, seed=9).requires_grad_(False).eval())
+        objective = distills.build(configured("distill", distill), defended(defense, student), teacher, WIDE)
         objective.start_epoch(0, torch.Generator().manual_seed(0))
         before = state(teacher.model)
-        value = objective(Shifted(student.train()), batch_of())
+        value = objective(Shifted(student.train()), batch_of(WIDE))
         found = gradients(student, value)
         assert value.isfinite()
         assert all(each.isfinite().all() for each in found.values())
@@ -262,7 +263,7 @@ class TestSurface:
             assert all(not each.any() for each in worse.delta.values()), attack
 
     @pytest.mark.parametrize("attack", list(attacks))
-    @pytest.mark.parametrize(("per", "relative"), zip(UNITS, SCALES, strict=True))
+    @pytest.mark.parametrize(("per", "relative"), list(zip(UNITS, SCALES, strict=True)))
     def test_every_attack_stays_in_its_ball(self, name: str, kind: str, attack: str, per: str, relative: str) -> None:
         model, batch = build(name).eval(), batch_of()
         objective, at = self.objective(model), Shifted(model)

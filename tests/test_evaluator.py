@@ -323,8 +323,7 @@ class TestAttacked:
             assert built.evaluate(worse, "test").metrics == clean
             assert spent["max_norm"] == 0
 
-    @pytest.mark.xfail(reason="δ has the shape of the first portion's activation", raises=RuntimeError)
-    def test_an_activation_that_depends_on_the_batch_is_attacked_over_all_portions(
+    def test_an_activation_that_belongs_to_one_portion_cannot_be_shifted_for_all(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from conftest import Toy
@@ -335,8 +334,8 @@ class TestAttacked:
             ball=attacks.build(configured("attack", "fgm")).ball,  # type: ignore[attr-defined]
             steps=1,
         )
-        worse, _ = Evaluator(DATA, judge()).attack(Shifted(Toy()), ascent, "test", loss("softmax"))
-        assert worse.delta
+        with pytest.raises(RrecError, match="belongs to the users of a batch"):
+            Evaluator(DATA, judge()).attack(Shifted(Toy()), ascent, "test", loss("softmax"))
 
 
 @pytest.mark.parametrize(

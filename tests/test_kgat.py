@@ -227,7 +227,7 @@ class TestTransR:
             head, tail, false = x[h] @ w, x[t] @ w, x[other] @ w
             g_true, g_false = (head + e_r - tail).square().sum(), (head + e_r - false).square().sum()
             values.append(-F.logsigmoid(g_false - g_true))
-            squared = squared + sum(each.square().sum() for each in (head, tail, false, e_r))
+            squared = squared + sum(each.square().sum() for each in (x[h], x[t], x[other], e_r))
         return torch.stack(values).mean() + 0.5 * model.config.kg_l2 * squared / len(edges)
 
     def test_the_loss_is_the_naive_loop_with_its_gradient(self) -> None:

@@ -35,7 +35,8 @@ class KGAT(RecModel):
     the relation parameters learn from the TransR loss alone, and no score depends on them directly. Differences from
     that code: attention starts at the softmax of the initial vectors, not at a per-relation mean; every edge counts,
     also when two relations join the same pair; the last layer is computed only where it is read, for users and items;
-    negative tails are drawn from all nodes and not checked against true triples; no vectors are taken over from a
+    negative tails are drawn from all nodes and not checked against true triples; kg_l2 is on the vectors before they
+    are projected; no vectors are taken over from a
     trained BPR-MF.
     """
 
@@ -172,8 +173,8 @@ class KGAT(RecModel):
         """Attention-weighted sum over the neighbours of "all" nodes, or of those that are "read": users and items."""
         starts, order, ends, back = (self.get_buffer(f"{size}_{each}") for each in ("starts", "order", "ends", "back"))
         forward = (starts, self.tails[: len(order)], self.attention[: len(order)])
-        gathered: Tensor = _Product.apply(x, forward, (ends, back, self.attention[order]))  # type: ignore[no-untyped-call]
-        return gathered
+        gathered: Tensor = _Product.apply(x, forward, (ends, back, self.attention[order]))  # type:
+        ignore[no-untyped-call] return gathered
 
     def _aggregate(self, index: int, x: Tensor, around: Tensor) -> Tensor:
         if self.config.aggregator == "bi_interaction":
@@ -183,19 +184,21 @@ class KGAT(RecModel):
         return self.dropout(F.leaky_relu(self.sum[index](joined)))  # type: ignore[no-any-return]
 
     def _transr(self, edges: Tensor, negatives: Tensor) -> Tensor:
-        """softplus(g(h, r, t) − g(h, r, t')), g = ‖W_r e_h + e_r − W_r e_t‖², a matmul for each relation."""
+        """softplus(g(h, r, t) − g(h, r, t')), g = ‖W_r (e_h − e_t) + e_r‖², a matmul for each relation."""
         order = torch.argsort(self.relations[edges], stable=True)
-        edges, relations = edges[order], self.relations[edges[order]]
-        triples = torch.stack([self.heads[edges], self.tails[edges], negatives], 1)  # [B, 3]
+        edges, negatives = edges[order], negatives[order]
+        relations = self.relations[edges]
         counts = torch.bincount(relations, minlength=self.n_relations).tolist()
-        groups = rows(self.node.weight, triples).split(counts)  # per relation [n, 3, D]
-        projected = torch.cat(
-            [group @ weight for group, weight in zip(groups, self.projection, strict=True) if len(group)]
-        )
-        head, tail, other = projected.unbind(1)  # [B, K]
-        relation = rows(self.relation.weight, relations)
-        true, false = (head + relation - tail).square().sum(1), (head + relation - other).square().sum(1)
-        penalty: Tensor = 0.5 * self.config.kg_l2 * (projected.square().sum() + relation.square().sum()) / len(edges)
+        heads, relation = rows(self.node.weight, self.heads[edges]), rows(self.relation.weight, relations)
+        found, squared = [], heads.square().sum() + relation.square().sum()
+        for ends in (self.tails[edges], negatives):
+            tails = rows(self.node.weight, ends)
+            squared = squared + tails.square().sum()
+            groups = zip((heads - tails).split(counts), self.projection, strict=True)
+            projected = torch.cat([group @ weight for group, weight in groups if len(group)])  # [B, K]
+            found.append((projected + relation).square().sum(1))
+        true, false = found
+        penalty: Tensor = 0.5 * self.config.kg_l2 * squared / len(edges)
         return F.softplus(true - false).mean() + penalty
 
 
