@@ -276,6 +276,7 @@ def _trainer(job: Result, cfg: Train, data: Data, objective: Objective, sampler:
         monitor=cfg.monitor,
         seed=cfg.seed,
         precision=cfg.precision,
+        about={},
         out=Path(mkdtemp(dir=job["scratch"])),  # a folder of its own: a trainer resumes what it finds in one
     )
 

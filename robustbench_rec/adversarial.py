@@ -11,7 +11,7 @@ from robustbench_rec.shifted import Shifted
 
 
 class Adversarial(Objective):
-    """clean · L(θ) + robust · L(θ + δ), where δ climbs L; both terms are the inner objective, penalty included.
+    """clean · L(θ) + robust · L(θ + δ), where δ climbs L, the inner objective.
 
     δ is a constant for the outer gradient, as in all published methods built on this. With clean > 0 the gradient of
     the clean term is the first ascent direction too, so a one-step method costs two forward and backward passes, not

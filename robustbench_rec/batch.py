@@ -33,9 +33,8 @@ class Batch:
 class Output:
     """What a model says about a batch.
 
-    scores: `[B, C]`. penalty: the model's own regularisation, a scalar. hidden: inner states, e.g. "user" `[B, D]`.
+    scores: `[B, C]`. hidden: inner states by name, e.g. "user" `[B, D]`.
     """
 
     scores: Tensor
-    penalty: Tensor | float = 0.0
     hidden: Mapping[str, Tensor] = field(default_factory=dict)

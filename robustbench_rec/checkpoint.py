@@ -48,39 +48,39 @@ def save(out: Path, model: RecModel, config: Mapping[str, Any], recipe: Recipe, 
     write_json(out / CARD, card)
 
 
-def load(path: str, *, data_dir: str | None, device: torch.device) -> Loaded:
+def load(path: str, *, data_dir: str | None, device: torch.device, key: str = "ckpt") -> Loaded:
     """The model and the data of a run directory (or of its `model.safetensors`).
 
     RrecError when a file is missing, truncated, of another format, of another model or does not fit the data.
     """
     folder = Path(path).parent if Path(path).name == TENSORS else Path(path)
     if not (folder / TENSORS).is_file():
-        raise RrecError(f"ckpt={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
-    card = read_json(folder / CARD, f"ckpt={path}")
+        raise RrecError(f"{key}={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
+    card = read_json(folder / CARD, f"{key}={path}")
     if card.get("format") != FORMAT:
         raise RrecError(
-            f"ckpt={path}: format {card.get('format')} of the checkpoint, this version reads format {FORMAT}"
+            f"{key}={path}: format {card.get('format')} of the checkpoint, this version reads format {FORMAT}"
         )
     content = (folder / TENSORS).read_bytes()
     if sha256(content).hexdigest() != card.get("sha256"):
-        raise RrecError(f"ckpt={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
+        raise RrecError(f"{key}={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
     try:
         tensors = from_bytes(content)
         recipe = typed_recipe(card["recipe"])
         config, fingerprint = dict(card["model"]), str(card["fingerprint"])
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise RrecError(
-            f"ckpt={path}: not a checkpoint of robustbench_rec ({type(error).__name__}: {error})"
+            f"{key}={path}: not a checkpoint of robustbench_rec ({type(error).__name__}: {error})"
         ) from error
     data = load_data(recipe, data_dir).to(device)
     if data.fingerprint != fingerprint:
         raise RrecError(
-            f"ckpt={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
+            f"{key}={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
             f"{data.fingerprint[:12]}; "
             "restore the files it was trained on"
         )
     model = build(config, data)
-    _fill(model, tensors, path)
+    _fill(model, tensors, f"{key}={path}")
     return Loaded(model.to(device), data, config, recipe)
 
 
@@ -114,14 +114,13 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
 
 
-def _fill(model: RecModel, tensors: Mapping[str, Tensor], path: str) -> None:
+def _fill(model: RecModel, tensors: Mapping[str, Tensor], where: str) -> None:
     own = model.state_dict()
     for name in sorted(own.keys() | tensors.keys()):
         if name not in tensors or name not in own:
-            where = "lacks" if name not in tensors else "has an unknown"
-            raise RrecError(f"ckpt={path}: the file {where} tensor '{name}'")
+            raise RrecError(f"{where}: the file {'has an unknown' if name in tensors else 'lacks'} tensor '{name}'")
         if own[name].shape != tensors[name].shape:
             found, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
-            raise RrecError(f"ckpt={path}: tensor '{name}' has shape {found}, the model of {CARD} needs {wanted}")
+            raise RrecError(f"{where}: tensor '{name}' has shape {found}, the model of {CARD} needs {wanted}")
     model.load_state_dict(tensors)
     model.refresh()

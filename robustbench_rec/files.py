@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from robustbench_rec.errors import RrecError
 
@@ -15,9 +14,9 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises RrecError, with the old file untouched, when the content cannot be stored.
     """
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    draft = path.with_name(f".{path.name}.draft")  # always the same, so that the next write takes up what a kill left
     try:
-        with open(draft, "xb") as file:
+        with open(draft, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

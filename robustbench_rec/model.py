@@ -1,6 +1,6 @@
 """The base class of every recommender."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +34,10 @@ class RecModel(nn.Module):
         """Score `batch`, given `encode()`."""
         raise NotImplementedError
 
+    def penalty(self, batch: Batch) -> Tensor | float:
+        """Regularisation of what a training batch touches; added once a step at θ, never climbed by an adversary."""
+        return 0.0
+
     def fit(self, data: Data) -> None:
         """Closed-form part of the training, run once before the first epoch."""
 
@@ -51,6 +55,11 @@ class RecModel(nn.Module):
     def trainable(self) -> bool:
         """Whether gradient descent has anything to do."""
         return any(each.requires_grad for each in self.parameters())
+
+
+def half_square(parts: Iterable[Tensor], batch_size: int) -> Tensor:
+    """½‖·‖² of vectors, summed over a batch's occurrences and divided by its size."""
+    return 0.5 * torch.stack([each.square().sum() for each in parts]).sum() / batch_size
 
 
 def rows(table: Tensor, index: Tensor) -> Tensor:

@@ -27,15 +27,14 @@ class Objective(nn.Module):
 
 
 class Plain(Objective):
-    """The mean loss of a batch plus the model's own penalty."""
+    """The mean loss of a batch."""
 
     def __init__(self, loss: Loss) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        output = at(batch)
-        return self.loss(output, batch).mean() + output.penalty
+        return self.loss(at(batch), batch).mean()
 
 
 def start_epoch(objective: Objective, epoch: int, generator: torch.Generator) -> None:

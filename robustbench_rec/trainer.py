@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -39,8 +39,9 @@ class Trainer:
 
     validate: judges the model as it is now, a value a name; the larger that of `monitor`, the better. Every epoch draws
     its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
-    one ends, bit for bit. A parameter that does not require a gradient is left alone. A model without trainable
-    parameters is only fitted and validated.
+    one ends, bit for bit. A parameter that does not require a gradient is left alone. about: what else makes the run
+    what it is (data, model, defence); a state of another run is not continued. A model without trainable parameters is
+    only fitted and validated.
     """
 
     model: RecModel
@@ -52,6 +53,7 @@ class Trainer:
     seed: int
     precision: str
     out: Path
+    about: Mapping[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,7 +113,7 @@ class Trainer:
         total, count = torch.zeros((), device=device), 0
         for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):
             with autocast(self.precision, device):
-                loss = self.objective(Shifted(self.model), batch)
+                loss = self.objective(Shifted(self.model), batch) + self.model.penalty(batch)
             self._step(self.optimizers[0], loss)
             total, count = total + loss.detach(), count + 1
         row = {"epoch": epoch + 1, "loss": total.item() / count}
@@ -154,11 +156,9 @@ class Trainer:
 
     def _identity(self) -> str:
         """What must be equal for a state to be continued."""
-        return sha256(
-            json.dumps(
-                [{each.name: getattr(self.fit, each.name) for each in fields(Fit)}, self.seed, self.precision]
-            ).encode()
-        ).hexdigest()
+        settings = {each.name: getattr(self.fit, each.name) for each in fields(Fit)}
+        told = json.dumps([settings, self.seed, self.precision, self.about], sort_keys=True, default=str)
+        return sha256(told.encode()).hexdigest()
 
     def _save(self) -> None:
         (self.out / "resume").mkdir(exist_ok=True)

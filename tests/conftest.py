@@ -204,7 +204,10 @@ class Toy(RecModel):
         items = encoded.expand(len(batch), *encoded.shape) if batch.items is None else encoded[batch.items]
         joined = torch.cat([users[:, None].expand_as(items), items], -1)  # [B, C, 2D]
         scores = self.last(F.relu(self.hidden(self.first(joined)))).squeeze(-1)
-        return Output(scores, 1e-3 * users.square().sum() / len(batch), {"user": users})
+        return Output(scores, {"user": users})
+
+    def penalty(self, batch: Batch) -> Tensor:
+        return 1e-3 * self.user(batch.users).square().sum() / len(batch)
 
 
 class Fixed(RecModel):

@@ -52,7 +52,7 @@ class TestAPR:
     @given(st.integers(0, 10_000), st.floats(0.01, 2.0))
     def test_the_perturbed_margin_is_the_closed_form(self, seed: int, eps: float) -> None:
         """x' = p·D − 2ε‖p‖ − ε‖D‖ + 2ε² D·p / (‖D‖‖p‖), D = q_i − q_j (He et al., 2018)."""
-        model = build("mf", seed=seed, l2=0.0).double()  # the penalty of the model is climbed, too
+        model = build("mf", seed=seed).double()
         draw = torch.Generator().manual_seed(seed)
         user, (i, j) = (
             torch.randint(DATA.n_users, (1,), generator=draw),

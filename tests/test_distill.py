@@ -105,10 +105,8 @@ class TestLists:
         assert torch.equal(lists[0][:, :6], lists[1][:, :6])
         assert not torch.equal(lists[0], lists[1])
 
-    def test_a_list_that_would_have_to_hold_training_items_is_refused(self) -> None:
-        listwise(top=15)
-        with pytest.raises(RrecError, match=r"distill.top=16: a user has only 15 items"):
-            listwise(top=16)
+    def test_it_is_as_short_as_keeps_training_items_out_of_it(self) -> None:
+        assert listwise(top=15).top.shape[1] == listwise(top=16).top.shape[1] == 15
 
     def test_portions_do_not_change_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         teacher, whole = teacher_of(), listwise(teacher=teacher_of())

@@ -60,6 +60,7 @@ def trainer(
         seed=seed,
         precision=precision,
         out=out,
+        about={},
     )
 
 
@@ -228,7 +229,7 @@ class TestSchedule:
 
         for batch in sampler.epoch(epoch_generator(0, 0, "batches")):
             optimizer.zero_grad()
-            Plain(loss("bpr"))(Shifted(own), batch).backward()
+            (Plain(loss("bpr"))(Shifted(own), batch) + own.penalty(batch)).backward()
             optimizer.step()
         for one, two in zip(model.parameters(), own.parameters(), strict=True):
             torch.testing.assert_close(one, two)

@@ -18,9 +18,10 @@ CELLS = 2**25
 class Listwise(Objective):
     """Listwise distillation: (1 − w) · L + w · T² KL(teacher ‖ student) over a list for each user of the batch.
 
-    The list is the teacher's `top` items that the user has no training event with, and `uniform` random ones, drawn
-    anew every epoch. weight: w. temperature: T. standardise: z-score each list of scores first, since the scale of dot
-    products is arbitrary (logit standardisation). A standard form (ListNet with softmax lists), not one paper's method.
+    The list is the teacher's `top` items that the user has no training event with (fewer where a user has fewer), and
+    `uniform` random ones, drawn anew every epoch. weight: w. temperature: T. standardise: z-score each list of scores
+    first, since the scale of dot products is arbitrary (logit standardisation). A standard form (ListNet with softmax
+    lists), not one paper's method.
     """
 
     @dataclass

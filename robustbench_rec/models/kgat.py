@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.model import RecModel, rows
+from robustbench_rec.model import RecModel, half_square, rows
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
 
@@ -27,17 +27,18 @@ class KGAT(RecModel):
 
     dim: size of the node vectors; relation_dim: of the relation space; layers: output size of each propagation layer.
     aggregator: bi_interaction, gcn or graphsage. dropout: of messages, after each layer. l2, kg_l2: weight of ½‖·‖² of
-    the vectors in a batch, divided by its size, in the ranking and in the TransR phase. kg_batch_size: triples a TransR
-    step. min_triples: entities that are no items and have fewer are left out, as when the paper's data were prepared.
+    the node vectors in a batch, divided by its size, in the ranking and in the TransR phase. kg_batch_size: triples a
+    TransR step. min_triples: entities that are no items and have fewer are left out, as when the paper's data were
+    prepared.
 
     An epoch is all ranking batches, then one pass over all edges with the TransR loss (an optimiser of its own over the
     shared vectors), then one refresh of the attention. In between attention is a constant, as in the published code:
     the relation parameters learn from the TransR loss alone, and no score depends on them directly. Differences from
     that code: attention starts at the softmax of the initial vectors, not at a per-relation mean; every edge counts,
     also when two relations join the same pair; the last layer is computed only where it is read, for users and items;
-    negative tails are drawn from all nodes and not checked against true triples; kg_l2 is on the vectors before they
-    are projected; no vectors are taken over from a
-    trained BPR-MF.
+    negative tails are drawn from all nodes and not checked against true triples; l2 is on the
+    node vectors (the normalised layers add a constant to it) and kg_l2 on vectors before they are projected; no vectors
+    are taken over from a trained BPR-MF.
     """
 
     @dataclass
@@ -114,8 +115,12 @@ class KGAT(RecModel):
             return Output(users @ item_table.T, hidden={"user": users})
         items = rows(item_table, batch.items)  # [B, C, D*]
         scores = (users[:, None] * items).sum(2)
-        squared = users.square().sum() + items.square().sum()
-        return Output(scores, 0.5 * self.config.l2 * squared / len(batch), {"user": users, "item": items})
+        return Output(scores, {"user": users, "item": items})
+
+    def penalty(self, batch: Batch) -> Tensor | float:
+        assert batch.items is not None
+        touched = (rows(self.node.weight, batch.users), rows(self.node.weight, batch.items + self.n_users))
+        return self.config.l2 * half_square(touched, len(batch))
 
     def auxiliary(self, generator: torch.Generator) -> Iterator[Tensor]:
         order = torch.randperm(len(self.heads), generator=generator)
@@ -173,8 +178,9 @@ class KGAT(RecModel):
         """Attention-weighted sum over the neighbours of "all" nodes, or of those that are "read": users and items."""
         starts, order, ends, back = (self.get_buffer(f"{size}_{each}") for each in ("starts", "order", "ends", "back"))
         forward = (starts, self.tails[: len(order)], self.attention[: len(order)])
-        gathered: Tensor = _Product.apply(x, forward, (ends, back, self.attention[order]))  # type:
-        ignore[no-untyped-call] return gathered
+        backward = (ends, back, self.attention[order])
+        gathered: Tensor = _Product.apply(x, forward, backward)  # type: ignore[no-untyped-call]
+        return gathered
 
     def _aggregate(self, index: int, x: Tensor, around: Tensor) -> Tensor:
         if self.config.aggregator == "bi_interaction":
@@ -190,16 +196,14 @@ class KGAT(RecModel):
         relations = self.relations[edges]
         counts = torch.bincount(relations, minlength=self.n_relations).tolist()
         heads, relation = rows(self.node.weight, self.heads[edges]), rows(self.relation.weight, relations)
-        found, squared = [], heads.square().sum() + relation.square().sum()
-        for ends in (self.tails[edges], negatives):
-            tails = rows(self.node.weight, ends)
-            squared = squared + tails.square().sum()
-            groups = zip((heads - tails).split(counts), self.projection, strict=True)
+        tails = [rows(self.node.weight, ends) for ends in (self.tails[edges], negatives)]
+        found = []
+        for each in tails:
+            groups = zip((heads - each).split(counts), self.projection, strict=True)
             projected = torch.cat([group @ weight for group, weight in groups if len(group)])  # [B, K]
             found.append((projected + relation).square().sum(1))
         true, false = found
-        penalty: Tensor = 0.5 * self.config.kg_l2 * squared / len(edges)
-        return F.softplus(true - false).mean() + penalty
+        return F.softplus(true - false).mean() + self.config.kg_l2 * half_square([heads, relation, *tails], len(edges))
 
 
 class _Product(torch.autograd.Function):

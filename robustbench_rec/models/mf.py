@@ -1,11 +1,11 @@
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.model import Encoded, RecModel, rows
+from robustbench_rec.model import Encoded, RecModel, half_square, rows
 from robustbench_rec.models import models
 
 
@@ -38,5 +38,11 @@ class MF(RecModel):
             return Output(users @ self.item.weight.T, hidden={"user": users})
         items = rows(self.item.weight, batch.items)  # [B, C, D]
         scores = (users[:, None] * items).sum(2)
-        penalty = 0.5 * self.l2 * (users.square().sum() + items.square().sum()) / len(batch) if self.l2 else 0.0
-        return Output(scores, penalty, {"user": users, "item": items})
+        return Output(scores, {"user": users, "item": items})
+
+    def penalty(self, batch: Batch) -> Tensor | float:
+        if not self.l2:
+            return 0.0
+        assert batch.items is not None
+        touched = (rows(self.user.weight, batch.users), rows(self.item.weight, batch.items))
+        return self.l2 * half_square(touched, len(batch))

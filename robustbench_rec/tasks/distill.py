@@ -17,7 +17,7 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
     """Train a student with a defence and the knowledge of a frozen teacher, both on the same data."""
 
     def wrap(objective: Objective, model: RecModel, data: Data) -> Objective:
-        teacher = checkpoint.load(cfg.teacher, data_dir=cfg.data_dir, device=data.train.users.device)
+        teacher = checkpoint.load(cfg.teacher, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
         if teacher.data.fingerprint != data.fingerprint:
             raise RrecError(
                 f"teacher={cfg.teacher} was trained on data {teacher.data.fingerprint[:12]}, the student's are "
@@ -26,4 +26,4 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
         frozen = Shifted(teacher.model.requires_grad_(False).eval())
         return distills.build(cfg.distill, objective, frozen, data)
 
-    return train(cfg, out, "distill", wrap)
+    return train(cfg, out, "distill", wrap, {"distill": cfg.distill, "teacher": cfg.teacher})

@@ -83,6 +83,13 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
             seed=cfg.seed,
             precision=cfg.precision,
             out=out,
+            about={
+                "data": data.fingerprint,
+                "ckpt": cfg.ckpt,
+                "modules": chosen,
+                "gamma": cfg.gamma,
+                "attack": cfg.attack,
+            },
         )
         trainer.run()
         _interpolate(cfg, model, start, score, out)

@@ -1,7 +1,8 @@
 """rrec train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,10 +29,10 @@ Wrap = Callable[[Objective, RecModel, Data], Objective]
 
 def run(cfg: Train, out: Path) -> dict[str, float]:
     """Train a model, with a defence, and judge its best state on validation and test."""
-    return train(cfg, out, "train", lambda objective, model, data: objective)
+    return train(cfg, out, "train", lambda objective, model, data: objective, {})
 
 
-def train(cfg: Train, out: Path, task: str, wrap: Wrap) -> dict[str, float]:
+def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]) -> dict[str, float]:
     """The same with another objective around the defended one."""
     device = setup(cfg)
     data = load(cfg, cfg.data_dir).to(device)
@@ -54,6 +55,7 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap) -> dict[str, float]:
         seed=cfg.seed,
         precision=cfg.precision,
         out=out,
+        about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **about},
     )
     seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed")}
     with Run(out, task, seeds=seeds, device=device, dataset=data.name, fingerprint=data.fingerprint):
