@@ -85,11 +85,11 @@ class Trainer:
                 self.history.append(row)
                 if max(self.history, key=lambda each: each[self.monitor]) is row:
                     self.best = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
-                write_text(self.out / "history.csv", pd.DataFrame(self.history).to_csv(index=False))
                 if time.perf_counter() - saved > SAVE_EVERY:
                     self._save()
                     saved = time.perf_counter()
                 bar.note(epoch, f"loss {row['loss']:.4f}  valid {self.monitor} {row[self.monitor]:.4f}")
+        self._write_history()
         self.model.load_state_dict(self.best)
         self.model.refresh()
 
@@ -160,7 +160,11 @@ class Trainer:
         told = json.dumps([settings, self.seed, self.precision, self.about], sort_keys=True, default=str)
         return sha256(told.encode()).hexdigest()
 
+    def _write_history(self) -> None:
+        write_text(self.out / "history.csv", pd.DataFrame(self.history).to_csv(index=False))
+
     def _save(self) -> None:
+        self._write_history()
         (self.out / "resume").mkdir(exist_ok=True)
         tensors = {f"model/{name}": each for name, each in self.model.state_dict().items()}
         tensors |= {f"best/{name}": each for name, each in self.best.items()}
