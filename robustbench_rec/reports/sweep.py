@@ -129,10 +129,14 @@ def _curve(jobs: Sequence[Job], swept: Sequence[str], path: Path) -> bool:
         return False
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.add_subplot(xlabel="eps", ylabel=metric, title="Security curve")
+    one = len({clean for points in lines.values() for *_, clean in points}) == 1  # the attacks of one model
     for label, points in lines.items():
         eps, hit_line, clean_line = zip(*sorted(points), strict=True)
-        (drawn,) = axes.plot(eps, hit_line, marker="o", label=f"attacked {label}".strip())
-        axes.plot(eps, clean_line, linestyle="--", color=drawn.get_color(), label=f"clean {label}".strip())
+        (drawn,) = axes.plot(eps, hit_line, marker="o", label=label or "attacked")
+        if not one:
+            axes.plot(eps, clean_line, linestyle="--", color=drawn.get_color(), label=f"clean {label}".strip())
+    if one:
+        axes.axhline(clean_line[0], linestyle="--", color="grey", label="clean")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
