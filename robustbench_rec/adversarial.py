@@ -45,7 +45,8 @@ class AdamProxy(torch.nn.Module):
     """Ascent directions as a persistent Adam proxy gives them: the preconditioned running gradient, not today's.
 
     The released RAWP code steps a proxy network with Adam whose moments outlive the proxy's weights; after
-    normalisation its learning rate cancels and this direction remains. Rows without a current gradient keep moving.
+    normalisation its learning rate cancels and this direction remains. Rows without a current gradient keep moving. The
+    moments of a layer that a mask leaves out rest; the released code updates them all.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:

@@ -56,7 +56,10 @@ TOP_K: dict[str, RankingMetric] = {
     "precision": precision,
     "recall": recall,
 }
-WHOLE = ("auc", "coverage")
+WHOLE = {
+    "auc": "Share of (relevant, other) pairs of candidates in the right order, a tie counting half; mean over users.",
+    "coverage": "Share of the catalogue that is in the list of at least one user.",
+}
 """Metrics that are not a function of one user's hits: over all candidates, or over all users."""
 
 

@@ -52,19 +52,16 @@ def show(group: str | None) -> None:
 
 
 def _functions(module: str) -> dict[str, str]:
-    """The names that the upper-case tables of a module list: a function's first docstring line, or the table's own."""
+    """The names that the upper-case tables of a module list, each with its text or its function's first line."""
     body = ast.parse(_source(module)).body
     lines = {node.name: _first_line(ast.get_docstring(node)) for node in body if isinstance(node, ast.FunctionDef)}
     found: dict[str, str] = {}
-    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
+    for node in body:
         table = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
         if isinstance(table, ast.Dict):
             for key, value in zip(table.keys, table.values, strict=True):
-                if isinstance(key, ast.Constant) and isinstance(value, ast.Name):
-                    found[str(key.value)] = lines.get(value.id, "")
-        elif isinstance(table, ast.Tuple):
-            told = ast.literal_eval(after.value) if isinstance(after, ast.Expr) else None
-            found |= {str(each.value): _first_line(told) for each in table.elts if isinstance(each, ast.Constant)}
+                if isinstance(key, ast.Constant):
+                    found[str(key.value)] = lines[value.id] if isinstance(value, ast.Name) else ast.literal_eval(value)
     return dict(sorted(found.items()))
 
 
