@@ -31,14 +31,16 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import ROOTS, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
-from robustbench_rec.evaluator import CELLS, Evaluator
+from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation.base import CELLS
+from robustbench_rec.evaluation.ranking import Full
 from robustbench_rec.hardware import setup
 from robustbench_rec.launch import conf_dir
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.prepare import load
-from robustbench_rec.sampling import Sampler, epoch_generator
+from robustbench_rec.sampling import Events, Sampler, epoch_generator
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import OPTIMIZERS, Trainer
 
@@ -84,7 +86,7 @@ def take(job: Result) -> Result:
 def mf_epoch(job: Result) -> Result:
     """Seconds of training epochs by the trainer, sampling included, validation not."""
     cfg, data = _open(job)
-    trainer = _trainer(job, cfg, data, Plain(loss("bpr")), Sampler(data, batch_size=cfg.batch_size, negatives=1))
+    trainer = _trainer(job, cfg, data, Plain(loss("bpr")), Events(data, batch_size=cfg.batch_size, negatives=1))
     trainer.run()
     return {"seconds": {job["side"]: [row["train_seconds"] for row in trainer.history[job["warm_up"] :]]}}
 
@@ -92,7 +94,7 @@ def mf_epoch(job: Result) -> Result:
 def mf_epoch_bare(job: Result) -> Result:
     """The same model, loss and optimiser over ready batches: no sampler, no framework."""
     cfg, data = _open(job)
-    batches = list(Sampler(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
+    batches = list(Events(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
     user, item = nn.Embedding(data.n_users, cfg.model["dim"]), nn.Embedding(data.n_items, cfg.model["dim"])
     for table in (user, item):
         nn.init.xavier_normal_(table.weight)
@@ -112,14 +114,14 @@ def mf_epoch_bare(job: Result) -> Result:
 def evaluate(job: Result) -> Result:
     """Seconds and metrics of the evaluator on the test part, with given vectors."""
     cfg, data = _open(job)
-    evaluator, model = Evaluator(data, cfg), _with_vectors(job, cfg, data)
+    judging, model = evaluator(data, cfg), _with_vectors(job, cfg, data)
     start = time.perf_counter()
-    evaluator.chunks("test")
+    judging.portions("test")
     once, before = time.perf_counter() - start, _peak()
     metrics: dict[str, float] = {}
 
     def judge() -> None:
-        metrics.update(evaluator.evaluate(Shifted(model), "test").metrics)
+        metrics.update(judging.evaluate(Shifted(model), "test").metrics)
 
     seconds = _times(judge, job["warm_up"], job["passes"])
     return {"seconds": {"rrec": seconds}, "once": once, "peak_mib_before": before, "metrics": metrics}
@@ -128,7 +130,7 @@ def evaluate(job: Result) -> Result:
 def evaluate_bare(job: Result) -> Result:
     """Matmul, mask and top-k over the same portions of users: no metrics, no checks."""
     cfg, data = _open(job)
-    chunks = Evaluator(data, cfg).chunks("test")
+    chunks = Full(data, cfg).portions("test")
     user, item = _vectors(job)
     before = _peak()
 
@@ -146,7 +148,7 @@ def evaluate_bare(job: Result) -> Result:
 def steps(job: Result) -> Result:
     """Seconds of a training step under each defence, taken in turns; random defences draw anew each turn."""
     cfg, data = _open(job)
-    batches = list(Sampler(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
+    batches = list(Events(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
     turns: dict[str, Callable[[int], None]] = {each: _turn(job, each, batches) for each in job["defenses"]}
     seconds: dict[str, list[float]] = {each: [] for each in turns}
     for number in range(job["warm_up"] + job["turns"]):
@@ -170,7 +172,7 @@ def profile_epoch(job: Result) -> Result:
     total = sum(row["train_seconds"] for row in trainer.history)
     parts = {**clock.seconds, "rest": total - sum(clock.seconds.values())}
     plain = _trainer(
-        job, cfg, data, Plain(loss(cfg.loss or "bpr")), Sampler(data, batch_size=cfg.batch_size, negatives=1)
+        job, cfg, data, Plain(loss(cfg.loss or "bpr")), Events(data, batch_size=cfg.batch_size, negatives=1)
     )
     return {
         "seconds": {part: [value / len(trainer.history)] for part, value in parts.items()},
@@ -181,15 +183,15 @@ def profile_epoch(job: Result) -> Result:
 def profile_evaluate(job: Result) -> Result:
     """Where an evaluation goes, by operator."""
     cfg, data = _open(job)
-    evaluator, model = Evaluator(data, cfg), _with_vectors(job, cfg, data)
-    evaluator.evaluate(Shifted(model), "test")
-    return {"ops": _ops(lambda: evaluator.evaluate(Shifted(model), "test"), 1)}
+    judging, model = evaluator(data, cfg), _with_vectors(job, cfg, data)
+    judging.evaluate(Shifted(model), "test")
+    return {"ops": _ops(lambda: judging.evaluate(Shifted(model), "test"), 1)}
 
 
 def profile_step(job: Result) -> Result:
     """Where a step under a defence goes, by operator."""
     cfg, data = _open(job)
-    batches = list(Sampler(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
+    batches = list(Events(data, batch_size=cfg.batch_size, negatives=1).epoch(epoch_generator(cfg.seed, 0, "batches")))
     turn = _turn(job, job["defense"], batches)
     turn(0)
     return {"ops": _ops(lambda: turn(1), job["steps"])}
@@ -216,7 +218,7 @@ class Clock:
             self.since = None
 
 
-class TimedSampler(Sampler):
+class TimedSampler(Events):
     def __init__(self, data: Data, *, batch_size: int, negatives: int, clock: Clock) -> None:
         super().__init__(data, batch_size=batch_size, negatives=negatives)
         self.clock = clock

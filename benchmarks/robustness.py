@@ -14,7 +14,7 @@ import torch
 from robustbench_rec import checkpoint
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Judge
-from robustbench_rec.evaluator import Evaluator
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.losses import loss
 from robustbench_rec.shifted import Shifted
 
@@ -29,17 +29,17 @@ def rows(sweep: Path, budgets: list[float]) -> Iterator[dict[str, object]]:
         chosen = {key: value.strip() for key, value in chosen.items()}
         loaded = checkpoint.load(str(run.parent), data_dir=None, device=torch.device("cpu"))
         judge = Judge(protocol="full", n_negatives=99, metrics=["ndcg"], top_k=[10], per_user=False)
-        evaluator = Evaluator(loaded.data, judge)
+        judging = evaluator(loaded.data, judge)
         at = Shifted(loaded.model.requires_grad_(False).eval())
-        clean = evaluator.evaluate(at, "test").metrics[METRIC]
+        clean = judging.evaluate(at, "test").metrics[METRIC]
         print(chosen, f"clean {clean:.4f}", flush=True)
         for surface, per in UNIT.items():
             for name, extra in ATTACKS.items():
                 for eps in budgets:
                     config = {"name": name, "surface": surface, "modules": None, "eps": eps, "norm": "l2", "per": per}
                     attack = attacks.build({**config, "relative": "own", "seed": 0, **extra})
-                    worse, _ = evaluator.attack(at, attack, "test", loss("margin"))
-                    left = evaluator.evaluate(worse, "test").metrics[METRIC]
+                    worse, _ = judging.attack(at, attack, "test", loss("margin"))
+                    left = judging.evaluate(worse, "test").metrics[METRIC]
                     yield {**chosen, "surface": surface, "attack": name, "eps": eps, "clean": clean, "attacked": left}
 
 

@@ -15,7 +15,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar, known
-from robustbench_rec.shifted import Delta, Shifted, label, surface
+from robustbench_rec.shifted import Delta, Shifted, surface
 
 
 class Attack(ABC):
@@ -31,8 +31,8 @@ class Attack(ABC):
         """RrecError if the model has nothing that this attack can move."""
 
     @abstractmethod
-    def check_shared(self, at: Shifted, batch: Batch, other: Batch) -> None:
-        """RrecError if one perturbation cannot serve both batches."""
+    def shared(self, at: Shifted, batch: Batch) -> bool:
+        """Whether one perturbation serves all batches, or each row of a batch has its own."""
 
     @abstractmethod
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
@@ -146,16 +146,11 @@ class Ascent(Attack):
         if self.names is None:
             surface(model, self.surface, self.modules)
 
-    def check_shared(self, at: Shifted, batch: Batch, other: Batch) -> None:
+    def shared(self, at: Shifted, batch: Batch) -> bool:
         if self.surface != "activation":
-            return
-        mine, others = self.base(at, batch), self.base(at, other)
-        for name, each in mine.items():
-            if each.shape != others[name].shape:
-                raise RrecError(
-                    f"the activation '{label(name)}' belongs to the users of a batch, and this part of the data is "
-                    "evaluated in several: choose other sites with attack.modules"
-                )
+            return True
+        whole, first = self.base(at, batch), self.base(at, batch.rows(torch.zeros(1, dtype=torch.long)))
+        return all(each.shape == first[name].shape for name, each in whole.items()) and len(batch) > 1
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
         """Largest and mean norm over the units, and both as shares of the norm of what is perturbed."""

@@ -32,11 +32,13 @@ class Base:
 class Prepare:
     """What happens to the events of a dataset before the split.
 
-    threshold: keep events rated at least this much as positives (null: every event is one). user_core, item_core: drop
+    threshold: keep events rated at least this much as positives (null: every event is one). label: turn ratings into
+    clicks, 1 for at least this much, 0 for less (null: ratings stay what they are). user_core, item_core: drop
     users and items with fewer events, to a fixed point. defects: drop, refuse or keep what cleaning finds.
     """
 
     threshold: float | None = MISSING
+    label: float | None = MISSING
     user_core: int = MISSING
     item_core: int = MISSING
     defects: str = MISSING
@@ -63,11 +65,15 @@ def typed_recipe(values: Mapping[str, Any]) -> Recipe:
 
 @dataclass
 class Judge:
-    """How a model is evaluated. protocol: full (whole catalogue) or sampled (1 + n_negatives candidates an event)."""
+    """How a model is evaluated.
+
+    protocol: full (ranking of the whole catalogue), sampled (1 + n_negatives candidates an event), clicks or ratings
+    (single predictions). n_negatives, metrics: null for what is usual in the protocol.
+    """
 
     protocol: str = MISSING
-    n_negatives: int = MISSING
-    metrics: list[str] = MISSING
+    n_negatives: int | None = MISSING
+    metrics: list[str] | None = MISSING
     top_k: list[int] = MISSING
     per_user: bool = MISSING
 
@@ -76,14 +82,16 @@ class Judge:
 class Fit:
     """How a model is trained.
 
-    loss: null is the model's own. momentum: of sgd. decay_after: share of the epochs after which lr is a tenth (null:
-    never). patience: epochs without a better monitor before training stops.
+    loss, negatives: null is the model's own; negatives=0 compares with the whole catalogue (softmax) or takes events
+    with their own labels (bce, mse). batch_size: events. momentum: of sgd. decay_after: share of the epochs after which
+    lr is a tenth (null: never). patience: epochs without a better monitor before training stops. monitor: null is the
+    protocol's own.
     """
 
     loss: str | None = MISSING
     epochs: int = MISSING
     batch_size: int = MISSING
-    negatives: int = MISSING
+    negatives: int | None = MISSING
     optimizer: str = MISSING
     lr: float = MISSING
     momentum: float = MISSING
@@ -91,7 +99,7 @@ class Fit:
     weight_decay: float = MISSING
     clip_norm: float | None = MISSING
     patience: int = MISSING
-    monitor: str = MISSING
+    monitor: str | None = MISSING
 
 
 @dataclass
@@ -109,12 +117,15 @@ class Distill(Train):
 
 @dataclass
 class Attack(Judge, Base):
-    """ckpt: a run directory or its model.safetensors. eps: budget of the attack. loss: what the attack climbs."""
+    """ckpt: a run directory or its model.safetensors. eps: budget of the attack.
+
+    loss: what the attack climbs, null for the protocol's own.
+    """
 
     ckpt: str = MISSING
     part: str = MISSING
     eps: float = MISSING
-    loss: str = MISSING
+    loss: str | None = MISSING
     attack: dict[str, Any] = MISSING
 
 

@@ -14,20 +14,22 @@ class Interactions:
     """One part of a split, a row per event, ordered by (user, time, position in the file).
 
     users, items: int64 indices `[N]`. values: float32 ratings, 1 where the data has none `[N]`.
-    times: int64 seconds `[N]`, None where the data has none.
+    times: int64 seconds `[N]`, None where the data has none. context: int64 codes of the circumstances of each event
+    `[N, K]`, None where the data has none.
     """
 
     users: Tensor
     items: Tensor
     values: Tensor
     times: Tensor | None = None
+    context: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def to(self, device: torch.device) -> "Interactions":
-        times = None if self.times is None else self.times.to(device)
-        return Interactions(self.users.to(device), self.items.to(device), self.values.to(device), times)
+        moved = {name: each.to(device) for name, each in vars(self).items() if each is not None}
+        return Interactions(**moved)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Data:
 
     fingerprint: sha256 over the prepared arrays and ids; equal fingerprints mean equal data and split.
     item_table, user_table: side information, row i belongs to index i (None where the source has none).
-    report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
+    ordered: the events of a user stand in the order in which they happened. context_sizes: number of codes of each
+    context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
     truth: ground truth of synthetic data, named tensors.
     """
 
@@ -81,6 +84,8 @@ class Data:
     item_table: pd.DataFrame | None = None
     user_table: pd.DataFrame | None = None
     kg: KG | None = None
+    ordered: bool = False
+    context_sizes: Mapping[str, int] = field(default_factory=dict)
     report: Mapping[str, int] = field(default_factory=dict)
     truth: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -94,9 +99,10 @@ class Data:
 
     @cached_property
     def has(self) -> frozenset[str]:
-        """What a model may need: a subset of {"kg", "time", "rating"}."""
+        """What a model may need: a subset of {"kg", "order", "rating", "time"}."""
         found = {
             "kg": self.kg is not None,
+            "order": self.ordered,
             "time": self.train.times is not None,
             "rating": bool((self.train.values != 1).any()),
         }

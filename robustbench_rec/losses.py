@@ -28,6 +28,8 @@ def bce(output: Output, batch: Batch) -> Tensor:
 def softmax(output: Output, batch: Batch) -> Tensor:
     """Cross-entropy of the positives over all candidates, averaged over the positives of an example."""
     scores = output.scores.float()  # [B, C]
+    if batch.targets is not None:
+        return F.cross_entropy(scores, batch.targets, reduction="none")
     if batch.mask is not None:
         scores = scores.masked_fill(~batch.mask, float("-inf"))
     positives = batch.labels.sum(1).clamp_min(1)
@@ -47,7 +49,17 @@ def margin(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     return -inside.sum(1) / positive.sum(1).clamp_min(1)
 
 
-LOSSES: dict[str, Loss] = {"bce": bce, "bpr": bpr, "margin": margin, "softmax": softmax}
+def mse(output: Output, batch: Batch) -> Tensor:
+    """Squared error of every candidate, scores as ratings."""
+    each = (output.scores.float() - batch.labels.float()).square()
+    if batch.mask is None:
+        return each.mean(1)
+    return (each * batch.mask).sum(1) / batch.mask.sum(1).clamp_min(1)
+
+
+LOSSES: dict[str, Loss] = {"bce": bce, "bpr": bpr, "margin": margin, "mse": mse, "softmax": softmax}
+POINTWISE = ("bce", "mse")
+"""Losses of single candidates, which need nothing to compare them with."""
 
 
 def loss(name: str) -> Loss:

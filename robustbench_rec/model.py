@@ -25,6 +25,12 @@ class RecModel(nn.Module):
     """What the dataset must have, of `Data.has`."""
     loss: ClassVar[str] = "bpr"
     """The loss of the paper, a name of `robustbench_rec.losses`."""
+    negatives: ClassVar[int] = 1
+    """Sampled items beside each positive in training; 0 is the whole catalogue, or an event's own label."""
+    causal: ClassVar[bool] = False
+    """Whether the state at a step of a history knows nothing of later steps, so that all steps are learnt at once."""
+    window: int = 0
+    """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 
     def encode(self) -> Encoded:
         """What does not depend on the batch (graph propagation, item tower); differentiable, never cached on `self`."""

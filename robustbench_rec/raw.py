@@ -18,10 +18,12 @@ class Raw:
     """Tables as a source has them; every id is text, rows stand in the order of the source.
 
     events: `user`, `item`, and where known `rating` (float64), `time` (int64 seconds since 1970), `part` (one of PARTS,
-    for data that comes split). items, users: first column `item` / `user`, then features. kg: `head`, `relation`,
-    `tail`. links: `item`, `entity`; without links an item is the entity that carries its id. scale: smallest and
-    largest rating. repeats: the same item can come back to a user (sequences), so that repeated pairs are no defect.
-    truth: planted ground truth, named `event/…`, `user/…` or `item/…`; row i belongs to row i of that table.
+    for data that comes split). context: names of text columns of `events` that tell the circumstances of each event.
+    ordered: each user's rows stand in the order in which they happened; with times that is so anyway. items, users:
+    first column `item` / `user`, then features. kg: `head`, `relation`, `tail`. links: `item`, `entity`; without links
+    an item is the entity that carries its id. scale: smallest and largest rating. repeats: the same item can come back
+    to a user (sequences), so that repeated pairs are no defect. truth: planted ground truth, named `event/…`, `user/…`
+    or `item/…`; row i belongs to row i of that table.
     """
 
     events: pd.DataFrame
@@ -30,6 +32,8 @@ class Raw:
     kg: pd.DataFrame | None = None
     links: pd.DataFrame | None = None
     scale: tuple[float, float] | None = None
+    context: tuple[str, ...] = ()
+    ordered: bool = False
     repeats: bool = False
     truth: Mapping[str, Array] = field(default_factory=dict)
 

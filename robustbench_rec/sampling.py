@@ -1,73 +1,194 @@
-"""Training batches: shuffled positives with sampled negatives, an epoch at a time."""
+"""Training batches: shuffled events with what they are compared with, an epoch at a time."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from hashlib import sha256
 
 import torch
 from torch import Tensor
 
-from robustbench_rec.batch import Batch
+from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
+from robustbench_rec.histories import Histories
+from robustbench_rec.losses import POINTWISE
+from robustbench_rec.model import RecModel
+from robustbench_rec.negatives import Negatives
 
-BITMAP = 2**27
-"""User-item pairs up to which a bit a pair (128 MiB) tells what is owned, 25 times faster than a sorted list does."""
 
+class Sampler(ABC):
+    """Every training event once an epoch; all randomness comes from the generator that an epoch is asked with.
 
-class Sampler:
-    """Every training event once an epoch, column 0, beside `negatives` items that the user has no training event with.
-
-    Negatives are uniform over the catalogue, drawn for the whole epoch at once; a draw that hits a training item of the
-    user is drawn again. All randomness comes from the generator that an epoch is asked with.
+    batch_size: events in a batch.
     """
 
-    def __init__(self, data: Data, *, batch_size: int, negatives: int) -> None:
-        if batch_size < 1 or negatives < 1:
-            raise RrecError(f"batch_size={batch_size}, negatives={negatives}: both must be at least 1")
-        self.users, self.items = data.train.users, data.train.items
-        self.batch_size, self.negatives, self.n_items = batch_size, negatives, data.n_items
-        self.keys = torch.unique(self.users * self.n_items + self.items)  # sorted
-        self.bitmap = None
-        if data.n_users * self.n_items <= BITMAP:
-            self.bitmap = torch.zeros(data.n_users * self.n_items, dtype=torch.bool, device=self.keys.device)
-            self.bitmap[self.keys] = True
-        owned = torch.bincount(self.keys // self.n_items, minlength=data.n_users)
-        if bool((owned >= self.n_items).any()):
-            user = data.user_ids[int(owned.argmax())]
-            raise RrecError(f"user '{user}' has a training event with every item: there is no negative to draw")
+    def __init__(self, data: Data, *, batch_size: int) -> None:
+        if batch_size < 1:
+            raise RrecError(f"batch_size={batch_size}: must be at least 1")
+        self.data, self.batch_size = data, batch_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.train.users.device
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    @abstractmethod
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        """The batches of an epoch."""
+
+
+def sampler(data: Data, model: RecModel, *, loss: str, batch_size: int, negatives: int | None) -> Sampler:
+    """How a model is shown its training events.
+
+    negatives: sampled items beside each positive (None: as many as the model asks for). 0 is the whole catalogue for
+    loss=softmax, and the events with their own labels for losses of single events. A causal model of histories learns
+    from all steps of a history at once, another one from the history before each event.
+    """
+    count = model.negatives if negatives is None else negatives
+    if count < 0:
+        raise RrecError(f"negatives={count}: must not be negative")
+    if count == 0 and loss in POINTWISE:
+        return Labelled(data, batch_size=batch_size, window=model.window)
+    if count == 0 and loss != "softmax":
+        raise RrecError(f"negatives=0: loss={loss} compares an item with others; negatives >= 1 or loss=softmax")
+    if model.window and model.causal:
+        return Steps(data, batch_size=batch_size, negatives=count, window=model.window)
+    return Events(data, batch_size=batch_size, negatives=count, window=model.window)
+
+
+class Events(Sampler):
+    """Each event as column 0, beside `negatives` items that the user has no training event with.
+
+    negatives: 0 is the whole catalogue, the event is the target. window: events before it that a model reads; with a
+    window, the first event of a user is no example.
+    """
+
+    def __init__(self, data: Data, *, batch_size: int, negatives: int, window: int = 0) -> None:
+        super().__init__(data, batch_size=batch_size)
+        if negatives < 0:
+            raise RrecError(f"negatives={negatives}: must not be negative")
+        self.count, self.window = negatives, window
+        self.negatives = Negatives(data) if negatives else None
+        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        starts = self.histories.starts
+        self.users = torch.repeat_interleave(torch.arange(data.n_users, device=starts.device), starts.diff())
+        self.events = torch.arange(len(self.users), device=starts.device)
+        if window:
+            self.events = self.events[self.events > starts[self.users]]
 
     def __len__(self) -> int:
-        return math.ceil(len(self.users) / self.batch_size)
+        return math.ceil(len(self.events) / self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        device = self.users.device
-        order = torch.randperm(len(self.users), generator=generator).to(device)
-        users, positives = self.users[order], self.items[order]
-        items = torch.cat([positives[:, None], self._negatives(users, generator)], 1)  # [N, 1 + negatives]
-        labels = torch.zeros(self.batch_size, items.shape[1], device=device)
-        labels[:, 0] = 1
-        for part, chosen in zip(users.split(self.batch_size), items.split(self.batch_size), strict=True):
-            yield Batch(part, chosen, labels[: len(part)])
+        order = torch.randperm(len(self.events), generator=generator).to(self.device)
+        events = self.events[order]
+        users, items = self.users[events], self.histories.items[events]
+        lists = items[:, None]
+        if self.negatives is not None:
+            lists = torch.cat([lists, self.negatives.draw(users, self.count, generator)], 1)  # [N, 1 + negatives]
+        labels = _positives(self.batch_size, lists.shape[1], self.device)
+        for part in torch.arange(len(events), device=self.device).split(self.batch_size):
+            history = self._before(events[part], users[part])
+            yield _example(users[part], lists[part], labels[: len(part)], history)
 
-    def _negatives(self, users: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = self._draw((len(users), self.negatives), generator)
-        flat, base = drawn.view(-1), (users * self.n_items).repeat_interleave(self.negatives)
-        todo = self._owned(base + flat).nonzero().squeeze(1)
-        while len(todo):
-            flat[todo] = self._draw((len(todo),), generator)
-            todo = todo[self._owned(base[todo] + flat[todo])]
-        return drawn
+    def _before(self, events: Tensor, users: Tensor) -> History | None:
+        return self.histories.between(self.histories.starts[users], events, self.window) if self.window else None
 
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randint(self.n_items, shape, generator=generator).to(self.users.device)
 
-    def _owned(self, keys: Tensor) -> Tensor:
-        if self.bitmap is not None:
-            return self.bitmap[keys]
-        at = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
-        owned: Tensor = self.keys[at] == keys
-        return owned
+class Labelled(Sampler):
+    """Each event by itself, with its own label: a rating, or 1 and 0 for clicks. window: as in `Events`."""
+
+    def __init__(self, data: Data, *, batch_size: int, window: int = 0) -> None:
+        super().__init__(data, batch_size=batch_size)
+        self.window = window
+        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.data.train) / self.batch_size)
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        train = self.data.train
+        for part in torch.randperm(len(train), generator=generator).to(self.device).split(self.batch_size):
+            users = train.users[part]
+            context = None if train.context is None else train.context[part]
+            history = None
+            if self.window:  # events of a part stand in the order of the histories
+                history = self.histories.between(self.histories.starts[users], part, self.window)
+            yield Batch(users, train.items[part, None], train.values[part, None], context=context, history=history)
+
+
+class Steps(Sampler):
+    """Whole histories, every event but the first a target, given those before it.
+
+    A history longer than `window` is cut into windows, at other places every epoch. Batches hold histories of about one
+    length, as many as have `batch_size` targets. negatives: as in `Events`.
+    """
+
+    def __init__(self, data: Data, *, batch_size: int, negatives: int, window: int) -> None:
+        super().__init__(data, batch_size=batch_size)
+        self.count, self.window = negatives, window
+        self.negatives = Negatives(data) if negatives else None
+        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        sizes = self.histories.starts.diff() - 1
+        self.users = (sizes > 0).nonzero().squeeze(1)
+        self.sizes = sizes[self.users]  # targets a user
+        if not len(self.users):
+            raise RrecError(f"dataset '{data.name}' has no user with two training events: there is no step to learn")
+
+    def __len__(self) -> int:
+        return math.ceil(int(self.sizes.sum()) / self.batch_size)
+
+    def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
+        users, first, lengths = self._windows(generator)
+        order = torch.randperm(len(users), generator=generator).to(self.device)
+        order = order[lengths[order].float().log2().ceil().argsort(stable=True)]  # of about one length
+        ends = lengths[order].cumsum(0)
+        number = (ends - 1) // self.batch_size  # of the batch that holds a window's last step
+        parts = order.split(torch.bincount(number, minlength=len(self)).tolist())
+        for chosen in torch.randperm(len(parts), generator=generator).tolist():
+            part = parts[chosen]
+            if len(part):
+                yield self._batch(users[part], first[part], lengths[part], generator)
+
+    def _windows(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Users, places of the first inputs in the histories, and lengths `[W]` of the windows of an epoch."""
+        cut = (torch.rand(len(self.users), generator=generator).to(self.device) * self.window).long() + 1
+        head = torch.where(self.sizes <= self.window, self.sizes, cut)  # length of a user's first window
+        counts = 1 + torch.div(self.sizes - head + self.window - 1, self.window, rounding_mode="floor")
+        row = torch.repeat_interleave(torch.arange(len(counts), device=self.device), counts)
+        within = torch.arange(len(row), device=self.device) - (counts.cumsum(0) - counts)[row]
+        offset = (head[row] + (within - 1) * self.window).clamp_min(0)
+        lengths = torch.where(within == 0, head[row], (self.sizes[row] - offset).clamp_max(self.window))
+        users = self.users[row]
+        return users, self.histories.starts[users] + offset, lengths
+
+    def _batch(self, users: Tensor, first: Tensor, lengths: Tensor, generator: torch.Generator) -> Batch:
+        history = self.histories.between(first, first + lengths, self.window)
+        rows, columns = history.real.nonzero().unbind(1)
+        targets = self.histories.items[first[rows] + columns + 1]  # [N]
+        history = History(history.items, lengths, rows * history.items.shape[1] + columns)
+        items = targets[:, None]
+        if self.negatives is not None:
+            items = torch.cat([items, self.negatives.draw(users[rows], self.count, generator)], 1)
+        return _example(users, items, _positives(len(items), items.shape[1], self.device), history)
+
+
+def _example(users: Tensor, items: Tensor, labels: Tensor, history: History | None) -> Batch:
+    """Column 0 of `items` against the others, or against the whole catalogue where there are none."""
+    if items.shape[1] > 1:
+        return Batch(users, items, labels, history=history)
+    return Batch(users, None, labels[:, :0], targets=items[:, 0], history=history)
+
+
+def _positives(rows: int, width: int, device: torch.device) -> Tensor:
+    """Labels `[rows, width]` whose column 0 is the positive."""
+    labels = torch.zeros(rows, width, device=device)
+    labels[:, 0] = 1
+    return labels
 
 
 STREAMS = ("batches", "objective", "dropout", "auxiliary")

@@ -37,7 +37,8 @@ SAVE_EVERY = 5.0
 class Trainer:
     """Minimises an objective over the training events and keeps the state that is best on validation.
 
-    validate: judges the model as it is now, a value a name; the larger that of `monitor`, the better. Every epoch draws
+    validate: judges the model as it is now, a value a name; the larger that of `monitor`, the better, or the smaller
+    where `smaller` says so. Every epoch draws
     its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
     one ends, bit for bit. A parameter that does not require a gradient is left alone. about: what else makes the run
     what it is (data, model, defence); a state of another run is not continued. A model without trainable parameters is
@@ -50,6 +51,7 @@ class Trainer:
     validate: Callable[[], dict[str, float]]
     fit: Fit
     monitor: str
+    smaller: bool
     seed: int
     precision: str
     out: Path
@@ -83,7 +85,7 @@ class Trainer:
                     break
                 row = self._epoch(epoch, bar)
                 self.history.append(row)
-                if max(self.history, key=lambda each: each[self.monitor]) is row:
+                if self._waited() == 0:
                     self.best = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
                 if time.perf_counter() - saved > SAVE_EVERY:
                     self._save()
@@ -102,7 +104,7 @@ class Trainer:
             folder.rmdir()
 
     def _epoch(self, epoch: int, bar: Bar) -> dict[str, float]:
-        start, device = time.perf_counter(), self.sampler.users.device
+        start, device = time.perf_counter(), self.sampler.device
         torch.manual_seed(self._stream(epoch, "dropout").initial_seed())
         self.model.train()
         late = self.fit.decay_after is not None and epoch >= self.fit.decay_after * self.fit.epochs
@@ -151,7 +153,7 @@ class Trainer:
 
     def _waited(self) -> int:
         """Epochs since the best one."""
-        scores = [row[self.monitor] for row in self.history]
+        scores = [-row[self.monitor] if self.smaller else row[self.monitor] for row in self.history]
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def _identity(self) -> str:
@@ -179,7 +181,7 @@ class Trainer:
         path = self.out / "resume" / "state.safetensors"
         if not path.is_file():
             return
-        tensors, notes = load_state(path, self.sampler.users.device)
+        tensors, notes = load_state(path, self.sampler.device)
         try:
             self._restore(tensors, notes)
         except (KeyError, RuntimeError, ValueError) as error:

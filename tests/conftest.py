@@ -18,7 +18,7 @@ from robustbench_rec.config import Fit, Judge, Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
-from robustbench_rec.sampling import Sampler
+from robustbench_rec.sampling import Events
 from robustbench_rec.shifted import SURFACES, Site, surface
 
 torch.set_num_threads(1)  # tiny tensors, and other work beside
@@ -97,7 +97,7 @@ DATA = make_data()
 RECIPE = Recipe(
     dataset={"name": "tiny"},
     split={"name": "ratio"},
-    prepare=Prepare(threshold=None, user_core=0, item_core=0, defects="drop"),
+    prepare=Prepare(threshold=None, label=None, user_core=0, item_core=0, defects="drop"),
 )
 
 
@@ -110,7 +110,7 @@ def build(name: str, data: Data = DATA, *, seed: int = 0, **changes: Any) -> Rec
 
 
 def batch_of(data: Data = DATA, *, size: int = 16, negatives: int = 2, seed: int = 0) -> Batch:
-    sampler = Sampler(data, batch_size=size, negatives=negatives)
+    sampler = Events(data, batch_size=size, negatives=negatives)
     return next(iter(sampler.epoch(torch.Generator().manual_seed(seed))))
 
 

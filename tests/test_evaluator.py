@@ -5,19 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Fixed, build, configured, interactions, judge, make_data
+from conftest import DATA, Fixed, Toy, build, configured, interactions, judge, make_data
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from robustbench_rec import evaluator as module
-from robustbench_rec.ascent import Ascent
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluator import Evaluator, Result
+from robustbench_rec.evaluation import Result, evaluator
+from robustbench_rec.evaluation import ranking as module
 from robustbench_rec.losses import loss
 from robustbench_rec.shifted import Shifted
 
@@ -43,7 +42,7 @@ def hand_made(
 
 
 def evaluated(scores: Tensor, data: Data = DATA, part: str = "test", **changes: Any) -> Result:
-    return Evaluator(data, judge(**changes)).evaluate(Shifted(Fixed(scores)), part)
+    return evaluator(data, judge(**changes)).evaluate(Shifted(Fixed(scores)), part)
 
 
 def owned(data: Data, user: int, *parts: str) -> set[int]:
@@ -156,8 +155,8 @@ class TestFullRanking:
     def test_asked_for_one_metric_it_gives_that_one(self) -> None:
         scores = torch.rand(N_USERS, N_ITEMS)
         whole = evaluated(scores)
-        for name in Evaluator(DATA, judge()).names():
-            only = Evaluator(DATA, judge()).evaluate(Shifted(Fixed(scores)), "test", metrics=[name])
+        for name in evaluator(DATA, judge()).names():
+            only = evaluator(DATA, judge()).evaluate(Shifted(Fixed(scores)), "test", metrics=[name])
             assert only.metrics == {name: whole.metrics[name]}
 
     @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -195,21 +194,22 @@ class TestPortions:
         for cells in (module.CELLS, N_ITEMS * 5):
             monkeypatch.setattr(module, "CELLS", cells)
             built = attacks.build(configured("attack", attack))
-            found.append(Evaluator(DATA, judge()).attack(Shifted(model), built, "test", loss("softmax")))
+            found.append(evaluator(DATA, judge()).attack(Shifted(model), built, "test", loss("softmax")))
         (one, spent), (two, again) = found
         assert spent == pytest.approx(again, rel=1e-4)
-        for key in one.delta:
-            torch.testing.assert_close(one.delta[key], two.delta[key], rtol=1e-3, atol=1e-5)
+        (first, _), (second, _) = one[0], two[-1]
+        for key in first.delta:
+            torch.testing.assert_close(first.delta[key], second.delta[key], rtol=1e-3, atol=1e-5)
 
 
 class TestSampled:
     def candidates(
         self, seed: int = 0, part: str = "test", n: int = 6, data: Data = DATA
     ) -> list[tuple[int, list[int]]]:
-        built = Evaluator(data, judge(protocol="sampled", n_negatives=n), seed=seed)
+        built = evaluator(data, judge(protocol="sampled", n_negatives=n), seed=seed)
         return [
             (user, row)
-            for chunk in built.chunks(part)
+            for chunk in built.portions(part)
             for user, row in zip(chunk.users.tolist(), chunk.items.tolist(), strict=True)  # type: ignore[union-attr]
         ]
 
@@ -259,8 +259,8 @@ class TestSampled:
 class TestAttacked:
     def test_the_attack_sees_exactly_the_candidates_that_are_ranked(self) -> None:
         for protocol in ("full", "sampled"):
-            built = Evaluator(DATA, judge(protocol=protocol))
-            chunks, batches = built.chunks("test"), list(built.batches("test"))
+            built = evaluator(DATA, judge(protocol=protocol))
+            chunks, batches = built.portions("test"), list(built.batches(build("mf"), "test"))
             for chunk, batch in zip(chunks, batches, strict=True):
                 assert torch.equal(chunk.users, batch.users)
                 for row, user in enumerate(batch.users.tolist()):
@@ -278,28 +278,29 @@ class TestAttacked:
 
     def test_evaluation_mode_is_used_and_the_models_own_given_back(self) -> None:
         model = build("kgat", dropout=0.9).train()
-        built = Evaluator(DATA, judge())
+        built = evaluator(DATA, judge())
         one, two = (built.evaluate(Shifted(model), "test").metrics for _ in range(2))
         assert one == two
         attack = attacks.build(configured("attack", "fgm"))
         first, second = (built.attack(Shifted(model), attack, "test", loss("softmax"))[0] for _ in range(2))
-        assert all(torch.equal(first.delta[key], second.delta[key]) for key in first.delta)
+        (here, _), (there, _) = first[0], second[0]
+        assert all(torch.equal(here.delta[key], there.delta[key]) for key in here.delta)
         assert model.training
 
     def test_the_announced_passes_are_made(self) -> None:
         model = build("mf").requires_grad_(False)
         for name in attacks:
             attack, passes = attacks.build(configured("attack", name)), iter(range(1000))
-            Evaluator(DATA, judge()).attack(Shifted(model), attack, "test", loss("margin"), passes.__next__)
+            evaluator(DATA, judge()).attack(Shifted(model), attack, "test", loss("margin"), passes.__next__)
             assert next(passes) == attack.passes, name
 
     @pytest.mark.parametrize("name", ["mf", "kgat"])
     @pytest.mark.parametrize("kind", ["embedding", "weight"])
     def test_stronger_attacks_raise_the_loss_more(self, name: str, kind: str) -> None:
-        model, built = build(name).requires_grad_(False), Evaluator(DATA, judge())
+        model, built = build(name).requires_grad_(False), evaluator(DATA, judge())
 
         def value(at: Shifted) -> float:
-            batches = list(built.batches("test"))
+            batches = list(built.batches(model, "test"))
             total = sum(loss("softmax")(at(each), each).sum().item() for each in batches)
             return total / sum(map(len, batches))
 
@@ -309,13 +310,13 @@ class TestAttacked:
             for attack in ("noise", "fgm", "pgd"):
                 config = configured("attack", attack, surface=kind, eps=eps)
                 worse, spent = built.attack(Shifted(model), attacks.build(config), "test", loss("softmax"))
-                found[attack] = value(worse)
+                found[attack] = value(worse[0][0])
                 assert spent["max_relative"] <= eps * (1 + 1e-4)
             assert found["pgd"] >= found["fgm"] > found["noise"]
             assert found["fgm"] > start
 
     def test_a_zero_budget_attack_leaves_the_metrics(self) -> None:
-        model, built = build("mf").requires_grad_(False), Evaluator(DATA, judge())
+        model, built = build("mf").requires_grad_(False), evaluator(DATA, judge())
         clean = built.evaluate(Shifted(model), "test").metrics
         for name in attacks:
             attack = attacks.build(configured("attack", name, eps=0.0))
@@ -323,19 +324,24 @@ class TestAttacked:
             assert built.evaluate(worse, "test").metrics == clean
             assert spent["max_norm"] == 0
 
-    def test_an_activation_that_belongs_to_one_portion_cannot_be_shifted_for_all(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from conftest import Toy
+    def test_an_activation_of_the_users_is_attacked_portion_by_portion(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, found = Toy().requires_grad_(False), []
+        for cells in (module.CELLS, N_ITEMS * 5):
+            monkeypatch.setattr(module, "CELLS", cells)
+            attack = attacks.build(configured("attack", "fgm", surface="activation", modules=["hidden"], eps=0.3))
+            moved, spent = evaluator(DATA, judge()).attack(Shifted(model), attack, "test", loss("softmax"))
+            found.append((moved, spent, evaluator(DATA, judge()).evaluate(moved, "test").metrics))
+        (one, spent, metrics), (several, again, same) = found
+        assert len(one) == 1 < len(several)
+        parts = torch.cat([point.delta["hidden.shift"] for point, _ in several])
+        torch.testing.assert_close(one[0][0].delta["hidden.shift"], parts)
+        assert metrics == same
+        assert spent == pytest.approx(again)
 
-        monkeypatch.setattr(module, "CELLS", N_ITEMS * 5)
-        ascent = Ascent(
-            surface="activation",
-            ball=attacks.build(configured("attack", "fgm")).ball,  # type: ignore[attr-defined]
-            steps=1,
-        )
-        with pytest.raises(RrecError, match="belongs to the users of a batch"):
-            Evaluator(DATA, judge()).attack(Shifted(Toy()), ascent, "test", loss("softmax"))
+    def test_an_activation_of_the_catalogue_is_one_for_all(self) -> None:
+        attack = attacks.build(configured("attack", "fgm", surface="activation", modules=["tower"]))
+        moved, _ = evaluator(DATA, judge()).attack(Shifted(Toy()), attack, "test", loss("softmax"))
+        assert moved[0][0].delta["tower.shift"].shape == (N_ITEMS, 4)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from robustbench_rec.prepare.report import DEFECTS, NOTES
 from robustbench_rec.raw import Raw
 from robustbench_rec.splits import splits
 
-PREPARE = Prepare(threshold=None, user_core=0, item_core=0, defects="drop")
+PREPARE = Prepare(threshold=None, label=None, user_core=0, item_core=0, defects="drop")
 LAST = {"name": "leave_one_out"}
 SYNTHETIC = {
     "name": "synthetic",
@@ -336,7 +336,7 @@ def entries(place):
 def same(one, two):
     for part in ("train", "valid", "test"):
         for name, value in vars(one.part(part)).items():
-            assert torch.equal(value, getattr(two.part(part), name))
+            assert value is None or torch.equal(value, getattr(two.part(part), name))
     assert (one.user_ids, one.item_ids, one.report, one.name) == (two.user_ids, two.item_ids, two.report, two.name)
     assert one.fingerprint == two.fingerprint
     assert torch.equal(one.kg.heads, two.kg.heads)
@@ -422,7 +422,7 @@ class TestCache:
 
 def test_data_from_a_seed_has_the_truth_of_its_noise():
     data = load(recipe(), None)
-    assert data.has == {"kg", "time", "rating"}
+    assert data.has == {"kg", "order", "rating", "time"}
     for part in ("train", "valid", "test"):
         noise, values = data.truth[f"{part}/noise"], data.part(part).values
         assert torch.equal(torch.where(noise, 6 - values, values), data.truth[f"{part}/rating"])

@@ -8,11 +8,11 @@ from conftest import DATA, interactions, make_data
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
-from robustbench_rec.sampling import STREAMS, Sampler, epoch_generator
+from robustbench_rec.sampling import STREAMS, Events, epoch_generator
 
 
 def epoch(seed: int = 0, batch_size: int = 7, negatives: int = 3) -> list[Batch]:
-    sampler = Sampler(DATA, batch_size=batch_size, negatives=negatives)
+    sampler = Events(DATA, batch_size=batch_size, negatives=negatives)
     batches = list(sampler.epoch(torch.Generator().manual_seed(seed)))
     assert len(batches) == len(sampler)
     return batches
@@ -55,7 +55,7 @@ def test_no_negative_is_a_training_item_of_the_user_and_every_other_item_can_be_
 
 def test_negatives_are_uniform_over_what_the_user_does_not_have() -> None:
     data = replace(make_data(), train=interactions([0] * 3, [0, 1, 2]))
-    sampler = Sampler(data, batch_size=10, negatives=20_000)
+    sampler = Events(data, batch_size=10, negatives=20_000)
     (batch,) = sampler.epoch(torch.Generator().manual_seed(0))
     counts = torch.bincount(items_of(batch)[:, 1:].flatten(), minlength=data.n_items)[3:].double()
     assert (counts / counts.mean() - 1).abs().max() < 0.1
@@ -87,17 +87,17 @@ def test_every_consumer_of_every_epoch_and_seed_has_randomness_of_its_own() -> N
 
 def test_a_user_who_has_everything_is_named() -> None:
     data = replace(make_data(n_items=9), train=interactions([0] * 9 + [1], [*range(9), 0]))
-    with pytest.raises(RrecError, match="user 'u0' has a training event with every item"):
-        Sampler(data, batch_size=4, negatives=1)
+    with pytest.raises(RrecError, match="user 'u0' has an event with every item"):
+        Events(data, batch_size=4, negatives=1)
 
 
 def test_a_user_who_lacks_a_single_item_always_gets_that_one() -> None:
     data = replace(make_data(n_items=9), train=interactions([0] * 8 + [1], [*range(8), 0]))
-    for batch in Sampler(data, batch_size=4, negatives=2).epoch(torch.Generator().manual_seed(0)):
+    for batch in Events(data, batch_size=4, negatives=2).epoch(torch.Generator().manual_seed(0)):
         assert (items_of(batch)[batch.users == 0, 1:] == 8).all()
 
 
-@pytest.mark.parametrize(("batch_size", "negatives"), [(0, 1), (4, 0), (-1, 1)])
+@pytest.mark.parametrize(("batch_size", "negatives"), [(0, 1), (4, -1), (-1, 1)])
 def test_sizes_that_make_no_sense_are_refused(batch_size: int, negatives: int) -> None:
-    with pytest.raises(RrecError, match="both must be at least 1"):
-        Sampler(DATA, batch_size=batch_size, negatives=negatives)
+    with pytest.raises(RrecError, match="must "):
+        Events(DATA, batch_size=batch_size, negatives=negatives)

@@ -21,12 +21,12 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluator import Evaluator
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.objective import Objective, Plain
-from robustbench_rec.sampling import Sampler
+from robustbench_rec.sampling import Events
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import OPTIMIZERS, Trainer
 
@@ -41,6 +41,7 @@ def trainer(
     objective: Objective | None = None,
     validate: Callable[[], dict[str, float]] | None = None,
     monitor: str = "ndcg@5",
+    smaller: bool = False,
     seed: int = 0,
     data: Data = DATA,
     precision: str = "fp32",
@@ -49,14 +50,15 @@ def trainer(
     model = model or build("mf", data, dim=8)
     settings = fit(monitor=monitor, **changes)
     plain = Plain(loss(settings.loss or model.loss))
-    evaluator = Evaluator(data, judge())
+    judging = evaluator(data, judge())
     return Trainer(
         model=model,
         objective=objective or defenses.build(defense or {"name": "none"}, plain, model),
-        sampler=Sampler(data, batch_size=settings.batch_size, negatives=settings.negatives),
-        validate=validate or (lambda: evaluator.evaluate(Shifted(model), "valid", metrics=["ndcg@5"]).metrics),
+        sampler=Events(data, batch_size=settings.batch_size, negatives=settings.negatives),
+        validate=validate or (lambda: judging.evaluate(Shifted(model), "valid", metrics=["ndcg@5"]).metrics),
         fit=settings,
         monitor=monitor,
+        smaller=smaller,
         seed=seed,
         precision=precision,
         out=out,
@@ -224,7 +226,7 @@ class TestSchedule:
         run(tmp_path, model=model, optimizer="sgd", momentum=0.9, weight_decay=0.1, lr=0.3, epochs=1, batch_size=16)
         torch.manual_seed(0)
         optimizer = torch.optim.SGD(own.parameters(), lr=0.3, momentum=0.9, weight_decay=0.1)
-        sampler = Sampler(DATA, batch_size=16, negatives=1)
+        sampler = Events(DATA, batch_size=16, negatives=1)
         from robustbench_rec.sampling import epoch_generator
 
         for batch in sampler.epoch(epoch_generator(0, 0, "batches")):

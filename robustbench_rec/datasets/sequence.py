@@ -42,4 +42,4 @@ class Sequence(Source):
             line, words = lines.numbers[wrong.argmax()], lengths[wrong.argmax()]
             needed = "exactly two, a user and an item" if c.layout == "pairs" else "a user and at least one item"
             raise RrecError(f"{lines.path}, line {line} has {words} words; layout={c.layout} needs {needed}")
-        return Raw(events=lines.events(), repeats=c.repeats)
+        return Raw(events=lines.events(), ordered=True, repeats=c.repeats)

@@ -5,7 +5,7 @@ has, at least 1. Definitions are the standard ones; the ideal of NDCG is min(K, 
 order of what was retrieved.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ WHOLE = {
 """Metrics that are not a function of one user's hits: over all candidates, or over all users."""
 
 
-def check(names: list[str], top_k: list[int], n_candidates: int) -> None:
+def check(names: Iterable[str], top_k: list[int], n_candidates: int) -> None:
     """RrecError for an unknown metric or a K that is not between 1 and the number of candidates."""
     for name in names:
         if name not in (*TOP_K, *WHOLE):

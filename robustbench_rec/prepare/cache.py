@@ -23,7 +23,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_text
 from robustbench_rec.raw import PARTS
 
-FORMAT = 1  # raise it whenever the same files and recipe come to other data
+FORMAT = 2  # raise it whenever the same files and recipe come to other data
 log = logging.getLogger(__name__)
 
 
@@ -53,6 +53,8 @@ def keep(entry: Path, data: Data) -> Data:
         "name": data.name,
         "fingerprint": data.fingerprint,
         "report": data.report,
+        "ordered": data.ordered,
+        "context_sizes": data.context_sizes,
         "ids": _ids(data),
     }
     meta["tables"] = list(_tables(data))
@@ -105,6 +107,8 @@ def _restore(entry: Path) -> Data:
         item_ids=ids["item_ids"],
         **{name: pd.read_parquet(entry / f"{name}.parquet") for name in meta["tables"]},
         kg=KG(**kg, entity_ids=ids["entity_ids"], relation_ids=ids["relation_ids"]) if kg else None,
+        ordered=meta["ordered"],
+        context_sizes=meta["context_sizes"],
         report=meta["report"],
         truth=_group(tensors, "truth"),
     )

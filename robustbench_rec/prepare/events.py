@@ -50,6 +50,11 @@ def thin(events: pd.DataFrame, config: Prepare, report: Report) -> pd.DataFrame:
         low = events["rating"].to_numpy() < config.threshold
         report.note("below_threshold", int(low.sum()))
         events = events[~low]
+    if config.label is not None:
+        if "rating" not in events:
+            raise RrecError(f"dataset '{report.name}' has no ratings that prepare.label={config.label:g} could turn")
+        events = events.assign(rating=(events["rating"] >= config.label).astype("float64"))
+        report.note("clicks", int(events["rating"].sum()))
     if config.user_core > 1 or config.item_core > 1:
         users, items = (pd.factorize(events[name])[0] for name in ("user", "item"))
         needs = [(users, config.user_core), (items, config.item_core)]

@@ -69,17 +69,20 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
     events = events.iloc[order]
     parts = {part: events[events["part"].to_numpy() == code] for code, part in enumerate(PARTS)}
     _count_unseen(parts, len(items), report)
+    codes, context_sizes = _context(raw, parts)
     data = Data(
         name=name,
         fingerprint="",
-        train=_interactions(parts["train"]),
-        valid=_interactions(parts["valid"]),
-        test=_interactions(parts["test"]),
+        train=_interactions(parts["train"], codes["train"]),
+        valid=_interactions(parts["valid"], codes["valid"]),
+        test=_interactions(parts["test"], codes["test"]),
         user_ids=user_ids.tolist(),
         item_ids=item_ids.tolist(),
         item_table=_side_table(raw.items, "item", item_ids, known_items, report),
         user_table=_side_table(raw.users, "user", user_ids, known_users, report),
         kg=index_kg(raw, item_ids, known_items, report),
+        ordered=raw.ordered or "time" in raw.events,
+        context_sizes=context_sizes,
         truth=_truth(raw, parts, user_ids, item_ids),
         report=report.counts,
     )
@@ -130,10 +133,23 @@ def _count_unseen(parts: dict[str, pd.DataFrame], n_items: int, report: Report) 
         report.note(f"{part}_seen_in_train", int(pairs[part].isin(pairs["train"]).sum()))
 
 
-def _interactions(events: pd.DataFrame) -> Interactions:
+def _context(raw: Raw, parts: dict[str, pd.DataFrame]) -> tuple[dict[str, Tensor | None], dict[str, int]]:
+    """Codes of the context columns of each part `[N, K]` and their numbers; 0 is what train does not have."""
+    if not raw.context:
+        return dict.fromkeys(parts), {}
+    known = {name: pd.Index(parts["train"][name].unique()) for name in raw.context}
+    codes = {
+        part: _tensor(np.stack([known[name].get_indexer(events[name]) + 1 for name in raw.context], axis=1))
+        for part, events in parts.items()
+    }
+    return dict(codes), {name: len(index) + 1 for name, index in known.items()}
+
+
+def _interactions(events: pd.DataFrame, context: Tensor | None) -> Interactions:
     ratings = events["rating"].to_numpy(np.float32) if "rating" in events else np.ones(len(events), np.float32)
     times = _tensor(events["time"].to_numpy()) if "time" in events else None
-    return Interactions(_tensor(events["user"].to_numpy()), _tensor(events["item"].to_numpy()), _tensor(ratings), times)
+    users, items = _tensor(events["user"].to_numpy()), _tensor(events["item"].to_numpy())
+    return Interactions(users, items, _tensor(ratings), times, context)
 
 
 def _side_table(

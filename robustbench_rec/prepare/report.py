@@ -22,6 +22,7 @@ DEFECTS = {
 }
 NOTES = {
     "below_threshold": "events rated below prepare.threshold",
+    "clicks": "events rated at least prepare.label, the others are none",
     "core_users": "users with fewer events than prepare.user_core",
     "core_items": "items with fewer events than prepare.item_core",
     "core_events": "events of these users and items",

@@ -5,27 +5,22 @@ from pathlib import Path
 from robustbench_rec import checkpoint
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
-from robustbench_rec.errors import unknown
-from robustbench_rec.evaluator import Evaluator
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.hardware import autocast, setup
-from robustbench_rec.losses import loss
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.train import keep
 
-LOSSES = ("bce", "margin", "softmax")
-
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint and judge it before and after, with the true labels of the part (the worst case)."""
     device = setup(cfg)
-    if cfg.loss not in LOSSES:
-        raise unknown("loss of an attack", cfg.loss, LOSSES)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
-    evaluator = Evaluator(loaded.data, cfg)
-    evaluator.chunks(cfg.part)
+    judging = evaluator(loaded.data, cfg)
+    judging.portions(cfg.part)
+    climbed = judging.climbed(cfg.loss)
     attack = attacks.build(cfg.attack)
     attack.check(loaded.model)
     at = Shifted(loaded.model.requires_grad_(False).eval())
@@ -34,11 +29,11 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
         Run(out, "attack", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=loaded.data.fingerprint),
         autocast(cfg.precision, device),
     ):
-        clean = evaluator.evaluate(at, cfg.part)
+        clean = judging.evaluate(at, cfg.part)
         with Bar("attack", total=1, steps=attack.passes) as bar:
             passes = iter(bar.each(0, range(attack.passes)))
-            worse, budget = evaluator.attack(at, attack, cfg.part, loss(cfg.loss), lambda: next(passes, None))
-        attacked = evaluator.evaluate(worse, cfg.part)
+            worse, budget = judging.attack(at, attack, cfg.part, climbed, lambda: next(passes, None))
+        attacked = judging.evaluate(worse, cfg.part)
         if cfg.per_user:
             keep(clean, loaded.data, out / "per_user-clean.csv")
             keep(attacked, loaded.data, out / "per_user-attacked.csv")

@@ -4,23 +4,23 @@ from pathlib import Path
 
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
-from robustbench_rec.evaluator import Evaluator
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.hardware import setup
 from robustbench_rec.reports.tables import by_metric
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks.train import keep
+from robustbench_rec.tasks.train import keep, title
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
     """Judge a checkpoint on a part of the data that it was trained on."""
     device = setup(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
-    evaluator = Evaluator(loaded.data, cfg)
-    evaluator.chunks(cfg.part)
+    judging = evaluator(loaded.data, cfg)
+    judging.portions(cfg.part)
     with Run(out, "eval", seeds={"seed": cfg.seed}, device=device, ckpt=cfg.ckpt, fingerprint=loaded.data.fingerprint):
-        result = evaluator.evaluate(Shifted(loaded.model), cfg.part)
-        by_metric(f"{cfg.ckpt} on {loaded.data.name}, {cfg.protocol} ranking", {cfg.part: result.metrics})
+        result = judging.evaluate(Shifted(loaded.model), cfg.part)
+        by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
     return {f"{cfg.part}/{name}": value for name, value in result.metrics.items()}

@@ -1,10 +1,13 @@
 """rrec finetune."""
 
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.adversarial import Adversarial, weight_ascent
@@ -13,19 +16,22 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import Finetune
 from robustbench_rec.criticality import criticality
-from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.evaluator import PARTS, Evaluator
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import PARTS, Evaluator, Moved, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast, setup
-from robustbench_rec.losses import loss
+from robustbench_rec.losses import Loss, loss
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.objective import Plain, streamed
 from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
-from robustbench_rec.sampling import Sampler, epoch_generator
+from robustbench_rec.sampling import Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted, label, surface
 from robustbench_rec.tasks.train import judge
 from robustbench_rec.trainer import Trainer
+
+WORSE = 1e6
+"""Puts what loses too much clean quality below everything that does not."""
 
 
 def run(cfg: Finetune, out: Path) -> dict[str, float]:
@@ -44,21 +50,20 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
         )
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     model, data = loaded.model, loaded.data
-    evaluator = Evaluator(data, cfg)
-    if cfg.monitor not in evaluator.names():
-        raise unknown("monitor", cfg.monitor, evaluator.names())
+    judging = evaluator(data, cfg)
+    judging.watched(cfg.monitor)
     for part in PARTS:
-        evaluator.chunks(part)
+        judging.portions(part)
     attack = attacks.build(cfg.attack)
     attack.check(model)
     names = surface(model, "weight")
     if cfg.modules > len(names):
         raise RrecError(f"modules={cfg.modules}: the model has {len(names)} ({', '.join(map(label, names))})")
-    plain = Plain(loss(cfg.loss or model.loss))
-    sampler = Sampler(data, batch_size=cfg.batch_size, negatives=cfg.negatives)
+    wanted = cfg.loss or model.loss
+    batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=data.fingerprint):
-        found = _criticality(cfg, model, sampler, plain)
+        found = _criticality(cfg, model, batches, loss(wanted))
         chosen = list(found)[: cfg.modules]
         table = [[name, value, "yes" if name in chosen else ""] for name, value in found.items()]
         show("module robust criticality", ["module", "criticality", "tuned"], table)
@@ -67,19 +72,20 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
         )
 
         start = {name: each.detach().clone() for name, each in model.named_parameters()}
-        score = _Score(evaluator, attack, cfg, model)
+        score = _Score(judging, attack, cfg, model)
         target = tuple(name for name in names if label(name) in chosen)
         owners = [name.rpartition(".")[0] for name in target]
         for name, each in model.named_parameters():
             each.requires_grad_(name in target or (name.rpartition(".")[0] in owners and "" not in owners))
-        tuned = Adversarial(plain, _on(target, cfg.gamma), clean=0.0, robust=1.0)
+        tuned = Adversarial(Plain(loss(wanted)), _on(target, cfg.gamma), clean=0.0, robust=1.0)
         trainer = Trainer(
             model=model,
             objective=tuned,
-            sampler=sampler,
+            sampler=batches,
             validate=score,
             fit=cfg,
             monitor="score",
+            smaller=False,
             seed=cfg.seed,
             precision=cfg.precision,
             out=out,
@@ -94,7 +100,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
         trainer.run()
         _interpolate(cfg, model, start, score, out)
         checkpoint.save(out, model, loaded.config, loaded.recipe, data)
-        metrics = judge(evaluator, Shifted(model.requires_grad_(False)), cfg, out)
+        metrics = judge(judging, Shifted(model.requires_grad_(False)), cfg, out)
         trainer.finish()
     return metrics
 
@@ -102,36 +108,39 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
 class _Score:
     """Clean and attacked quality on validation, and the attacked one as the score of what is clean enough."""
 
-    def __init__(self, evaluator: Evaluator, attack: Attack, cfg: Finetune, model: RecModel) -> None:
-        self.evaluator, self.attack, self.cfg, self.model = evaluator, attack, cfg, model
-        self.loss = loss("margin")
-        self.floor = (1 - cfg.tolerance) * self.quality(Shifted(model))
+    def __init__(self, judging: Evaluator[Any], attack: Attack, cfg: Finetune, model: RecModel) -> None:
+        self.judging, self.attack, self.model = judging, attack, model
+        self.monitor, self.climbed = judging.watched(cfg.monitor), judging.climbed(None)
+        self.sign = -1 if self.monitor in judging.smaller else 1
+        start = self.sign * self.quality(Shifted(model))
+        self.floor = start - cfg.tolerance * abs(start)
 
     def __call__(self) -> dict[str, float]:
         return self.at(Shifted(self.model))
 
     def at(self, at: Shifted) -> dict[str, float]:
         """Of any point."""
-        worse, _ = self.evaluator.attack(at, self.attack, "valid", self.loss)
+        worse, _ = self.judging.attack(at, self.attack, "valid", self.climbed)
         clean, attacked = self.quality(at), self.quality(worse)
-        score = attacked if clean >= self.floor else clean - 1  # below every feasible one
-        return {self.cfg.monitor: clean, f"attacked_{self.cfg.monitor}": attacked, "score": score}
+        feasible = self.sign * clean >= self.floor
+        score = self.sign * attacked if feasible else self.sign * clean - WORSE
+        return {self.monitor: clean, f"attacked_{self.monitor}": attacked, "score": score}
 
-    def quality(self, at: Shifted) -> float:
+    def quality(self, at: Shifted | Moved) -> float:
         """The monitored metric on validation."""
-        return self.evaluator.evaluate(at, "valid", metrics=[self.cfg.monitor]).metrics[self.cfg.monitor]
+        return self.judging.evaluate(at, "valid", metrics=[self.monitor]).metrics[self.monitor]
 
 
-def _criticality(cfg: Finetune, model: RecModel, sampler: Sampler, objective: Objective) -> dict[str, float]:
-    batches = list(sampler.epoch(epoch_generator(cfg.seed, 0, "batches")))[
-        : -(-cfg.criticality.pairs // cfg.batch_size)
-    ]
-    items = torch.cat([each.items for each in batches if each.items is not None])
-    batch = Batch(torch.cat([each.users for each in batches]), items, torch.cat([each.labels for each in batches]))
-    with autocast(cfg.precision, items.device):
-        return criticality(
-            Shifted(model.eval()), batch, objective, eps=cfg.criticality.eps, steps=cfg.criticality.steps
-        )
+def _criticality(cfg: Finetune, model: RecModel, sampler: Sampler, climbed: Loss) -> dict[str, float]:
+    epoch = sampler.epoch(epoch_generator(cfg.seed, 0, "batches"))
+    batches = list(islice(epoch, -(-cfg.criticality.pairs // cfg.batch_size)))
+
+    def objective(at: Shifted, batch: Batch) -> Tensor:
+        return streamed(at, batches, climbed)
+
+    with autocast(cfg.precision, sampler.device):
+        start = Shifted(model.eval())
+        return criticality(start, batches[0], objective, eps=cfg.criticality.eps, steps=cfg.criticality.steps)
 
 
 def _on(names: tuple[str, ...], gamma: float) -> Attack:

@@ -10,8 +10,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.config import Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
-from robustbench_rec.errors import unknown
-from robustbench_rec.evaluator import PARTS, Evaluator, Result
+from robustbench_rec.evaluation import PARTS, Evaluator, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import loss
@@ -20,7 +19,7 @@ from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.prepare import load
 from robustbench_rec.reports.tables import by_metric
 from robustbench_rec.runs import Run
-from robustbench_rec.sampling import Sampler
+from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import Trainer
 
@@ -38,20 +37,20 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
     data = load(cfg, cfg.data_dir).to(device)
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
-    plain = Plain(loss(cfg.loss or model.loss))
-    objective = wrap(defenses.build(cfg.defense, plain, model), model, data).to(device)
-    evaluator = Evaluator(data, cfg)
-    if cfg.monitor not in evaluator.names():
-        raise unknown("monitor", cfg.monitor, evaluator.names())
+    name = cfg.loss or model.loss
+    objective = wrap(defenses.build(cfg.defense, Plain(loss(name)), model), model, data).to(device)
+    judging = evaluator(data, cfg)
+    monitor = judging.watched(cfg.monitor)
     for part in PARTS:
-        evaluator.chunks(part)
+        judging.portions(part)
     trainer = Trainer(
         model=model,
         objective=objective,
-        sampler=Sampler(data, batch_size=cfg.batch_size, negatives=cfg.negatives),
-        validate=lambda: evaluator.evaluate(Shifted(model), "valid", metrics=[cfg.monitor]).metrics,
+        sampler=sampler(data, model, loss=name, batch_size=cfg.batch_size, negatives=cfg.negatives),
+        validate=lambda: judging.evaluate(Shifted(model), "valid", metrics=[monitor]).metrics,
         fit=cfg,
-        monitor=cfg.monitor,
+        monitor=monitor,
+        smaller=monitor in judging.smaller,
         seed=cfg.seed,
         precision=cfg.precision,
         out=out,
@@ -62,19 +61,24 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
         model.fit(data)
         trainer.run()
         checkpoint.save(out, model, cfg.model, cfg, data)
-        metrics = judge(evaluator, Shifted(model), cfg, out)
+        metrics = judge(judging, Shifted(model), cfg, out)
         trainer.finish()
     return metrics
 
 
-def judge(evaluator: Evaluator, at: Shifted, cfg: Judge, out: Path) -> dict[str, float]:
+def judge(judging: Evaluator[Any], at: Shifted, cfg: Judge, out: Path) -> dict[str, float]:
     """Validation and test metrics as `valid/…` and `test/…`, shown as a table; per-user values kept if asked for."""
-    results = {part: evaluator.evaluate(at, part) for part in PARTS}
-    by_metric(f"{evaluator.data.name}, {cfg.protocol} ranking", {part: each.metrics for part, each in results.items()})
+    results = {part: judging.evaluate(at, part) for part in PARTS}
+    by_metric(title(judging.data, cfg), {part: each.metrics for part, each in results.items()})
     if cfg.per_user:
         for part, result in results.items():
-            keep(result, evaluator.data, out / f"per_user-{part}.csv")
+            keep(result, judging.data, out / f"per_user-{part}.csv")
     return {f"{part}/{name}": value for part, each in results.items() for name, value in each.metrics.items()}
+
+
+def title(data: Data, cfg: Judge) -> str:
+    """What a table of metrics is about."""
+    return f"{data.name}, {cfg.protocol}{' ranking' if cfg.protocol in ('full', 'sampled') else ''}"
 
 
 def keep(result: Result, data: Data, path: Path) -> None:

@@ -1,145 +1,76 @@
-"""Ranks the candidates of a part of the data with a model at any point, and judges the lists."""
+"""Ranks the candidates of every user and judges the lists."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Attack
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data, Interactions
-from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.losses import Loss
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Portion, Result
 from robustbench_rec.metrics import ranking
-from robustbench_rec.model import RecModel
-from robustbench_rec.objective import streamed
-from robustbench_rec.shifted import Shifted
 
-PROTOCOLS = ("full", "sampled")
-PARTS = ("valid", "test")
-CELLS = 2**25  # scores held at once: 128 MiB of float32
+Pairs = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some users of a part and their candidates, as index pairs (row, column) instead of dense matrices."""
+class Lists(Portion):
+    """Relevant and excluded candidates as index pairs (row, column), not as dense matrices."""
 
-    users: Tensor  # [B]
-    items: Tensor | None  # [B, C], None for the whole catalogue
-    relevant: tuple[Tensor, Tensor]
-    excluded: tuple[Tensor, Tensor]
-    n_candidates: int
-
-    def batch(self) -> Batch:
-        """The same with dense labels and mask, as losses want it."""
-        labels = torch.zeros(len(self.users), self.n_candidates, device=self.users.device)
-        mask = torch.ones_like(labels, dtype=torch.bool)
-        labels[self.relevant], mask[self.excluded] = 1.0, False
-        return Batch(self.users, self.items, labels, mask)
+    relevant: Pairs
+    excluded: Pairs
 
 
-@dataclass(frozen=True)
-class Result:
-    """metrics: means over users, e.g. "ndcg@10". users: indices `[N]`; per_user: each metric of each of them, `[N]`."""
+class Ranking(Evaluator[Lists]):
+    """Lists of the best candidates. Ties are broken against the relevant item; means are over users."""
 
-    metrics: dict[str, float]
-    users: Tensor
-    per_user: dict[str, Tensor]
-
-
-class Evaluator:
-    """Full ranking of the catalogue, or of sampled candidates, for every user with an event in the part.
-
-    full: what a user has in train (and, for test, in valid) is no candidate; everything the user has in the part is
-    relevant. sampled: each event of the part is ranked against `n_negatives` items that the user has nowhere, drawn
-    once from `seed`; a user's value is the mean over the user's events. Ties are broken against the relevant item.
-    Means are over users. Numbers of the two protocols cannot be compared.
-    """
+    metrics: ClassVar[tuple[str, ...]] = ("ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage")
+    monitor: ClassVar[str] = "ndcg@10"
+    losses: ClassVar[tuple[str, ...]] = ("margin", "softmax", "bce")
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
-        if judge.protocol not in PROTOCOLS:
-            raise unknown("protocol", judge.protocol, PROTOCOLS)
-        if judge.protocol == "sampled" and judge.n_negatives < 1:
-            raise RrecError(f"n_negatives={judge.n_negatives}: must be at least 1")
-        self.data, self.judge, self.seed = data, judge, seed
-        self.n_candidates = data.n_items if judge.protocol == "full" else 1 + judge.n_negatives
-        ranking.check(judge.metrics, judge.top_k, self.n_candidates)
-        self._parts: dict[str, list[Chunk]] = {}
+        super().__init__(data, judge, seed=seed)
+        ranking.check(judge.metrics or self.metrics, judge.top_k, self.n_candidates)
 
-    def chunks(self, part: str) -> list[Chunk]:
-        """The users of a part in portions that fit into memory; built once."""
-        if part not in self._parts:
-            if part not in PARTS:
-                raise unknown("part", part, PARTS)
-            if not len(self.data.part(part)):
-                raise RrecError(f"dataset '{self.data.name}' has no {part} events after the split: nothing to evaluate")
-            build = self._full if self.judge.protocol == "full" else self._sampled
-            self._parts[part] = list(build(part))
-        return self._parts[part]
+    @property
+    @abstractmethod
+    def n_candidates(self) -> int:
+        """Of each list."""
 
-    def batches(self, part: str) -> Iterator[Batch]:
-        """The same candidates and labels as dense batches, for attacks."""
-        return (chunk.batch() for chunk in self.chunks(part))
-
-    @torch.no_grad()
-    def evaluate(self, at: Shifted, part: str, *, metrics: list[str] | None = None) -> Result:
-        """Judge the model at `at`, in evaluation mode.
-
-        metrics: names as in the result ("ndcg@10", "auc"); None for all of the config. RrecError when a score is not
-        finite.
-        """
-        names = metrics or self.names()
-        with _judged(at.model):
-            return self._evaluate(Shifted(at.model, at.delta), part, names)
-
-    def attack(
-        self, at: Shifted, attack: Attack, part: str, loss: Loss, on_pass: Callable[[], object] = lambda: None
-    ) -> tuple[Shifted, dict[str, float]]:
-        """One perturbation for all users of the part, climbing the loss on exactly the candidates that are ranked.
-
-        on_pass: called at each of the `attack.passes` evaluations. Returns the worse point and the budget spent.
-        """
-
-        def objective(at: Shifted, batch: Batch) -> Tensor:
-            on_pass()
-            return streamed(at, self.batches(part), loss)
-
-        with _judged(at.model):
-            start, chunks = Shifted(at.model, at.delta), self.chunks(part)
-            first = chunks[0].batch()
-            if len(chunks) > 1:
-                attack.check_shared(start, first, chunks[-1].batch())
-            worse, _ = attack(start, first, objective)
-            return worse, attack.spent(start, worse, first)
+    def label(self, portion: Lists, batch: Batch) -> Batch:
+        labels = torch.zeros(len(portion.users), self.n_candidates, device=portion.users.device)
+        mask = torch.ones_like(labels, dtype=torch.bool)
+        labels[portion.relevant], mask[portion.excluded] = 1.0, False
+        return replace(batch, labels=labels, mask=mask)
 
     def names(self) -> list[str]:
-        """Every metric of the config, by its name in results."""
-        whole = [name for name in self.judge.metrics if name == "auc"]
-        top = [name for name in self.judge.metrics if name != "auc"]
-        return [f"{name}@{k}" for k in self.judge.top_k for name in top] + whole
+        chosen = self.judge.metrics or self.metrics
+        whole = [name for name in chosen if name == "auc"]
+        return [f"{name}@{k}" for k in self.judge.top_k for name in chosen if name != "auc"] + whole
 
-    def _evaluate(self, at: Shifted, part: str, names: list[str]) -> Result:
+    def measure(self, scores: Iterator[Tensor], portions: list[Lists], names: list[str]) -> Result:
         cut = {name: int(name.partition("@")[2]) for name in names if "@" in name}
         depth = max(cut.values(), default=1)
         users: list[Tensor] = []
         values: dict[str, list[Tensor]] = {name: [] for name in names if not name.startswith("coverage")}
         shown = {k: torch.zeros(self.data.n_items, dtype=torch.bool) for name, k in cut.items() if "coverage" in name}
-        for chunk in self.chunks(part):
-            scores = at(Batch.unlabelled(chunk.users, chunk.items)).scores.float()  # [B, C]
-            scores[chunk.excluded] = float("-inf")
-            top, hits, relevant = _ranked(scores, chunk, depth)
+        for chunk, found in zip(portions, scores, strict=True):
+            found[chunk.excluded] = float("-inf")
+            top, hits, relevant = _ranked(found, chunk, depth)
             users.append(chunk.users)
             for name, kept in values.items():
                 if name == "auc":
-                    kept.append(_auc(scores, chunk, relevant))
+                    kept.append(_auc(found, chunk, relevant))
                 else:
                     kept.append(ranking.TOP_K[name.partition("@")[0]](hits[:, : cut[name]], relevant))
             for k, seen in shown.items():
                 listed = top[:, :k] if chunk.items is None else chunk.items.gather(1, top[:, :k])
-                there = scores.gather(1, top[:, :k]).isfinite()  # a user may have fewer than k candidates
+                there = found.gather(1, top[:, :k]).isfinite()  # a user may have fewer than k candidates
                 seen[listed[there].cpu()] = True
         every = torch.cat(users)
         owners, row = torch.unique(every, return_inverse=True)
@@ -155,17 +86,45 @@ class Evaluator:
         means |= {f"coverage@{k}": seen.float().mean().item() for k, seen in shown.items()}
         return Result({name: means[name] for name in names}, owners, per_user)
 
-    def _full(self, part: str) -> Iterator[Chunk]:
+
+class Full(Ranking):
+    """Full ranking of the catalogue, for every user with an event in the part.
+
+    What a user has in train (and, for test, in valid) is no candidate; everything the user has in the part is relevant.
+    """
+
+    @property
+    def n_candidates(self) -> int:
+        return self.data.n_items
+
+    def split(self, part: str) -> Iterator[Lists]:
         data = self.data
         wanted = _lists(data.part(part), data)
         seen = _lists(data.train, data) if part == "valid" else _lists(data.train, data, data.valid)
         users = torch.unique(data.part(part).users)
         for chosen in users.split(max(1, CELLS // data.n_items)):
             relevant, excluded = wanted.of(chosen), seen.of(chosen)
-            yield Chunk(chosen, None, relevant, _without(excluded, relevant, data.n_items), data.n_items)
+            yield Lists(chosen, None, None, relevant, _without(excluded, relevant, data.n_items))
 
-    def _sampled(self, part: str) -> Iterator[Chunk]:
-        data, n = self.data, self.judge.n_negatives
+
+class Sampled(Ranking):
+    """Ranking of each event against `n_negatives` (99) items that its user has nowhere, drawn once.
+
+    A user's value is the mean over the user's events. Numbers cannot be compared with those of full ranking.
+    """
+
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
+        self.n = 99 if judge.n_negatives is None else judge.n_negatives
+        if self.n < 1:
+            raise RrecError(f"n_negatives={self.n}: must be at least 1")
+        super().__init__(data, judge, seed=seed)
+
+    @property
+    def n_candidates(self) -> int:
+        return 1 + self.n
+
+    def split(self, part: str) -> Iterator[Lists]:
+        data, n = self.data, self.n
         keys = torch.unique(
             torch.cat([each.users * data.n_items + each.items for each in map(data.part, ("train", *PARTS))])
         )
@@ -188,18 +147,8 @@ class Evaluator:
             first = torch.zeros_like(chosen)
             relevant = (torch.arange(len(chosen), device=chosen.device), first)
             nothing = (first[:0], first[:0])
-            yield Chunk(chosen, torch.cat([items[rows][:, None], drawn], 1), relevant, nothing, 1 + n)
-
-
-@contextmanager
-def _judged(model: RecModel) -> Iterator[None]:
-    """Evaluation mode, for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+            candidates = torch.cat([items[rows][:, None], drawn], 1)
+            yield Lists(chosen, candidates, _rows(data.part(part).context, rows), relevant, nothing)
 
 
 @dataclass(frozen=True)
@@ -215,6 +164,10 @@ class _Lists:
         rows = torch.repeat_interleave(torch.arange(len(users), device=users.device), sizes)
         within = torch.arange(len(rows), device=users.device) - (sizes.cumsum(0) - sizes)[rows]
         return rows, self.items[self.pointers[users][rows] + within]
+
+
+def _rows(table: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if table is None else table[rows]
 
 
 def _lists(part: Interactions, data: Data, *more: Interactions) -> _Lists:
@@ -233,7 +186,7 @@ def _without(pairs: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], width: 
     return pairs[0][keep], pairs[1][keep]
 
 
-def _ranked(scores: Tensor, chunk: Chunk, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, Tensor]:
     """Best columns `[B, depth]`, whether each is relevant, and the number of relevant candidates `[B]`."""
     rows, columns = chunk.relevant
     relevant = torch.zeros(len(scores), dtype=torch.long, device=scores.device).index_add(
@@ -254,7 +207,7 @@ def _ranked(scores: Tensor, chunk: Chunk, depth: int) -> tuple[Tensor, Tensor, T
     return top, flags.gather(1, top), relevant
 
 
-def _auc(scores: Tensor, chunk: Chunk, relevant: Tensor) -> Tensor:
+def _auc(scores: Tensor, chunk: Lists, relevant: Tensor) -> Tensor:
     """Share of (relevant, other) candidate pairs in the right order, a tie counting half; NaN without others."""
     rows, columns = chunk.relevant
     order = scores.sort(1).values  # excluded candidates stand first, at -inf

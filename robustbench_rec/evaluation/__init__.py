@@ -1,0 +1,21 @@
+"""Judging a model at any point on a part of the data; `evaluator(data, judge)` picks by `judge.protocol`."""
+
+from typing import Any
+
+from robustbench_rec.config import Judge
+from robustbench_rec.data import Data
+from robustbench_rec.errors import unknown
+from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
+from robustbench_rec.evaluation.prediction import Clicks, Ratings
+from robustbench_rec.evaluation.ranking import Full, Sampled
+
+__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Moved", "Result", "evaluator"]
+
+PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "ratings": Ratings, "sampled": Sampled}
+
+
+def evaluator(data: Data, judge: Judge, *, seed: int = 0) -> Evaluator[Any]:
+    """The evaluator of a protocol: full, sampled, clicks or ratings; what is drawn comes from `seed`."""
+    if judge.protocol not in PROTOCOLS:
+        raise unknown("protocol", judge.protocol, PROTOCOLS)
+    return PROTOCOLS[judge.protocol](data, judge, seed=seed)

@@ -1,0 +1,201 @@
+"""What every protocol shares: portions of users, the model at a point, attacks on exactly what is judged."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.ascent import Attack
+from robustbench_rec.batch import Batch, History
+from robustbench_rec.config import Judge
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.histories import Histories
+from robustbench_rec.losses import Loss, loss
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import streamed
+from robustbench_rec.shifted import Shifted
+
+PARTS = ("valid", "test")
+CELLS = 2**25  # scores held at once: 128 MiB of float32
+
+Moved = Sequence[tuple[Shifted, Batch]]  # the attacked model and input of each portion
+
+
+@dataclass(frozen=True)
+class Result:
+    """metrics: by name, e.g. "ndcg@10". users: indices `[N]`; per_user: metrics that are means over users, `[N]`."""
+
+    metrics: dict[str, float]
+    users: Tensor
+    per_user: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Some rows of a part: users `[B]`, their candidates `[B, C]` (None: the whole catalogue), context `[B, K]`."""
+
+    users: Tensor
+    items: Tensor | None
+    context: Tensor | None
+
+
+P = TypeVar("P", bound=Portion)
+
+
+class Evaluator(ABC, Generic[P]):
+    """A protocol of evaluation over the valid and the test part."""
+
+    metrics: ClassVar[tuple[str, ...]]
+    """What is reported where the config names nothing."""
+    monitor: ClassVar[str]
+    """What early stopping looks at where the config names nothing."""
+    smaller: ClassVar[frozenset[str]] = frozenset()
+    """Metrics of which less is better."""
+    losses: ClassVar[tuple[str, ...]]
+    """What an attack may climb on these candidates, the default first."""
+
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
+        self.data, self.judge, self.seed = data, judge, seed
+        self._parts: dict[str, list[P]] = {}
+        self._histories: dict[str, Histories] = {}
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Every metric of the config, by its name in results."""
+
+    @abstractmethod
+    def label(self, portion: P, batch: Batch) -> Batch:
+        """`batch` with the labels and the mask of a portion, as losses want them."""
+
+    @abstractmethod
+    def split(self, part: str) -> Iterator[P]:
+        """The rows of a part in portions that fit into memory."""
+
+    @abstractmethod
+    def measure(self, scores: Iterator[Tensor], portions: list[P], names: list[str]) -> Result:
+        """The metrics; scores: `[B, C]` of one portion after the other, to write into."""
+
+    def watched(self, monitor: str | None) -> str:
+        """The metric that early stopping looks at; RrecError when it is not among those that are computed."""
+        if monitor is None:
+            return self.monitor if self.monitor in self.names() else self.names()[0]
+        if monitor not in self.names():
+            raise unknown("monitor", monitor, self.names())
+        return monitor
+
+    def climbed(self, name: str | None) -> Loss:
+        """The loss that an attack climbs; RrecError when these candidates have no such loss."""
+        if name is not None and name not in self.losses:
+            raise unknown(f"loss of an attack with protocol={self.judge.protocol}", name, self.losses)
+        return loss(name or self.losses[0])
+
+    def portions(self, part: str) -> list[P]:
+        """The same, built once; RrecError where the part is unknown or empty."""
+        if part not in self._parts:
+            if part not in PARTS:
+                raise unknown("part", part, PARTS)
+            if not len(self.data.part(part)):
+                raise RrecError(f"dataset '{self.data.name}' has no {part} events after the split: nothing to evaluate")
+            self._parts[part] = list(self.split(part))
+        return self._parts[part]
+
+    def inputs(self, model: RecModel, part: str) -> Iterator[Batch]:
+        """What the model is asked, a batch a portion; a history ends where the part begins."""
+        for each in self.portions(part):
+            yield Batch.unlabelled(
+                each.users, each.items, context=each.context, history=self._history(each.users, model.window, part)
+            )
+
+    def batches(self, model: RecModel, part: str) -> Iterator[Batch]:
+        """The same with labels and mask, for attacks."""
+        for each, batch in zip(self.portions(part), self.inputs(model, part), strict=True):
+            yield self.label(each, batch)
+
+    @torch.no_grad()
+    def evaluate(self, at: Shifted | Moved, part: str, *, metrics: list[str] | None = None) -> Result:
+        """Judge the model at one point, or as `attack` left it, in evaluation mode.
+
+        metrics: names as in the result ("ndcg@10", "auc"); None for all of the config. RrecError when a score is not
+        finite.
+        """
+        names, portions = metrics or self.names(), self.portions(part)
+        if isinstance(at, Shifted):
+            point = Shifted(at.model, at.delta)
+            moved: Moved = [(point, batch) for batch in self.inputs(at.model, part)]
+        else:
+            moved = at
+
+        with _judged(moved[0][0].model):
+            return self.measure((point(batch).scores.float() for point, batch in moved), portions, names)
+
+    def attack(
+        self, at: Shifted, attack: Attack, part: str, climbed: Loss, on_pass: Callable[[], object] = lambda: None
+    ) -> tuple[Moved, dict[str, float]]:
+        """Attack everyone in the part, climbing a loss on exactly the candidates that are judged.
+
+        A perturbation that does not belong to the rows of a batch is one for all, found over the whole part; one that
+        does (an activation, a history) is found portion by portion. on_pass: called at each of the `attack.passes`
+        evaluations of the part. Returns the attacked portions and the budget spent.
+        """
+        with _judged(at.model):
+            start, inputs = Shifted(at.model, at.delta), list(self.inputs(at.model, part))
+            first = self.label(self.portions(part)[0], inputs[0])
+            if attack.shared(start, first):
+
+                def objective(at: Shifted, batch: Batch) -> Tensor:
+                    on_pass()
+                    return streamed(at, self.batches(at.model, part), climbed)
+
+                worse, _ = attack(start, first, objective)
+                return [(worse, batch) for batch in inputs], attack.spent(start, worse, first)
+
+            calls = count(1)
+
+            def local(at: Shifted, batch: Batch) -> Tensor:
+                if next(calls) % len(inputs) == 0:
+                    on_pass()
+                return climbed(at(batch), batch).mean()
+
+            moved, spent = [], []
+            for portion, batch in zip(self.portions(part), inputs, strict=True):
+                labelled = self.label(portion, batch)
+                worse, changed = attack(start, labelled, local)
+                moved.append((worse, changed.question()))
+                spent.append((attack.spent(start, worse, labelled), len(batch)))
+            return moved, _pooled(spent)
+
+    def _history(self, users: Tensor, window: int, part: str) -> History | None:
+        if not window:
+            return None
+        if part not in self._histories:
+            parts = [self.data.train] if part == "valid" else [self.data.train, self.data.valid]
+            self._histories[part] = Histories(*parts, n_users=self.data.n_users, n_items=self.data.n_items)
+        return self._histories[part].of(users, window)
+
+
+def _pooled(spent: list[tuple[dict[str, float], int]]) -> dict[str, float]:
+    """Budgets of portions as one: largest of `max_…`, mean over rows of the others."""
+    rows = sum(size for _, size in spent)
+    return {
+        name: max(each[name] for each, _ in spent)
+        if name.startswith("max_")
+        else sum(each[name] * size for each, size in spent) / rows
+        for name in spent[0][0]
+    }
+
+
+@contextmanager
+def _judged(model: RecModel) -> Iterator[None]:
+    """Evaluation mode, for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,101 @@
+"""Judges single predictions: whether an event is a click, or how it is rated."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.config import Judge
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.evaluation.base import CELLS, Evaluator, Portion, Result
+from robustbench_rec.metrics import prediction
+from robustbench_rec.metrics.prediction import PredictionMetric
+from robustbench_rec.negatives import Negatives
+
+ROWS = 2**16  # events scored at once
+
+
+@dataclass(frozen=True)
+class Events(Portion):
+    """labels: `[B, C]`."""
+
+    labels: Tensor
+
+
+class Prediction(Evaluator[Events]):
+    """Every event of a part by itself; values are over all events, not means over users."""
+
+    known: ClassVar[Mapping[str, PredictionMetric]]
+    smaller: ClassVar[frozenset[str]] = prediction.SMALLER
+
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
+        super().__init__(data, judge, seed=seed)
+        for name in judge.metrics or ():
+            if name not in self.known:
+                raise unknown(f"metric of protocol '{judge.protocol}'", name, self.known)
+
+    def names(self) -> list[str]:
+        return list(self.judge.metrics or self.metrics)
+
+    def label(self, portion: Events, batch: Batch) -> Batch:
+        return replace(batch, labels=portion.labels)
+
+    def split(self, part: str) -> Iterator[Events]:
+        events = self.data.part(part)
+        for rows in torch.arange(len(events), device=events.users.device).split(min(ROWS, CELLS)):
+            context = None if events.context is None else events.context[rows]
+            yield Events(events.users[rows], events.items[rows, None], context, events.values[rows, None])
+
+    def measure(self, scores: Iterator[Tensor], portions: list[Events], names: list[str]) -> Result:
+        found = torch.cat([each.flatten() for each in scores])
+        if not bool(found.isfinite().all()):
+            raise RrecError("a score is NaN or infinite: such a model cannot be judged (lower lr or eps)")
+        labels = torch.cat([each.labels.flatten() for each in portions])
+        users = torch.unique(torch.cat([each.users for each in portions]))
+        return Result({name: self.known[name](found, labels).item() for name in names}, users, {})
+
+
+class Clicks(Prediction):
+    """Click prediction. Where the data has positives only, each has `n_negatives` (1) sampled items beside it.
+
+    They are drawn once, uniform over what the user has no event with in the part or in train.
+    """
+
+    known: ClassVar[Mapping[str, PredictionMetric]] = prediction.CLICKS
+    metrics: ClassVar[tuple[str, ...]] = ("auc", "logloss", "accuracy", "precision", "recall", "f1")
+    monitor: ClassVar[str] = "auc"
+    losses: ClassVar[tuple[str, ...]] = ("bce",)
+
+    def split(self, part: str) -> Iterator[Events]:
+        values = self.data.part(part).values
+        if not bool(((values == 0) | (values == 1)).all()):
+            raise RrecError(
+                f"protocol=clicks: dataset '{self.data.name}' has ratings; prepare.label=<rating> makes clicks of them"
+            )
+        if bool((values == 0).any()):
+            yield from super().split(part)
+            return
+        count = 1 if self.judge.n_negatives is None else self.judge.n_negatives
+        if count < 1:
+            raise RrecError(f"n_negatives={count}: dataset '{self.data.name}' has clicks only, at least 1 is needed")
+        draws = Negatives(self.data, ("train", part))
+        generator = torch.Generator().manual_seed(self.seed)
+        for each in super().split(part):
+            assert each.items is not None
+            items = torch.cat([each.items, draws.draw(each.users, count, generator)], 1)  # [B, 1 + n]
+            labels = torch.zeros(items.shape, device=items.device)
+            labels[:, 0] = 1
+            yield Events(each.users, items, each.context, labels)
+
+
+class Ratings(Prediction):
+    """Rating prediction: scores are ratings."""
+
+    known: ClassVar[Mapping[str, PredictionMetric]] = prediction.RATINGS
+    metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae")
+    monitor: ClassVar[str] = "rmse"
+    losses: ClassVar[tuple[str, ...]] = ("mse",)

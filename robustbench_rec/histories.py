@@ -1,0 +1,41 @@
+"""What every user did, in order."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_rec.batch import History
+from robustbench_rec.data import Interactions
+
+
+class Histories:
+    """The events of some parts of the data, a run of them for each user, ordered by time.
+
+    Without times, the parts follow one another, and each is in its own order.
+    """
+
+    def __init__(self, *parts: Interactions, n_users: int, n_items: int) -> None:
+        users, items = (torch.cat([getattr(each, name) for each in parts]) for name in ("users", "items"))
+        times = [each.times for each in parts if each.times is not None]
+        order = torch.cat(times).argsort(stable=True) if len(times) == len(parts) else torch.arange(len(users))
+        order = order.to(users.device)
+        order = order[users[order].argsort(stable=True)]
+        self.items, self.n_items = items[order], n_items
+        counts = torch.bincount(users, minlength=n_users)
+        self.starts = F.pad(counts.cumsum(0), (1, 0))  # [n_users + 1]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def of(self, users: Tensor, window: int) -> History:
+        """The latest `window` events of each user."""
+        return self.between(self.starts[users], self.starts[users + 1], window)
+
+    def between(self, first: Tensor, end: Tensor, window: int) -> History:
+        """The latest `window` of the events first … end-1 of `items`, a row for each pair `[B]`."""
+        lengths = (end - first).clamp(0, window)
+        places = torch.arange(max(int(lengths.max()) if len(lengths) else 0, 1), device=first.device)  # [L]
+        at = (end - lengths)[:, None] + places
+        inside = places < lengths[:, None]
+        items = self.items[at.clamp_max(len(self.items) - 1)].masked_fill(~inside, self.n_items)
+        return History(items, lengths)
