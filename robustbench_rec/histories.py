@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_rec.batch import History
+from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import Interactions
 
 
@@ -26,6 +26,10 @@ class Histories:
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def question(self, users: Tensor, items: Tensor | None, window: int) -> Batch:
+        """A batch to score, with the latest `window` events of each user (0: for a model that reads none)."""
+        return Batch.unlabelled(users, items, history=self.of(users, window) if window else None)
 
     def of(self, users: Tensor, window: int) -> History:
         """The latest `window` events of each user."""

@@ -127,8 +127,11 @@ class Job:
         task = import_module(f"robustbench_rec.tasks.{self.verb}")
         metrics: dict[str, float] = task.run(typed, out)
         files.write_json(out / "metrics.json", metrics)
-        monitor = getattr(typed, "monitor", None)
-        return None if monitor is None else metrics.get(f"valid/{monitor}")
+        if not (isinstance(typed, config.Fit) and isinstance(typed, config.Judge)):
+            return None
+        from robustbench_rec.evaluation import worth
+
+        return worth(typed, typed.monitor, metrics)
 
 
 class Sweep(Callback):

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Any
 
 import hydra
+import pandas as pd
 import pytest
 import torch
 from hypothesis import settings
@@ -17,8 +18,9 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Fit, Judge, Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
 from robustbench_rec.errors import RrecError
+from robustbench_rec.histories import Histories
 from robustbench_rec.model import RecModel
-from robustbench_rec.sampling import Events
+from robustbench_rec.sampling import Events, sampler
 from robustbench_rec.shifted import SURFACES, Site, surface
 
 torch.set_num_threads(1)  # tiny tensors, and other work beside
@@ -51,6 +53,9 @@ def configured(group: str, name: str, **changes: Any) -> dict[str, Any]:
 def interactions(users: list[int] | Tensor, items: list[int] | Tensor) -> Interactions:
     users, items = torch.as_tensor(users), torch.as_tensor(items)
     return Interactions(users, items, torch.ones(len(users)), torch.arange(len(users)))
+
+
+WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
 
 
 def make_data(
@@ -89,7 +94,21 @@ def make_data(
         test=part(train + valid, test),
         user_ids=[f"u{each}" for each in range(n_users)],
         item_ids=[f"i{each}" for each in range(n_items)],
+        item_table=pd.DataFrame(
+            {
+                "title": [f"The {WORDS[each % 5]} {WORDS[each % 7]}" for each in range(n_items)],
+                "genres": [" ".join(WORDS[: 1 + each % 3]) for each in range(n_items)],
+                "year": [float(1980 + each % 9) if each % 6 else float("nan") for each in range(n_items)],
+            }
+        ),
+        user_table=pd.DataFrame(
+            {
+                "age": [float(20 + each) for each in range(n_users)],
+                "gender": [("F", "M", None)[each % 3] for each in range(n_users)],
+            }
+        ),
         kg=kg,
+        ordered=True,
     )
 
 
@@ -107,6 +126,17 @@ def build(name: str, data: Data = DATA, *, seed: int = 0, **changes: Any) -> Rec
     model = checkpoint.build(configured("model", name, **changes), data)
     model.fit(data)
     return model
+
+
+def batch_for(model: RecModel, data: Data = DATA, *, size: int = 16, seed: int = 0) -> Batch:
+    """A training batch as the model is shown it."""
+    built = sampler(data, model, loss=model.loss, batch_size=size, negatives=None)
+    return next(iter(built.epoch(torch.Generator().manual_seed(seed))))
+
+
+def question(model: RecModel, users: Tensor, items: Tensor | None = None, data: Data = DATA) -> Batch:
+    """What the model is asked about users whose training events are known."""
+    return Histories(data.train, n_users=data.n_users, n_items=data.n_items).question(users, items, model.window)
 
 
 def batch_of(data: Data = DATA, *, size: int = 16, negatives: int = 2, seed: int = 0) -> Batch:

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, RECIPE, batch_of, build, configured, gradients, make_data, surfaces
+from conftest import DATA, RECIPE, batch_for, build, configured, gradients, make_data, question, surfaces
 from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.ascent import Ascent, Attack
 from robustbench_rec.attacks import attacks
-from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.distills import distills
 from robustbench_rec.losses import loss
@@ -34,7 +33,7 @@ USERS = torch.arange(DATA.n_users)
 
 def scores(model: RecModel, items: Tensor | None = None, users: Tensor = USERS) -> Tensor:
     with torch.no_grad():
-        return Shifted(model.eval())(Batch.unlabelled(users, items)).scores
+        return Shifted(model.eval())(question(model, users, items)).scores
 
 
 def state(model: RecModel) -> dict[str, Tensor]:
@@ -99,7 +98,7 @@ class TestModel:
     def test_a_forward_keeps_no_state(self, name: str, training: bool) -> None:
         model = build(name).train(training)
         before, attributes = state(model), set(vars(model))
-        Shifted(model)(batch_of())
+        Shifted(model)(batch_for(model))
         assert_same(before, state(model))
         assert set(vars(model)) == attributes
 
@@ -111,7 +110,8 @@ class TestModel:
         assert_same(before, state(model))
 
     def test_dropout_is_the_only_randomness(self, name: str) -> None:
-        model, batch = build(name), batch_of()
+        model = build(name)
+        batch = batch_for(model)
         assert torch.equal(scores(model), scores(model))
         values = []
         for _ in range(2):
@@ -153,7 +153,7 @@ class TestModel:
 
 def sum_of_losses(model: RecModel) -> Tensor:
     model.zero_grad()
-    value: Tensor = plain(model)(Shifted(model), batch_of())
+    value: Tensor = plain(model)(Shifted(model), batch_for(model))
     value.backward()
     for each in model.auxiliary(torch.Generator().manual_seed(0)):
         each.backward()
@@ -171,7 +171,8 @@ class TestLearner:
             assert each.grad.abs().sum() > 0, key
 
     def test_it_overfits_a_handful_of_events(self, name: str) -> None:
-        model, batch = build(name), batch_of()
+        model = build(name)
+        batch = batch_for(model)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
         objective = plain(model)
         model.train()
@@ -184,7 +185,8 @@ class TestLearner:
 
     @pytest.mark.parametrize("defense", list(defenses))
     def test_a_step_under_every_defense_is_finite_and_trains(self, name: str, defense: str) -> None:
-        model, batch = build(name), batch_of()
+        model = build(name)
+        batch = batch_for(model)
         objective = defended(defense, model)
         before = state(model)
         value = objective(Shifted(model.train()), batch)
@@ -202,7 +204,7 @@ class TestLearner:
         model = build(name)
         frozen, *_ = [key for key, _ in model.named_parameters()]
         model.get_parameter(frozen).requires_grad_(False)
-        defended(defense, model)(Shifted(model), batch_of()).backward()
+        defended(defense, model)(Shifted(model), batch_for(model)).backward()
         assert model.get_parameter(frozen).grad is None
 
     @pytest.mark.parametrize("defense", list(defenses))
@@ -213,7 +215,7 @@ class TestLearner:
         objective = defended(defense, model)
         for seed in range(3):
             optimizer.zero_grad()
-            objective(Shifted(model.train()), batch_of(seed=seed)).backward()
+            objective(Shifted(model.train()), batch_for(model, seed=seed)).backward()
             optimizer.step()
         assert_same(before, state(model))
 
@@ -224,7 +226,7 @@ class TestLearner:
         objective = distills.build(configured("distill", distill), defended(defense, student), teacher, WIDE)
         objective.start_epoch(0, torch.Generator().manual_seed(0))
         before = state(teacher.model)
-        value = objective(Shifted(student.train()), batch_of(WIDE))
+        value = objective(Shifted(student.train()), batch_for(student, WIDE))
         found = gradients(student, value)
         assert value.isfinite()
         assert all(each.isfinite().all() for each in found.values())
@@ -247,7 +249,8 @@ class TestSurface:
         return Plain(loss("softmax" if model.trainable else "bce"))
 
     def test_a_small_step_uphill_raises_the_loss(self, name: str, kind: str) -> None:
-        model, batch = build(name).eval(), batch_of()
+        model = build(name).eval()
+        batch = batch_for(model)
         objective, at = self.objective(model), Shifted(model)
         ball = Ball(eps=0.01, norm="l2", per="row", relative="median")
         worse, same = Ascent(surface=kind, ball=ball, steps=1)(at, batch, objective)
@@ -255,7 +258,8 @@ class TestSurface:
         assert objective(worse, batch) > objective(at, batch)
 
     def test_no_budget_changes_nothing_at_all(self, name: str, kind: str) -> None:
-        model, batch = build(name).eval(), batch_of()
+        model = build(name).eval()
+        batch = batch_for(model)
         at = Shifted(model)
         for attack in attacks:
             worse, _ = attack_on(attack, kind, eps=0.0)(at, batch, self.objective(model))
@@ -265,7 +269,8 @@ class TestSurface:
     @pytest.mark.parametrize("attack", list(attacks))
     @pytest.mark.parametrize(("per", "relative"), list(zip(UNITS, SCALES, strict=True)))
     def test_every_attack_stays_in_its_ball(self, name: str, kind: str, attack: str, per: str, relative: str) -> None:
-        model, batch = build(name).eval(), batch_of()
+        model = build(name).eval()
+        batch = batch_for(model)
         objective, at = self.objective(model), Shifted(model)
         before = state(model)
         for norm in [each for each in NORMS if (attack, each) != ("fgsm", "l2")]:
@@ -285,7 +290,8 @@ class TestSurface:
         assert all(each.grad is None for each in model.parameters())
 
     def test_attacks_are_repeatable_and_the_seed_is_their_own(self, name: str, kind: str) -> None:
-        model, batch = build(name).eval(), batch_of()
+        model = build(name).eval()
+        batch = batch_for(model)
         at, objective = Shifted(model), self.objective(model)
         for attack in attacks:
             built = attack_on(attack, kind)
@@ -296,12 +302,14 @@ class TestSurface:
             assert_same(dict(one.delta), dict(two.delta))
 
     def test_a_frozen_model_can_be_attacked_and_stays_frozen(self, name: str, kind: str) -> None:
-        model, batch = build(name).eval().requires_grad_(False), batch_of()
+        model = build(name).eval().requires_grad_(False)
+        batch = batch_for(model)
         worse, _ = attack_on("fgm", kind)(Shifted(model), batch, self.objective(model))
         assert not any(each.requires_grad for each in (*worse.delta.values(), *model.parameters()))
 
     def test_a_random_start_keeps_the_worst_of_several(self, name: str, kind: str) -> None:
-        model, batch = build(name).eval(), batch_of()
+        model = build(name).eval()
+        batch = batch_for(model)
         at, objective = Shifted(model), self.objective(model)
         built = attack_on("pgd", kind, random_start=True, steps=2, eps=0.05)
         assert isinstance(built, Ascent)
@@ -314,7 +322,8 @@ class TestSurface:
     def test_named_modules_alone_are_perturbed(self, name: str, kind: str) -> None:
         from robustbench_rec.shifted import label, surface
 
-        model, batch = build(name).eval(), batch_of()
+        model = build(name).eval()
+        batch = batch_for(model)
         for tensor in surface(model, kind):
             built = attack_on("noise", kind, modules=[label(tensor)])
             worse, _ = built(Shifted(model), batch, self.objective(model))

@@ -4,10 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_rec.batch import Batch
+from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.distills import distills
 from robustbench_rec.errors import RrecError
+from robustbench_rec.histories import Histories
 from robustbench_rec.objective import Objective
 from robustbench_rec.shifted import Shifted
 
@@ -42,25 +43,29 @@ class Listwise(Objective):
             raise RrecError("distill.top=1, uniform=0: a list has at least two items")
         super().__init__()
         self.config, self.inner, self.teacher, self.n_items = config, inner, teacher, data.n_items
-        self.top = _top(teacher, data, config.top)  # [n_users, top]
+        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        self.top = _top(teacher, data, self.histories, config.top)  # [n_users, top]
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         drawn = torch.randint(self.n_items, (len(self.top), self.config.uniform), generator=generator)
         self.lists = torch.cat([self.top, drawn.to(self.top.device)], 1)
         with torch.no_grad():
             rows = torch.arange(len(self.lists), device=self.lists.device).split(max(1, CELLS // self.n_items))
-            self.taught = torch.cat([self.teacher(Batch.unlabelled(row, self.lists[row])).scores for row in rows])
+            self.taught = torch.cat([self._ask(self.teacher, row).scores for row in rows])
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         if not self.config.weight:
             return self.inner(at, batch)  # type: ignore[no-any-return]
         users = torch.unique(batch.users)
-        student = at(Batch.unlabelled(users, self.lists[users])).scores.float()
+        student = self._ask(at, users).scores.float()
         divergence = F.kl_div(
             self._logits(student).log_softmax(1), self._logits(self.taught[users]).softmax(1), reduction="batchmean"
         )
         kept = (1 - self.config.weight) * self.inner(at, batch) if self.config.weight < 1 else 0.0
         return kept + self.config.weight * self.config.temperature**2 * divergence
+
+    def _ask(self, at: Shifted, users: Tensor) -> Output:
+        return at(self.histories.question(users, self.lists[users], at.model.window))
 
     def _logits(self, scores: Tensor) -> Tensor:
         if self.config.standardise:
@@ -69,7 +74,7 @@ class Listwise(Objective):
 
 
 @torch.no_grad()
-def _top(teacher: Shifted, data: Data, k: int) -> Tensor:
+def _top(teacher: Shifted, data: Data, histories: Histories, k: int) -> Tensor:
     """The teacher's best items for every user, without the training items."""
     device = data.train.users.device
     keys = torch.unique(data.train.users * data.n_items + data.train.items)
@@ -77,7 +82,7 @@ def _top(teacher: Shifted, data: Data, k: int) -> Tensor:
     free = data.n_items - int(torch.bincount(owners, minlength=data.n_users).max())
     best = []
     for users in torch.arange(data.n_users, device=device).split(max(1, CELLS // data.n_items)):
-        scores = teacher(Batch.unlabelled(users)).scores.float().clone()
+        scores = teacher(histories.question(users, None, teacher.model.window)).scores.float().clone()
         inside = (owners >= users[0]) & (owners <= users[-1])
         scores[owners[inside] - users[0], items[inside]] = float("-inf")
         best.append(scores.topk(min(k, free), 1).indices)

@@ -1,5 +1,6 @@
 """Judging a model at any point on a part of the data; `evaluator(data, judge)` picks by `judge.protocol`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from robustbench_rec.config import Judge
@@ -9,7 +10,7 @@ from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
 from robustbench_rec.evaluation.ranking import Full, Sampled
 
-__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Moved", "Result", "evaluator"]
+__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Moved", "Result", "evaluator", "worth"]
 
 PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "ratings": Ratings, "sampled": Sampled}
 
@@ -19,3 +20,13 @@ def evaluator(data: Data, judge: Judge, *, seed: int = 0) -> Evaluator[Any]:
     if judge.protocol not in PROTOCOLS:
         raise unknown("protocol", judge.protocol, PROTOCOLS)
     return PROTOCOLS[judge.protocol](data, judge, seed=seed)
+
+
+def worth(judge: Judge, monitor: str | None, metrics: Mapping[str, float]) -> float | None:
+    """What a sweeper maximises: the monitored metric on validation, negated where less is better."""
+    protocol = PROTOCOLS[judge.protocol]
+    found = {name.removeprefix("valid/"): value for name, value in metrics.items() if name.startswith("valid/")}
+    name = monitor or (protocol.monitor if protocol.monitor in found else next(iter(found), ""))
+    if name not in found:
+        return None
+    return -found[name] if name in protocol.smaller else found[name]

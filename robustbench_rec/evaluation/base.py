@@ -92,7 +92,7 @@ class Evaluator(ABC, Generic[P]):
     def climbed(self, name: str | None) -> Loss:
         """The loss that an attack climbs; RrecError when these candidates have no such loss."""
         if name is not None and name not in self.losses:
-            raise unknown(f"loss of an attack with protocol={self.judge.protocol}", name, self.losses)
+            raise unknown("loss of an attack", name, self.losses)
         return loss(name or self.losses[0])
 
     def portions(self, part: str) -> list[P]:
