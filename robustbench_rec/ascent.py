@@ -219,7 +219,8 @@ class Ascent(Attack):
             point = at.shift(leaves)
         value = objective(point, batch)
         found = torch.autograd.grad(value, [*leaves.values(), *weights], allow_unused=True)
-        return value.detach(), dict(zip(leaves, found, strict=False)), found[len(leaves) :]
+        along = [None if each is None else each.to_dense() for each in found[: len(leaves)]]
+        return value.detach(), dict(zip(leaves, along, strict=True)), found[len(leaves) :]
 
     def _move(
         self, base: Delta, delta: Delta | None, gradients: Mapping[str, Tensor | None], radii: Delta

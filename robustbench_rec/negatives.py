@@ -8,8 +8,8 @@ from torch import Tensor
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 
-BITMAP = 2**27
-"""User-item pairs up to which a bit a pair (128 MiB) tells what is owned, 25 times faster than a sorted list does."""
+MARKS = 2**26
+"""Bytes of a table of marks, which tells at once that most pairs are not owned, 25 times faster than a sorted list."""
 
 
 class Negatives:
@@ -19,10 +19,8 @@ class Negatives:
         self.n_items = data.n_items
         owned = [data.part(each).users * self.n_items + data.part(each).items for each in parts]
         self.keys = torch.unique(torch.cat(owned))  # sorted
-        self.bitmap = None
-        if data.n_users * self.n_items <= BITMAP:
-            self.bitmap = torch.zeros(data.n_users * self.n_items, dtype=torch.bool, device=self.keys.device)
-            self.bitmap[self.keys] = True
+        self.marks = torch.zeros(min(data.n_users * self.n_items, MARKS), dtype=torch.bool, device=self.keys.device)
+        self.marks[self.keys % len(self.marks)] = True
         counts = torch.bincount(self.keys // self.n_items, minlength=data.n_users)
         if bool((counts >= self.n_items).any()):
             user = data.user_ids[int(counts.argmax())]
@@ -32,7 +30,7 @@ class Negatives:
         """`[N, count]` for users `[N]`; a draw that hits an item of the user is drawn again."""
         drawn = self._uniform((len(users), count), generator)
         flat, base = drawn.view(-1), (users * self.n_items).repeat_interleave(count)
-        todo = self._owned(base + flat).nonzero().squeeze(1)
+        todo = self._owned(base + flat)
         while len(todo):
             flat[todo] = self._uniform((len(todo),), generator)
             todo = todo[self._owned(base[todo] + flat[todo])]
@@ -42,8 +40,7 @@ class Negatives:
         return torch.randint(self.n_items, shape, generator=generator).to(self.keys.device)
 
     def _owned(self, keys: Tensor) -> Tensor:
-        if self.bitmap is not None:
-            return self.bitmap[keys]
-        at = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
-        owned: Tensor = self.keys[at] == keys
-        return owned
+        """Places of the pairs that are owned."""
+        marked = self.marks[keys % len(self.marks)].nonzero().squeeze(1)
+        at = torch.searchsorted(self.keys, keys[marked]).clamp_max(len(self.keys) - 1)
+        return marked[self.keys[at] == keys[marked]]

@@ -3,8 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,16 +86,17 @@ class Events(Sampler):
         return math.ceil(len(self.events) / self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        order = torch.randperm(len(self.events), generator=generator).to(self.device)
-        events = self.events[order]
+        events = self.events[_dealt(len(self.events), self.batch_size, generator).to(self.device)]
         users, items = self.users[events], self.histories.items[events]
         lists = items[:, None]
         if self.negatives is not None:
             lists = torch.cat([lists, self.negatives.draw(users, self.count, generator)], 1)  # [N, 1 + negatives]
         labels = _positives(self.batch_size, lists.shape[1], self.device)
+        context = self.data.train.context
         for part in torch.arange(len(events), device=self.device).split(self.batch_size):
             history = self._before(events[part], users[part])
-            yield _example(users[part], lists[part], labels[: len(part)], history)
+            example = _example(users[part], lists[part], labels[: len(part)], history)
+            yield example if context is None else replace(example, context=context[events[part]])
 
     def _before(self, events: Tensor, users: Tensor) -> History | None:
         return self.histories.between(self.histories.starts[users], events, self.window) if self.window else None
@@ -182,6 +185,13 @@ def _example(users: Tensor, items: Tensor, labels: Tensor, history: History | No
     if items.shape[1] > 1:
         return Batch(users, items, labels, history=history)
     return Batch(users, None, labels[:, :0], targets=items[:, 0], history=history)
+
+
+def _dealt(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """0 … n-1 in random batches, each in ascending order: its users then stand together, as `lookup.pairs` likes it."""
+    batch = torch.randperm(n, generator=generator) // size
+    number = batch.numpy()
+    return torch.from_numpy(np.argsort(number.astype(np.uint16) if n // size < 2**16 else number, kind="stable"))
 
 
 def _positives(rows: int, width: int, device: torch.device) -> Tensor:

@@ -12,9 +12,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from robustbench_rec import optimizers
 from robustbench_rec.checkpoint import load_state, save_state
 from robustbench_rec.config import Fit
-from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast
 from robustbench_rec.model import RecModel
@@ -23,12 +24,6 @@ from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
 from robustbench_rec.shifted import Shifted
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adagrad": torch.optim.Adagrad,
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
 SAVE_EVERY = 5.0
 """Seconds between two resumable states; what a killed run has to do again at most, beside the epoch it was in."""
 
@@ -60,8 +55,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         fit = self.fit
-        if fit.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", fit.optimizer, OPTIMIZERS)
+        optimizers.check(fit)
         counts = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
         if not (counts and all(0 <= each < float("inf") for each in (fit.lr, fit.weight_decay, fit.momentum))):
             raise RrecError(
@@ -74,8 +68,7 @@ class Trainer:
         """Train to the end; the model then has the best state seen."""
         if not self.model.trainable:
             return
-        weights = [each for each in self.model.parameters() if each.requires_grad]
-        self.optimizers = [self._optimizer(weights), self._optimizer(weights)]  # of the ranking and the auxiliary phase
+        self.optimizers = [optimizers.optimizer(self.model, self.fit) for _ in range(2)]  # ranking, auxiliary phase
         self.best: dict[str, Tensor] = {}
         self._resume()
         saved = time.perf_counter()
@@ -144,12 +137,6 @@ class Trainer:
         if self.fit.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.fit.clip_norm)
         optimizer.step()
-
-    def _optimizer(self, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
-        fit = self.fit
-        more = {"momentum": fit.momentum} if fit.optimizer == "sgd" else {}
-        fused = fit.optimizer != "adagrad"  # which torch fuses on the CPU alone
-        return OPTIMIZERS[fit.optimizer](weights, lr=fit.lr, weight_decay=fit.weight_decay, fused=fused, **more)
 
     def _waited(self) -> int:
         """Epochs since the best one."""

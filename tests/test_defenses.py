@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Toy, batch_of, build, configured, gradients, moved, surfaces
+from conftest import DATA, Toy, batch_for, batch_of, build, configured, gradients, moved, surfaces
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -143,7 +143,8 @@ class TestAWP:
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     @pytest.mark.parametrize("per", ["layer", "row", "element"])
     def test_its_gradient_is_that_of_perturb_backward_restore(self, name: str, per: str) -> None:
-        model, batch = learner(name), batch_of()
+        model = learner(name)
+        batch = batch_for(model)
         value, expected = perturb_backward_restore(model, batch, 0.05, per)
         objective = defended("awp", model, gamma=0.05, per=per)
         found = objective(Shifted(model), batch)
@@ -152,7 +153,8 @@ class TestAWP:
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_every_layer_moves_by_gamma_times_its_norm_and_biases_not_at_all(self, name: str) -> None:
-        model, batch = learner(name), batch_of()
+        model = learner(name)
+        batch = batch_for(model)
         delta = delta_of(defended("awp", model, gamma=0.03), model, batch)
         reached = gradients(model, BPR(Shifted(model), batch))
         assert set(delta) == {key for key, each in model.named_parameters() if each.ndim > 1}
@@ -162,14 +164,16 @@ class TestAWP:
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_no_gamma_is_plain_training_bit_for_bit(self, name: str) -> None:
-        model, batch = learner(name), batch_of()
+        model = learner(name)
+        batch = batch_for(model)
         plain = BPR(Shifted(model), batch)
         found = defended("awp", model, gamma=0.0)(Shifted(model), batch)
         assert torch.equal(found, plain)
         assert_gradients(gradients(model, found), gradients(model, plain), rtol=0, atol=0)
 
     def test_several_steps_stay_within_gamma_and_are_not_weaker(self) -> None:
-        model, batch = learner("toy"), batch_of()
+        model = learner("toy")
+        batch = batch_for(model)
         values = []
         for steps in (1, 10):
             objective = defended("awp", model, gamma=0.3, steps=steps)
@@ -179,7 +183,8 @@ class TestAWP:
         assert values[1] > values[0]
 
     def test_clean_weight_mixes_the_two_terms(self) -> None:
-        model, batch = learner("kgat"), batch_of()
+        model = learner("kgat")
+        batch = batch_for(model)
         clean = gradients(model, BPR(Shifted(model), batch))
         robust = gradients(model, defended("awp", model, gamma=0.05)(Shifted(model), batch))
         found = gradients(model, defended("awp", model, gamma=0.05, clean_weight=0.25)(Shifted(model), batch))
@@ -196,7 +201,8 @@ class TestAWP:
 
 class TestRAWP:
     def test_layers_that_are_not_chosen_do_not_move(self) -> None:
-        model, batch = learner("kgat"), batch_of()
+        model = learner("kgat")
+        batch = batch_for(model)
         objective = defended("rawp", model, p=0.5)
         delta = delta_of(objective, model, batch)
         assert isinstance(objective.attack, Ascent)
@@ -247,7 +253,8 @@ class TestRAWP:
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_every_layer_and_no_jitter_is_awp_bit_for_bit(self, name: str) -> None:
-        model, batch = learner(name), batch_of()
+        model = learner(name)
+        batch = batch_for(model)
         awp = defended("awp", model, gamma=0.02)(Shifted(model), batch)
         rawp = defended("rawp", model, gamma=0.02, p=1.0, jitter=[1.0, 1.0])(Shifted(model), batch)
         assert torch.equal(awp, rawp)
@@ -256,7 +263,8 @@ class TestRAWP:
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     @pytest.mark.parametrize("changes", [{"gamma": 0.0}, {"p": 0.0}, {"gamma": 0.0, "proxy": "adam"}], ids=str)
     def test_no_gamma_or_no_layer_is_plain_training_bit_for_bit(self, name: str, changes: dict[str, Any]) -> None:
-        model, batch = learner(name), batch_of()
+        model = learner(name)
+        batch = batch_for(model)
         plain = BPR(Shifted(model), batch)
         found = defended("rawp", model, **changes)(Shifted(model), batch)
         assert torch.equal(found, plain)
@@ -265,7 +273,8 @@ class TestRAWP:
     @pytest.mark.parametrize("clean_weight", [0.0, 0.5])
     def test_a_mask_that_misses_the_scores_leaves_a_plain_step(self, clean_weight: float) -> None:
         """KGAT's relation parameters learn in their own phase; a mask may hold nothing else."""
-        model, batch = learner("kgat"), batch_of()
+        model = learner("kgat")
+        batch = batch_for(model)
         objective, missed = defended("rawp", model, p=0.3, clean_weight=clean_weight), 0
         plain = BPR(Shifted(model), batch)
         for epoch in range(60):
@@ -335,7 +344,8 @@ class TestAdamProxy:
             assert torch.equal(one[key], two[key])
 
     def test_it_differs_from_the_true_gradient(self) -> None:
-        model, batch = learner("mf"), batch_of()
+        model = learner("mf")
+        batch = batch_for(model)
         sgd, adam = (delta_of(defended("rawp", model, p=1.0, proxy=each), model, batch) for each in ("sgd", "adam"))
         assert not torch.allclose(sgd["user.weight"], adam["user.weight"])
         torch.testing.assert_close(sgd["user.weight"].norm(), adam["user.weight"].norm(), rtol=0.3, atol=0)
@@ -343,14 +353,16 @@ class TestAdamProxy:
 
 class TestAdversarialTraining:
     def test_clean_weight_one_is_plain_training_bit_for_bit(self) -> None:
-        model, batch = learner("mf"), batch_of()
+        model = learner("mf")
+        batch = batch_for(model)
         found = gradients(model, defended("at", model, clean_weight=1.0)(Shifted(model), batch))
         assert_gradients(found, gradients(model, BPR(Shifted(model), batch)), rtol=0, atol=0)
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     @pytest.mark.parametrize("clean_weight", [0.0, 0.5])
     def test_it_mixes_the_clean_and_the_attacked_loss(self, name: str, clean_weight: float) -> None:
-        model, batch = learner(name), batch_of()
+        model = learner(name)
+        batch = batch_for(model)
         for kind in surfaces(model):
             attack = configured("attack", "pgd", surface=kind, eps=0.1, steps=3)
             objective = defended("at", model, clean_weight=clean_weight, attack=attack)

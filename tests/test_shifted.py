@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Toy, batch_of, build, gradients, moved, surfaces
+from conftest import DATA, Toy, batch_of, build, gradients, moved, question, surfaces
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
@@ -65,7 +65,7 @@ class TestValue:
         delta = shift_of(model, *kinds)
         expected = moved(model, delta)
         for items in (None, batch_of().items):
-            batch = Batch.unlabelled(batch_of().users, items)
+            batch = question(model, batch_of().users, items)
             assert torch.equal(Shifted(model, delta)(batch).scores, Shifted(expected)(batch).scores)
 
     def test_encode_is_computed_at_the_shifted_point_and_once(self, toy: Toy) -> None:

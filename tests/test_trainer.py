@@ -26,9 +26,10 @@ from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.objective import Objective, Plain
-from robustbench_rec.sampling import Events
+from robustbench_rec.optimizers import OPTIMIZERS
+from robustbench_rec.sampling import Events, sampler
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.trainer import OPTIMIZERS, Trainer
+from robustbench_rec.trainer import Trainer
 
 SECONDS = ("seconds", "train_seconds")
 
@@ -54,7 +55,13 @@ def trainer(
     return Trainer(
         model=model,
         objective=objective or defenses.build(defense or {"name": "none"}, plain, model),
-        sampler=Events(data, batch_size=settings.batch_size, negatives=settings.negatives),
+        sampler=sampler(
+            data,
+            model,
+            loss=settings.loss or model.loss,
+            batch_size=settings.batch_size,
+            negatives=settings.negatives,
+        ),
         validate=validate or (lambda: judging.evaluate(Shifted(model), "valid", metrics=["ndcg@5"]).metrics),
         fit=settings,
         monitor=monitor,

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.model import Encoded, RecModel, half_square, rows
+from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
 
 
@@ -33,16 +34,14 @@ class MF(RecModel):
             nn.init.xavier_normal_(table.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
-        users = rows(self.user.weight, batch.users)  # [B, D]
         if batch.items is None:
-            return Output(users @ self.item.weight.T, hidden={"user": users})
-        items = rows(self.item.weight, batch.items)  # [B, C, D]
-        scores = (users[:, None] * items).sum(2)
-        return Output(scores, {"user": users, "item": items})
+            return Output(rows(self.user.weight, batch.users) @ self.item.weight.T)
+        return Output(pairs(self.user.weight, batch.users, self.item.weight, batch.items))
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:
             return 0.0
-        assert batch.items is not None
-        touched = (rows(self.user.weight, batch.users), rows(self.item.weight, batch.items))
-        return self.l2 * half_square(touched, len(batch))
+        items = batch.items if batch.targets is None else batch.targets
+        assert items is not None
+        touched = half_square(self.user.weight, batch.users) + half_square(self.item.weight, items)
+        return self.l2 / len(batch) * touched

@@ -1,0 +1,174 @@
+"""Rows of tables and the dot products of pairs of rows, with gradients as fast as a CPU allows.
+
+A batch names few different rows, each several times. Sorting the names once makes the gradient of a table a sum over
+runs, which is cheaper than scattering, never writes a row twice, and is the same on every run.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+ROWS_ONLY = "rows_only"
+
+
+def rows(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table `[n, D]` for an index of any shape `[…]`: `[…, D]`."""
+    if _plain(table):
+        return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
+    found: Tensor = _Rows.apply(table, index)  # type: ignore[no-untyped-call]
+    return found
+
+
+def pairs(left: Tensor, index: Tensor | None, right: Tensor, candidates: Tensor) -> Tensor:
+    """Dot products of row index[b] of `left` `[n, D]` with rows candidates[b] `[B, C]` of `right` `[m, D]`: `[B, C]`.
+
+    index: None where the rows of `left` are those of the batch. It is fastest in ascending order.
+    """
+    crowded = candidates.numel() > len(left) * len(right)  # more places than a sparse matrix has
+    if _plain(left) or _plain(right) or crowded:
+        chosen = left if index is None else rows(left, index)
+        return (chosen[:, None] * rows(right, candidates)).sum(2)
+    if index is not None and bool((index[1:] < index[:-1]).any()):
+        order = index.argsort()
+        return pairs(left, index[order], right, candidates[order])[order.argsort()]
+    found: Tensor = _Pairs.apply(left, index, right, candidates.contiguous())  # type: ignore[no-untyped-call]
+    return found
+
+
+def half_square(table: Tensor, index: Tensor) -> Tensor:
+    """½‖·‖² of the rows that an index names, summed over the index."""
+    if _plain(table):
+        return 0.5 * rows(table, index).square().sum()
+    found: Tensor = _HalfSquare.apply(table, index)  # type: ignore[no-untyped-call]
+    return found
+
+
+def rows_only(table: Tensor) -> None:
+    """From now on the gradient of `table` is sparse: the rows of a batch alone, for optimisers that know it."""
+    setattr(table, ROWS_ONLY, True)
+
+
+def _plain(table: Tensor) -> bool:
+    """Whether the operators of torch are used as they are: they are fast on a GPU, and know reduced precision."""
+    cpu = table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64)
+    return not cpu or torch.is_autocast_enabled("cpu")
+
+
+class _Runs:
+    """The places of an index `[…]` by the row that they name, for every row of a table or for every row named.
+
+    order: `[N]`, places sorted by row. ends: where each run begins in it, and the end of the last. named: the rows that
+    have a run, ascending; None where all have.
+    """
+
+    def __init__(self, index: Tensor, n: int, sparse: bool) -> None:
+        flat = index.flatten().numpy()
+        order = np.argsort(flat.astype(np.uint16) if n <= 2**16 else flat, kind="stable")  # 16 bits: by digits
+        if sparse:
+            ordered = flat[order]
+            first = np.flatnonzero(np.diff(ordered, prepend=-1))
+            self.named, ends = torch.from_numpy(ordered[first]), np.append(first, len(flat))
+        else:
+            self.named, ends = None, _ends(flat, n)
+        self.order, self.ends = torch.from_numpy(order), torch.from_numpy(ends)
+
+    def sum(self, table: Tensor, places: Tensor, weights: Tensor | None, n: int) -> Tensor:
+        """The gradient `[n, D]` that adds up rows `places` of `table`, given in sorted order."""
+        total = _bags(table, places, self.ends, weights)
+        return total if self.named is None else _some(self.named, total, n)
+
+
+class _Rows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        ctx.index, ctx.n, ctx.sparse = index, len(table), getattr(table, ROWS_ONLY, False)
+        return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        runs = _Runs(ctx.index, ctx.n, ctx.sparse)
+        return runs.sum(outer.reshape(-1, outer.shape[-1]), runs.order, None, ctx.n), None
+
+
+class _Pairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, index: Tensor | None, right: Tensor, candidates: Tensor) -> Tensor:
+        count, width = candidates.shape
+        ctx.save_for_backward(left, right)
+        ctx.index, ctx.candidates = index, candidates
+        ctx.sparse = [getattr(each, ROWS_ONLY, False) for each in (left, right)]
+        if index is None:
+            ctx.starts = torch.arange(0, count * width + 1, width)
+        else:
+            ctx.starts = torch.from_numpy(_ends(index.numpy(), len(left)) * width)
+        size, nothing = (len(left), len(right)), left.new_zeros(count * width)  # garbage times β = 0 could be NaN
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            places = torch.sparse_csr_tensor(ctx.starts, candidates.view(-1), nothing, size, check_invariants=False)
+        found: Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
+        return found.view(count, width)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        left, right = (each.detach() for each in ctx.saved_tensors)
+        index, candidates, (left_sparse, right_sparse) = ctx.index, ctx.candidates, ctx.sparse
+        width, weights = candidates.shape[1], outer.reshape(-1)
+        to_left = to_right = None
+        if ctx.needs_input_grad[0]:
+            if left_sparse:
+                named, counts = torch.unique_consecutive(index, return_counts=True)
+                ends = F.pad(counts.cumsum(0) * width, (1, 0))
+                to_left = _some(named, _bags(right, candidates.view(-1), ends, weights), len(left))
+            else:
+                to_left = _bags(right, candidates.view(-1), ctx.starts, weights)
+        if ctx.needs_input_grad[2]:
+            runs = _Runs(candidates, len(right), right_sparse)
+            row = torch.div(runs.order, width, rounding_mode="floor")
+            to_right = runs.sum(left, row if index is None else index[row], weights[runs.order], len(right))
+        return to_left, None, to_right, None
+
+
+class _HalfSquare(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        if getattr(table, ROWS_ONLY, False):
+            runs = _Runs(index, len(table), True)
+            ctx.named, counts = runs.named, runs.ends.diff()
+        else:
+            ctx.named, counts = None, torch.bincount(index.flatten(), minlength=len(table))
+        ctx.counts = counts.to(table.dtype)
+        ctx.save_for_backward(table)
+        touched = table if ctx.named is None else table[ctx.named]
+        return 0.5 * (ctx.counts @ touched.square()).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        table, scale = ctx.saved_tensors[0].detach(), (outer * ctx.counts)[:, None]
+        if ctx.named is None:
+            return scale * table, None
+        return _some(ctx.named, scale * table[ctx.named], len(table)), None
+
+
+def _ends(flat: Any, n: int) -> Any:
+    """Where the runs of 0 … n-1 begin in a sorted index, and the end of the last `[n + 1]`."""
+    ends = np.zeros(n + 1, dtype=np.int64)
+    np.cumsum(np.bincount(flat, minlength=n), out=ends[1:])
+    return ends
+
+
+def _bags(table: Tensor, places: Tensor, ends: Tensor, weights: Tensor | None) -> Tensor:
+    return F.embedding_bag(places, table, ends, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def _some(named: Tensor, values: Tensor, n: int) -> Tensor:
+    """Rows `named` of a matrix with n rows, the others zero, as a sparse tensor."""
+    size = (n, values.shape[1])
+    return torch.sparse_coo_tensor(named[None], values, size, is_coalesced=True, check_invariants=False)

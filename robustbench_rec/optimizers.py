@@ -1,0 +1,84 @@
+"""Optimisers by name."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.config import Fit
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.lookup import rows_only
+from robustbench_rec.model import RecModel
+
+
+class LazyAdam(torch.optim.Optimizer):
+    """Adam whose step costs what the batch touched: rows without a gradient keep their value and their moments.
+
+    lr, weight_decay (added to the gradient of what is touched): as of Adam. Where a gradient is dense it is Adam. As
+    torch.optim.SparseAdam, which takes no dense gradient; unlike Adam it does not go on moving a row by its momentum.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
+        super().__init__(weights, {"lr": lr, "weight_decay": weight_decay, "betas": (0.9, 0.999), "eps": 1e-8})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for each in group["params"]:
+                if each.grad is not None:
+                    self._update(each, each.grad, group)
+
+    def _update(self, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        state["step"] += 1
+        (low, high), step = group["betas"], state["step"].item()
+        size = group["lr"] * (1 - high**step) ** 0.5 / (1 - low**step)
+        named, values = None, gradient
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            named, values = gradient.indices()[0], gradient.values()
+        if group["weight_decay"]:
+            values = values + group["weight_decay"] * (weight if named is None else weight[named])
+        first, second = state["exp_avg"], state["exp_avg_sq"]
+        if named is None:
+            first.lerp_(values, 1 - low)
+            second.mul_(high).addcmul_(values, values, value=1 - high)
+            weight.addcdiv_(first, second.sqrt().add_(group["eps"]), value=-size)
+            return
+        mean = first.index_select(0, named).lerp_(values, 1 - low)
+        square = second.index_select(0, named).mul_(high).addcmul_(values, values, value=1 - high)
+        first.index_copy_(0, named, mean)
+        second.index_copy_(0, named, square)
+        weight.index_add_(0, named, mean.div_(square.sqrt_().add_(group["eps"])), alpha=-size)
+
+
+OPTIMIZERS = ("adagrad", "adam", "adamw", "lazy_adam", "sgd")
+
+
+def check(fit: Fit) -> None:
+    """RrecError for an unknown optimiser, or settings that it does not take."""
+    if fit.optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", fit.optimizer, OPTIMIZERS)
+    if fit.optimizer == "lazy_adam" and fit.clip_norm is not None:
+        raise RrecError("clip_norm needs the whole gradient, which optimizer=lazy_adam never makes; use adam")
+
+
+def optimizer(model: RecModel, fit: Fit) -> torch.optim.Optimizer:
+    """Over the parameters that are trained."""
+    weights = [each for each in model.parameters() if each.requires_grad]
+    lr, decay = fit.lr, fit.weight_decay
+    if fit.optimizer == "lazy_adam":
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                rows_only(module.weight)
+        return LazyAdam(weights, lr=lr, weight_decay=decay)
+    if fit.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=lr, weight_decay=decay, momentum=fit.momentum, fused=True)
+    if fit.optimizer == "adagrad":
+        return torch.optim.Adagrad(weights, lr=lr, weight_decay=decay)  # fused on a CPU alone
+    kind = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
+    return kind(weights, lr=lr, weight_decay=decay, fused=True)
