@@ -49,6 +49,9 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     0: done. 1: a job failed. 2: the overrides make no configuration. 130: interrupted. Every mistake of the person at
     the keyboard is one line on stderr; anything else keeps its traceback.
     """
+    if multirun and cfg:
+        _say("-m and --cfg: a sweep has no one configuration; leave one of them out")
+        return 2
     job, Sweep.directory = Job(verb), None
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not print and exit: the errors are told here
     status, stopped = 0, None

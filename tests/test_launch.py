@@ -264,11 +264,11 @@ def test_parallel_launchers_give_the_same_table_and_status(launcher: str, here: 
 @pytest.mark.parametrize(
     ("verb", "words", "word", "expected"),
     [
-        ("train", [], "model=m", ["model=mf"]),
+        ("train", [], "model=mf", ["model=mf"]),
         ("train", [], "epo", ["epochs=200"]),
         ("train", [], "top", ["top_k=[10,20]"]),
         ("train", ["model=kgat"], "model.la", ["model.layers="]),
-        ("train", ["model", "="], "m", ["mf"]),
+        ("train", ["model", "="], "mf", ["mf"]),
         ("attack", [], "ck", ["ckpt="]),
         ("attack", [], "model=", []),
         ("train", ["nonsense"], "mod", []),
