@@ -26,7 +26,7 @@ from torch.nn.functional import logsigmoid
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
 
-from robustbench_rec import __version__, checkpoint
+from robustbench_rec import __version__, checkpoint, optimizers
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import ROOTS, Train
 from robustbench_rec.data import Data
@@ -40,9 +40,9 @@ from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.prepare import load
-from robustbench_rec.sampling import Events, Sampler, epoch_generator
+from robustbench_rec.sampling import Events, Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.trainer import OPTIMIZERS, Trainer
+from robustbench_rec.trainer import Trainer
 
 DATASET = "bench"
 OPS = 12  # operators that a profile names
@@ -51,17 +51,55 @@ Result = dict[str, Any]
 
 
 def export(job: Result) -> Result:
-    """The split as RecBole's benchmark files, ids being our indices; parts without events are left out."""
-    _, data = _open(job)
+    """The split as RecBole's benchmark files, ids being our indices; parts without events are left out.
+
+    Where clicks are judged, events have labels, and features stand in files beside; else, where events have an order,
+    `timestamp` is the place in it, for RecBole to split off the last events itself.
+    """
+    cfg, data = _open(job)
     folder = Path(job["folder"]) / DATASET
     folder.mkdir()
     parts = [part for part in ("train", "valid", "test") if len(data.part(part))]
+    whole = []
     for part in parts:
         events = data.part(part)
         columns = {"user_id:token": events.users.numpy(), "item_id:token": events.items.numpy()}
-        pd.DataFrame(columns).to_csv(folder / f"{DATASET}.{part}.inter", sep="\t", index=False)
-    sizes = {part: len(data.part(part)) for part in parts}
-    return {"parts": parts, "events": sizes, "users": data.n_users, "items": data.n_items, "scores_at_once": CELLS}
+        if cfg.protocol == "clicks":
+            columns["label:float"] = events.values.numpy()
+        frame = pd.DataFrame(columns)
+        frame.to_csv(folder / f"{DATASET}.{part}.inter", sep="\t", index=False)
+        whole.append(frame)
+    if data.ordered:
+        joined = pd.concat(whole, ignore_index=True)  # within a user train comes before valid, and valid before test
+        joined["timestamp:float"] = joined.groupby("user_id:token").cumcount()
+        joined.to_csv(folder / f"{DATASET}.inter", sep="\t", index=False)
+    return {
+        "parts": parts,
+        "events": {part: len(data.part(part)) for part in parts},
+        "users": data.n_users,
+        "items": data.n_items,
+        "features": _export_features(data, folder) if cfg.protocol == "clicks" else {},
+        "scores_at_once": CELLS,
+    }
+
+
+def _export_features(data: Data, folder: Path) -> dict[str, list[str]]:
+    """`bench.user` and `bench.item`: ages and years as numbers, genres as lists of tokens, the rest as tokens."""
+    told = {}
+    for kind, table in (("user", data.user_table), ("item", data.item_table)):
+        if table is None:
+            continue
+        columns = {f"{kind}_id:token": range(len(table))}
+        for name in table.columns.difference(["title", "movie_title", "zip_code"], sort=False):
+            values = table[name]
+            if pd.api.types.is_numeric_dtype(values):
+                columns[f"{name}:float"] = values.fillna(0)
+            else:
+                several = values.dropna().str.contains(" ").any()
+                columns[f"{name}:{'token_seq' if several else 'token'}"] = values.fillna("unknown")
+        pd.DataFrame(columns).to_csv(folder / f"{DATASET}.{kind}", sep="\t", index=False)
+        told[kind] = [each.partition(":")[0] for each in columns]
+    return told
 
 
 def factorise(job: Result) -> Result:
@@ -83,10 +121,10 @@ def take(job: Result) -> Result:
     return {}
 
 
-def mf_epoch(job: Result) -> Result:
+def epoch(job: Result) -> Result:
     """Seconds of training epochs by the trainer, sampling included, validation not."""
     cfg, data = _open(job)
-    trainer = _trainer(job, cfg, data, Plain(loss("bpr")), Events(data, batch_size=cfg.batch_size, negatives=1))
+    trainer = _trainer(job, cfg, data)
     trainer.run()
     return {"seconds": {job["side"]: [row["train_seconds"] for row in trainer.history[job["warm_up"] :]]}}
 
@@ -112,9 +150,9 @@ def mf_epoch_bare(job: Result) -> Result:
 
 
 def evaluate(job: Result) -> Result:
-    """Seconds and metrics of the evaluator on the test part, with given vectors."""
+    """Seconds and metrics of the evaluator on the test part, with given vectors or an untrained model."""
     cfg, data = _open(job)
-    judging, model = evaluator(data, cfg), _with_vectors(job, cfg, data)
+    judging, model = evaluator(data, cfg), _judged(job, cfg, data)
     start = time.perf_counter()
     judging.portions("test")
     once, before = time.perf_counter() - start, _peak()
@@ -128,16 +166,17 @@ def evaluate(job: Result) -> Result:
 
 
 def evaluate_bare(job: Result) -> Result:
-    """Matmul, mask and top-k over the same portions of users: no metrics, no checks."""
+    """Propagation where the model has one, matmul, mask and top-k over the same portions: no metrics, no checks."""
     cfg, data = _open(job)
-    chunks = Full(data, cfg).portions("test")
-    user, item = _vectors(job)
+    portions = Full(data, cfg).portions("test")
+    model = None if "folder" in job else _judged(job, cfg, data).eval()
     before = _peak()
 
     def rank() -> None:
-        for chunk in chunks:
-            scores = user[chunk.users] @ item.T
-            scores[chunk.excluded] = float("-inf")
+        user, item = _vectors(job) if model is None else model.encode()
+        for each in portions:
+            scores = user[each.users] @ item.T
+            scores[each.excluded] = float("-inf")
             scores.topk(max(cfg.top_k), 1)
 
     with torch.no_grad():
@@ -163,17 +202,14 @@ def profile_epoch(job: Result) -> Result:
     """Where a training epoch goes, by part on the clock and by operator under the profiler."""
     cfg, data = _open(job)
     clock = Clock()
-    sampler = TimedSampler(data, batch_size=cfg.batch_size, negatives=1, clock=clock)
-    trainer = _trainer(job, cfg, data, TimedObjective(Plain(loss(cfg.loss or "bpr")), clock), sampler)
+    trainer = _trainer(job, cfg, data, clock)
     hooks = [register_optimizer_step_pre_hook(clock.on_step), register_optimizer_step_post_hook(clock.on_stepped)]
     trainer.run()
     for hook in hooks:
         hook.remove()
     total = sum(row["train_seconds"] for row in trainer.history)
     parts = {**clock.seconds, "rest": total - sum(clock.seconds.values())}
-    plain = _trainer(
-        job, cfg, data, Plain(loss(cfg.loss or "bpr")), Events(data, batch_size=cfg.batch_size, negatives=1)
-    )
+    plain = _trainer(job, cfg, data)
     return {
         "seconds": {part: [value / len(trainer.history)] for part, value in parts.items()},
         "ops": _ops(plain.run, job["epochs"] + job["warm_up"]),
@@ -183,7 +219,7 @@ def profile_epoch(job: Result) -> Result:
 def profile_evaluate(job: Result) -> Result:
     """Where an evaluation goes, by operator."""
     cfg, data = _open(job)
-    judging, model = evaluator(data, cfg), _with_vectors(job, cfg, data)
+    judging, model = evaluator(data, cfg), _judged(job, cfg, data)
     judging.evaluate(Shifted(model), "test")
     return {"ops": _ops(lambda: judging.evaluate(Shifted(model), "test"), 1)}
 
@@ -218,13 +254,16 @@ class Clock:
             self.since = None
 
 
-class TimedSampler(Events):
-    def __init__(self, data: Data, *, batch_size: int, negatives: int, clock: Clock) -> None:
-        super().__init__(data, batch_size=batch_size, negatives=negatives)
-        self.clock = clock
+class TimedSampler(Sampler):
+    def __init__(self, inner: Sampler, clock: Clock) -> None:
+        super().__init__(inner.data, batch_size=inner.batch_size)
+        self.inner, self.clock = inner, clock
+
+    def __len__(self) -> int:
+        return len(self.inner)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        batches = super().epoch(generator)
+        batches = self.inner.epoch(generator)
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -266,16 +305,21 @@ def _model(cfg: Train, data: Data) -> RecModel:
     return checkpoint.build(cfg.model, data)
 
 
-def _trainer(job: Result, cfg: Train, data: Data, objective: Objective, sampler: Sampler) -> Trainer:
+def _trainer(job: Result, cfg: Train, data: Data, clock: Clock | None = None) -> Trainer:
     """The trainer of `rrec train`, for a number of epochs and without validation."""
     cfg.epochs = cfg.patience = job["warm_up"] + job["epochs"]
+    model = _model(cfg, data)
+    name = cfg.loss or model.loss
+    objective: Objective = Plain(loss(name))
+    shown = sampler(data, model, loss=name, batch_size=cfg.batch_size, negatives=cfg.negatives)
     return Trainer(
-        model=_model(cfg, data),
-        objective=objective,
-        sampler=sampler,
-        validate=lambda: {cfg.monitor: 0.0},
+        model=model,
+        objective=objective if clock is None else TimedObjective(objective, clock),
+        sampler=shown if clock is None else TimedSampler(shown, clock),
+        validate=lambda: {"ndcg@10": 0.0},
         fit=cfg,
-        monitor=cfg.monitor,
+        monitor="ndcg@10",
+        smaller=False,
         seed=cfg.seed,
         precision=cfg.precision,
         about={},
@@ -288,7 +332,7 @@ def _turn(job: Result, defense: str, batches: list[Batch]) -> Callable[[int], No
     cfg, data = _open({**job, "overrides": [*job["overrides"], f"defense={defense}"]})
     model = _model(cfg, data).train()
     objective = defenses.build(cfg.defense, Plain(loss(cfg.loss or model.loss)), model)
-    optimizer = OPTIMIZERS[cfg.optimizer](model.parameters(), lr=cfg.lr, fused=True)
+    optimizer = optimizers.optimizer(model, cfg)
 
     def turn(number: int) -> None:
         start_epoch(objective, number, epoch_generator(cfg.seed, number, "objective"))
@@ -306,9 +350,11 @@ def _columns(batch: Batch) -> tuple[Tensor, Tensor]:
     return batch.items[:, 0].contiguous(), batch.items[:, 1].contiguous()
 
 
-def _with_vectors(job: Result, cfg: Train, data: Data) -> RecModel:
-    model, (user, item) = _model(cfg, data), _vectors(job)
-    model.load_state_dict({"user.weight": user, "item.weight": item})
+def _judged(job: Result, cfg: Train, data: Data) -> RecModel:
+    model = _model(cfg, data)
+    if "folder" in job:
+        user, item = _vectors(job)
+        model.load_state_dict({"user.weight": user, "item.weight": item})
     return model
 
 
@@ -358,7 +404,7 @@ TASKS: dict[str, Callable[[Result], Result]] = {
         export,
         factorise,
         take,
-        mf_epoch,
+        epoch,
         mf_epoch_bare,
         evaluate,
         evaluate_bare,

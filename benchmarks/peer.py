@@ -22,10 +22,27 @@ from recbole.utils import get_model, get_trainer, init_logger, init_seed
 
 DATASET = "bench"
 METRICS = {"NDCG": "ndcg", "Recall": "recall", "MRR": "mrr", "MAP": "map", "Hit": "hr", "Precision": "precision"}
+TRACKS: dict[str, dict[str, Any]] = {  # what differs from full ranking of a given split
+    "ranking": {},
+    "next item": {
+        "benchmark_filename": None,
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "train_neg_sample_args": None,
+        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
+    },
+    "clicks": {
+        "metrics": ["AUC", "LogLoss"],
+        "valid_metric": "AUC",
+        "train_neg_sample_args": None,
+        "eval_args": {"split": {"RS": [0.8, 0.1, 0.1]}, "order": "RO", "group_by": "user", "mode": "labeled"},
+    },
+}
 
 
-def mf_epoch(job: dict[str, Any]) -> dict[str, Any]:
+def epoch(job: dict[str, Any]) -> dict[str, Any]:
     """Seconds of training epochs, sampling included, validation not."""
+    if len(job["parts"]) == 2:  # RecBole insists on a part to validate with
+        job = {**job, "parts": [*job["parts"], job["parts"][-1]]}
     config, dataset = _open(job)
     train, _, _ = data_preparation(config, dataset)
     trainer = _trainer(config, train.dataset)
@@ -38,19 +55,12 @@ def mf_epoch(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(job: dict[str, Any]) -> dict[str, Any]:
-    """Seconds and metrics of ranking the catalogue for the users of the last part, with given vectors."""
+    """Seconds and metrics of ranking the catalogue for the users of the last part, with given vectors or untrained."""
     config, dataset = _open(job)
     built = dataset.build()
     trainer = _trainer(config, built[0])
-    user, item = (np.load(os.path.join(job["folder"], f"{name}.npy")) for name in ("user", "item"))
-    with torch.no_grad():
-        for table, field, vectors in (
-            (trainer.model.user_embedding, dataset.uid_field, user),
-            (trainer.model.item_embedding, dataset.iid_field, item),
-        ):
-            tokens = dataset.id2token(field, np.arange(1, dataset.num(field))).astype(int)  # 0 is padding
-            assert len(tokens) == len(vectors)
-            table.weight[1:] = torch.from_numpy(vectors[tokens])
+    if not job.get("untrained"):
+        _take_vectors(job, dataset, trainer.model)
     start = time.perf_counter()
     sampler = Sampler(job["parts"], built, "uniform").set_phase(job["parts"][-1])
     loader = FullSortEvalDataLoader(config, built[-1], sampler)
@@ -66,6 +76,31 @@ def evaluate(job: dict[str, Any]) -> dict[str, Any]:
         "peak_mib_before": before,
         "metrics": _named(found),
     }
+
+
+def implicit_epoch(job: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of an epoch of implicit's BPR over the same train events, without its check of the result."""
+    from implicit.bpr import BayesianPersonalizedRanking
+    from scipy.sparse import csr_matrix
+
+    path = os.path.join(job["folder"], DATASET, f"{DATASET}.{job['parts'][0]}.inter")
+    users, items = np.loadtxt(path, dtype=np.int64, delimiter="\t", skiprows=1, unpack=True)
+    matrix = csr_matrix((np.ones(len(users), np.float32), (users, items)))
+    seconds = []
+    for count in (job["warm_up"], job["warm_up"] + job["epochs"]):  # the difference leaves out what is done once
+        model = BayesianPersonalizedRanking(
+            factors=64,
+            learning_rate=0.01,
+            regularization=0.0,
+            iterations=count,
+            num_threads=job["threads"],
+            verify_negative_samples=True,
+            random_state=job["seed"],
+        )
+        start = time.perf_counter()
+        model.fit(matrix, show_progress=False)
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": {"implicit": [(seconds[1] - seconds[0]) / job["epochs"]]}}
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +120,6 @@ def _open(job: dict[str, Any]) -> tuple[Any, Any]:
         "data_path": job["folder"],
         "load_col": {"inter": ["user_id", "item_id"]},
         "benchmark_filename": job["parts"],
-        "embedding_size": job["dim"],
         "train_batch_size": job["batch_size"],
         "eval_batch_size": job["scores_at_once"],
         "learning_rate": job["lr"],
@@ -100,11 +134,28 @@ def _open(job: dict[str, Any]) -> tuple[Any, Any]:
         "show_progress": False,
         "state": "ERROR",
         "checkpoint_dir": os.path.join(job["scratch"], "saved"),
+        **({"embedding_size": job["dim"]} if "dim" in job else {}),
+        **TRACKS[job.get("track", "ranking")],
+        **job.get("settings", {}),
     }
-    config = Config(model="BPR", dataset=DATASET, config_dict=settings)
+    if job.get("track") == "clicks":
+        settings["load_col"] = {"inter": ["user_id", "item_id", "label"], **job["features"]}
+    config = Config(model=job.get("model", "BPR"), dataset=DATASET, config_dict=settings)
     init_seed(config["seed"], config["reproducibility"])
     init_logger(config)
     return config, create_dataset(config)
+
+
+def _take_vectors(job: dict[str, Any], dataset: Any, model: Any) -> None:
+    user, item = (np.load(os.path.join(job["folder"], f"{name}.npy")) for name in ("user", "item"))
+    with torch.no_grad():
+        for table, field, vectors in (
+            (model.user_embedding, dataset.uid_field, user),
+            (model.item_embedding, dataset.iid_field, item),
+        ):
+            tokens = dataset.id2token(field, np.arange(1, dataset.num(field))).astype(int)  # 0 is padding
+            assert len(tokens) == len(vectors)
+            table.weight[1:] = torch.from_numpy(vectors[tokens])
 
 
 def _trainer(config: Any, dataset: Any) -> Any:
@@ -116,8 +167,8 @@ def _trainer(config: Any, dataset: Any) -> Any:
 def _named(found: dict[str, float]) -> dict[str, float]:
     """RecBole's metrics under our names."""
     names = {name.lower(): ours for name, ours in METRICS.items()}
-    split = {key: key.split("@") for key in found}
-    return {f"{names[split[key][0]]}@{split[key][1]}": float(value) for key, value in found.items()}
+    split = {key: key.partition("@") for key in found}
+    return {f"{names.get(split[key][0], key)}{''.join(split[key][1:])}": float(found[key]) for key in found}
 
 
 def _peak() -> float:
@@ -130,7 +181,7 @@ def main() -> None:
     torch.set_num_threads(job["threads"])
     os.chdir(job["scratch"])  # and writes its logs where it stands
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints are pickles of its config
-    found = {"mf_epoch": mf_epoch, "evaluate": evaluate, "train": train}[job["task"]](job)
+    found = {"epoch": epoch, "evaluate": evaluate, "implicit_epoch": implicit_epoch, "train": train}[job["task"]](job)
     found["peak_mib"] = _peak()
     found["versions"] = {
         "recbole": recbole.__version__,

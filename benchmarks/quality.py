@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,16 +21,53 @@ from rich.progress import Progress
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json
 
-DIM, BATCH, LR, EPOCHS, PATIENCE, TOP_K = 64, 2048, 1e-3, 200, 10, (10, 20)
+BATCH, LR, EPOCHS, PATIENCE, TOP_K = 2048, 1e-3, 200, 10, (10, 20)
+
+
+@dataclass(frozen=True)
+class Track:
+    """A protocol that both sides are given. overrides: of ours. metrics: that are shown, the first is monitored."""
+
+    what: str
+    overrides: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+
+TRACKS = {
+    "ranking": Track("random 8:1:1 per user, full ranking", ("split=ratio",), ("ndcg@10", "recall@10", "mrr@10")),
+    "next item": Track(  # RecBole ranks what a user had before as well
+        "last event of each user, full ranking", ("split=leave_one_out", "seen=true"), ("ndcg@10", "hr@10", "mrr@10")
+    ),
+    "clicks": Track(
+        "random 8:1:1 per user, clicks are ratings of at least 4",
+        ("split=ratio", "prepare.label=4", "protocol=clicks", "negatives=0"),
+        ("auc", "logloss"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One of our models, on a track, beside one of RecBole's (None: alone)."""
+
+    track: str
+    overrides: tuple[str, ...]
+    peer: str | None
+
+
 CASES = {
-    "mf": ["model=mf"],
-    "mf-plain": ["model=mf", "model.l2=0", f"lr={LR}"],  # as RecBole has it
-    "kgat": ["model=kgat"],
+    "mf": Case("ranking", ("model=mf",), "BPR"),
+    "mf-plain": Case("ranking", ("model=mf", "model.l2=0", f"lr={LR}"), "BPR"),  # as RecBole has it
+    "kgat": Case("ranking", ("model=kgat",), None),  # RecBole's needs dgl, which does not import beside this torch
+    "neumf": Case("ranking", ("model=neumf",), "NeuMF"),
+    "lightgcn": Case("ranking", ("model=lightgcn",), "LightGCN"),
+    "ease": Case("ranking", ("model=ease",), "EASE"),
+    "itemknn": Case("ranking", ("model=itemknn",), "ItemKNN"),
+    "gru4rec": Case("next item", ("model=gru4rec",), "GRU4Rec"),
+    "sasrec": Case("next item", ("model=sasrec",), "SASRec"),
+    "deepfm": Case("clicks", ("model=deepfm",), "DeepFM"),
 }
 JUDGED = "mf"
-METRICS = ("ndcg", "recall", "mrr", "map", "hr", "precision")
-TABLE = ("ndcg@10", "recall@10", "mrr@10")
-PEER = "RecBole BPR"
 
 Result = dict[str, Any]
 
@@ -53,71 +91,79 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(chosen: argparse.Namespace, peer: str) -> None:
     record: Result = {"machine": harness.machine(chosen.threads), "settings": _settings(), "seeds": {}}
+    cases = {name: CASES[name] for name in chosen.models}
+    tracks = list(dict.fromkeys(case.track for case in cases.values()))
     with tempfile.TemporaryDirectory() as scratch, Progress(console=harness.console, transient=True) as progress:
-        task = progress.add_task("", total=len(chosen.seeds) * (len(chosen.models) + 1))
+        task = progress.add_task("", total=len(chosen.seeds) * (len(cases) + len(_peers(cases))))
+
+        def say(what: str) -> None:
+            progress.update(task, description=what, advance=1)
+
         for seed in chosen.seeds:
-            folder = Path(scratch) / str(seed)
-            folder.mkdir()
-            overrides = _overrides(seed, chosen.data_dir)
-            exported = harness.ours(
-                {"task": "export", "overrides": overrides, "folder": str(folder)}, threads=chosen.threads
-            )
-            asked = _recbole(seed, folder, exported)
             found: Result = {}
-            for model in chosen.models:
-                progress.update(task, description=f"{model}, seed {seed}", advance=1)
-                found[model] = _train(model, overrides, folder / model, chosen.threads)
-            progress.update(task, description=f"{PEER}, seed {seed}", advance=1)
-            found[PEER] = harness.peer({"task": "train", **asked}, threads=chosen.threads, python=peer)
-            if JUDGED in chosen.models:
-                vectors = {"task": "take", "ckpt": str(folder / JUDGED), "folder": str(folder)}
-                harness.ours(vectors, threads=chosen.threads)
-                judge = {"task": "evaluate", **asked, "warm_up": 0, "passes": 1}
-                judged = harness.peer(judge, threads=chosen.threads, python=peer)
-                found[f"{JUDGED} judged by RecBole"] = judged["metrics"]
+            for track in tracks:
+                folder = Path(scratch) / f"{track} {seed}"
+                folder.mkdir()
+                inside = {name: case for name, case in cases.items() if case.track == track}
+                overrides = _overrides(TRACKS[track], seed, chosen.data_dir)
+                export = {"task": "export", "overrides": overrides, "folder": str(folder)}
+                asked = _recbole(track, seed, folder, harness.ours(export, threads=chosen.threads))
+                for name, case in inside.items():
+                    say(f"{name}, seed {seed}")
+                    found[name] = _train(case, overrides, folder / name, chosen.threads)
+                for model in _peers(inside):
+                    say(f"RecBole {model}, seed {seed}")
+                    job = {"task": "train", **asked, "model": model}
+                    found[f"RecBole {model}"] = harness.peer(job, threads=chosen.threads, python=peer)
+                if JUDGED in inside:
+                    vectors = {"task": "take", "ckpt": str(folder / JUDGED), "folder": str(folder)}
+                    harness.ours(vectors, threads=chosen.threads)
+                    judge = {"task": "evaluate", **asked, "model": "BPR", "warm_up": 0, "passes": 1}
+                    judged = harness.peer(judge, threads=chosen.threads, python=peer)
+                    found[f"{JUDGED} judged by RecBole"] = judged["metrics"]
             record["seeds"][seed] = found
-    names = [*chosen.models, PEER]
-    sections = [_quality(record["seeds"], names), _by_seed(record["seeds"], names)]
-    if JUDGED in chosen.models:
+    sections = [_quality(record["seeds"], track, cases) for track in tracks]
+    if JUDGED in cases:
         sections.append(_agreement(record["seeds"]))
     harness.keep("quality", chosen.out, record, sections)
 
 
-def _train(model: str, overrides: list[str], out: Path, threads: int) -> Result:
+def _peers(cases: dict[str, Case]) -> list[str]:
+    return list(dict.fromkeys(case.peer for case in cases.values() if case.peer is not None))
+
+
+def _train(case: Case, overrides: list[str], out: Path, threads: int) -> Result:
     """`rrec train`, as a person would call it."""
-    command = [sys.executable, "-m", "robustbench_rec", "train", *CASES[model], f"model.dim={DIM}", *overrides]
+    command = [sys.executable, "-m", "robustbench_rec", "train", *case.overrides, *overrides]
     command += ["device=cpu", f"threads={threads}", f"hydra.run.dir='{out}'"]
     variables = harness.environment(threads)
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RrecError(f"rrec train {' '.join(CASES[model])}: {done.stderr.strip().splitlines()[-1]}")
-    history = pd.read_csv(out / "history.csv")
-    metrics = read_json(out / "metrics.json", model)
+        raise RrecError(f"rrec train {' '.join(case.overrides)}: {done.stderr.strip().splitlines()[-1]}")
+    metrics = read_json(out / "metrics.json", case.overrides[0])
+    learnt = (out / "history.csv").is_file()
     return {
         "metrics": {name.removeprefix("test/"): each for name, each in metrics.items() if name.startswith("test/")},
-        "seconds": float(history["seconds"].sum()),
-        "epochs": len(history),
+        "seconds": read_json(out / "run.json", case.overrides[0])["seconds"],
+        "epochs": len(pd.read_csv(out / "history.csv")) if learnt else 0,
     }
 
 
-def _quality(seeds: dict[int, Result], names: list[str]) -> str:
-    """Mean and standard deviation over the seeds."""
-    metrics = {name: [found[name]["metrics"] for found in seeds.values()] for name in names}
-    rows = [[f"test {what}", *(_spread([one[what] for one in metrics[name]], 4) for name in names)] for what in TABLE]
-    rows += [
-        [what, *(_spread([float(found[name][what]) for found in seeds.values()], digits) for name in names)]
-        for what, digits in (("seconds", 1), ("epochs", 0))
-    ]
+def _quality(seeds: dict[int, Result], track: str, cases: dict[str, Case]) -> str:
+    """Ours and RecBole's below each other, mean and standard deviation over the seeds."""
+    rows, shown = [], TRACKS[track].metrics
+    for name, case in cases.items():
+        if case.track == track:
+            rows += [_row(each, seeds, shown) for each in (name, f"RecBole {case.peer}") if each in seeds[min(seeds)]]
     counted = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
-    return harness.show(f"ML-100K, random 8:1:1 per user, full ranking, {counted}: mean ± sd", ["", *names], rows)
+    title = f"ML-100K, {TRACKS[track].what}, {counted}: mean ± sd"
+    return harness.show(title, ["", *(f"test {each}" for each in shown), "epochs", "seconds"], rows)
 
 
-def _by_seed(seeds: dict[int, Result], names: list[str]) -> str:
-    """Pairs: within a row the split is the same."""
-    rows = [
-        [str(seed), *(f"{found[name]['metrics']['ndcg@10']:.4f}" for name in names)] for seed, found in seeds.items()
-    ]
-    return harness.show("test ndcg@10, seed by seed", ["seed", *names], rows)
+def _row(name: str, seeds: dict[int, Result], shown: Sequence[str]) -> list[str]:
+    metrics = [_spread([found[name]["metrics"][each] for found in seeds.values()], 4) for each in shown]
+    costs = [_spread([float(found[name][each]) for found in seeds.values()], 0) for each in ("epochs", "seconds")]
+    return [name, *metrics, *costs]
 
 
 def _agreement(seeds: dict[int, Result]) -> str:
@@ -133,25 +179,21 @@ def _agreement(seeds: dict[int, Result]) -> str:
     return harness.show(f"The same mf, seed {next(iter(seeds))}, judged twice", columns, rows)
 
 
-def _overrides(seed: int, data_dir: str | None) -> list[str]:
-    metrics = [f"metrics=[{','.join(METRICS)}]", f"top_k=[{','.join(map(str, TOP_K))}]", f"monitor=ndcg@{TOP_K[0]}"]
-    fit = [f"batch_size={BATCH}", f"epochs={EPOCHS}", f"patience={PATIENCE}"]
+def _overrides(track: Track, seed: int, data_dir: str | None) -> list[str]:
+    ranked = [f"top_k=[{','.join(map(str, TOP_K))}]"] if "@" in track.metrics[0] else []
+    fit = [f"epochs={EPOCHS}", f"patience={PATIENCE}", f"monitor={track.metrics[0]}"]
     place = [f"data_dir='{data_dir}'"] if data_dir else []
-    return ["dataset=ml_100k", "split=ratio", f"split.seed={seed}", f"seed={seed}", *fit, *metrics, *place]
+    seeds = [f"seed={seed}", *([f"split.seed={seed}"] if "split=ratio" in track.overrides else [])]
+    return ["dataset=ml_100k", *track.overrides, *seeds, *fit, *ranked, *place]
 
 
-def _recbole(seed: int, folder: Path, exported: Result) -> Result:
-    return {
-        **_settings(),
-        "folder": str(folder),
-        "parts": exported["parts"],
-        "scores_at_once": exported["scores_at_once"],
-        "seed": seed,
-    }
+def _recbole(track: str, seed: int, folder: Path, exported: Result) -> Result:
+    keys = ("parts", "scores_at_once", "features")
+    return {**_settings(), "track": track, "folder": str(folder), "seed": seed, **{key: exported[key] for key in keys}}
 
 
 def _settings() -> Result:
-    return {"dim": DIM, "batch_size": BATCH, "lr": LR, "epochs": EPOCHS, "patience": PATIENCE, "top_k": list(TOP_K)}
+    return {"batch_size": BATCH, "lr": LR, "epochs": EPOCHS, "patience": PATIENCE, "top_k": list(TOP_K)}
 
 
 def _spread(values: list[float], digits: int) -> str:

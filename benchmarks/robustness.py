@@ -28,7 +28,7 @@ def rows(sweep: Path, budgets: list[float]) -> Iterator[dict[str, object]]:
         chosen = dict(each.split("=") for each in (run.parent / ".hydra/overrides.yaml").read_text()[2:].split("\n- "))
         chosen = {key: value.strip() for key, value in chosen.items()}
         loaded = checkpoint.load(str(run.parent), data_dir=None, device=torch.device("cpu"))
-        judge = Judge(protocol="full", n_negatives=99, metrics=["ndcg"], top_k=[10], per_user=False)
+        judge = Judge(protocol="full", seen=False, n_negatives=99, metrics=["ndcg"], top_k=[10], per_user=False)
         judging = evaluator(loaded.data, judge)
         at = Shifted(loaded.model.requires_grad_(False).eval())
         clean = judging.evaluate(at, "test").metrics[METRIC]

@@ -5,12 +5,14 @@ python benchmarks/run.py mf_epoch steps --repeats 3 --profile
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import harness
@@ -18,7 +20,7 @@ from rich.progress import track
 
 from robustbench_rec.errors import RrecError, unknown
 
-DIM, BATCH, LR, SEED = 64, 2048, 1e-3, 0
+BATCH, LR, SEED = 2048, 1e-3, 0
 DEFENSES = ("none", "apr", "awp", "rawp")
 MODELS = {"mf": {"steps": 20, "turns": 10}, "kgat": {"steps": 2, "turns": 5}}
 PASSES = {"warm_up": 3, "epochs": 10}  # in each process; the first epochs warm caches and the allocator
@@ -52,6 +54,7 @@ class Settings:
 
     def folder(self, name: str) -> Path:
         path = self.scratch / name
+        shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
         return path
 
@@ -60,36 +63,81 @@ def mf_epoch(settings: Settings) -> Result:
     """Training epoch of BPR-MF on ML-100K over the same interactions; RecBole's has no penalty, our default has one."""
     penalised = _model(settings, "mf")
     overrides = [*penalised, "model.l2=0"]
+    sides = {
+        "rrec, default l2": lambda: settings.ours("epoch", side="rrec, default l2", overrides=penalised, **PASSES),
+        "bare": lambda: settings.ours("mf_epoch_bare", overrides=overrides, **PASSES),
+    }
+    to = {"rrec": "bare", "rrec, default l2": "rrec"}
+    return _epoch(settings, "ml_100k", overrides, "BPR", sides, to)
+
+
+def lightgcn_epoch(settings: Settings) -> Result:
+    """Training epoch of LightGCN on ML-100K, two layers."""
+    return _epoch(settings, "ml_100k", _model(settings, "lightgcn", "model.layers=2"), "LightGCN")
+
+
+def neumf_epoch(settings: Settings) -> Result:
+    """Training epoch of NeuMF on ML-100K."""
+    return _epoch(settings, "ml_100k", _model(settings, "neumf"), "NeuMF")
+
+
+def neumf_eval(settings: Settings) -> Result:
+    """Full ranking of ML-100K's test part by an untrained NeuMF."""
+    overrides = [*_model(settings, "neumf"), "metrics=[ndcg,recall]", "top_k=[10]"]
     folder = settings.folder("ml_100k")
     exported = settings.ours("export", overrides=overrides, folder=str(folder))
+    asked = {**SWEEPS, **_recbole(folder, exported, [10]), "metrics": ["NDCG", "Recall"], "model": "NeuMF"}
     sides = {
-        "rrec": lambda: settings.ours("mf_epoch", side="rrec", overrides=overrides, **PASSES),
-        "rrec, default l2": lambda: settings.ours("mf_epoch", side="rrec, default l2", overrides=penalised, **PASSES),
-        "bare": lambda: settings.ours("mf_epoch_bare", overrides=overrides, **PASSES),
-        "recbole": lambda: settings.recbole("mf_epoch", **PASSES, **_recbole(folder, exported, [10])),
+        "rrec": lambda: settings.ours("evaluate", overrides=overrides, **SWEEPS),
+        "recbole": lambda: settings.recbole("evaluate", **asked, untrained=True),
     }
-    to = {"rrec": "bare", "rrec, default l2": "rrec", "recbole": "rrec"}
-    return {"data": exported, "to": to, "rounds": _rounds(settings, sides)}
+    return {"data": exported, "to": {"recbole": "rrec"}, "rounds": _rounds(settings, sides)}
+
+
+def gowalla_epoch(settings: Settings) -> Result:
+    """Training epoch of BPR-MF on Gowalla with an optimiser that touches what a batch touches; implicit's is in C++."""
+    if problem := _no_gowalla(settings):
+        return {"skipped": problem}
+    overrides = _gowalla(settings, "mf", "model.l2=0", "optimizer=lazy_adam")
+    folder = settings.folder("gowalla_epoch")
+    exported = settings.ours("export", overrides=overrides, folder=str(folder))
+    asked = _recbole(folder, exported, [20])
+    sides = {
+        "rrec": lambda: settings.ours("epoch", side="rrec", overrides=overrides, warm_up=1, epochs=2),
+        "recbole": lambda: settings.recbole("epoch", **asked, model="BPR", warm_up=0, epochs=1),
+        "implicit": lambda: settings.recbole("implicit_epoch", **asked, warm_up=1, epochs=3),
+    }
+    return {"data": exported, "to": {"rrec": "implicit", "recbole": "rrec"}, "rounds": _rounds(settings, sides)}
 
 
 def gowalla_eval(settings: Settings) -> Result:
     """Full ranking of Gowalla's published split with the vectors of a truncated SVD."""
-    if settings.gowalla is None:
-        return {"skipped": "name the folder with train.txt and test.txt (LightGCN's gowalla): --gowalla DIR"}
-    if not (settings.gowalla / "train.txt").is_file():
-        return {"skipped": f"--gowalla {settings.gowalla}: there is no train.txt"}
-    overrides = _gowalla(settings)
+    if problem := _no_gowalla(settings):
+        return {"skipped": problem}
+    overrides = _gowalla(settings, "mf")
     folder = settings.folder("gowalla")
     exported = settings.ours("export", overrides=overrides, folder=str(folder))
     settings.ours("factorise", overrides=overrides, folder=str(folder))
     common = {"overrides": overrides, "folder": str(folder), **SWEEPS}
-    asked = {**SWEEPS, **_recbole(folder, exported, [20]), "metrics": ["NDCG", "Recall"]}
+    asked = {**SWEEPS, **_recbole(folder, exported, [20]), "metrics": ["NDCG", "Recall"], "model": "BPR"}
     sides = {
         "rrec": lambda: settings.ours("evaluate", **common),
         "bare": lambda: settings.ours("evaluate_bare", **common),
         "recbole": lambda: settings.recbole("evaluate", **asked),
     }
     return {"data": exported, "to": {"rrec": "bare", "recbole": "rrec"}, "rounds": _rounds(settings, sides)}
+
+
+def gowalla_lightgcn_eval(settings: Settings) -> Result:
+    """Full ranking of Gowalla's published split by an untrained LightGCN, its propagation included."""
+    if problem := _no_gowalla(settings):
+        return {"skipped": problem}
+    common = {"overrides": _gowalla(settings, "lightgcn"), **SWEEPS}
+    sides = {
+        "rrec": lambda: settings.ours("evaluate", **common),
+        "bare": lambda: settings.ours("evaluate_bare", **common),
+    }
+    return {"to": {"rrec": "bare"}, "rounds": _rounds(settings, sides)}
 
 
 def steps(settings: Settings) -> Result:
@@ -120,9 +168,28 @@ def profile_epoch(settings: Settings) -> dict[str, Result]:
     }
 
 
+def profile_of(model: str, epochs: int) -> Callable[[Settings], dict[str, Result]]:
+    """The same of another model."""
+
+    def measure(settings: Settings) -> dict[str, Result]:
+        job = {"overrides": _model(settings, model), "warm_up": 0, "epochs": epochs}
+        return {f"{model} epoch": settings.ours("profile_epoch", **job)}
+
+    return measure
+
+
+def profile_gowalla(settings: Settings) -> dict[str, Result]:
+    overrides = _gowalla(settings, "mf", "model.l2=0", "optimizer=lazy_adam")
+    return {"gowalla epoch": settings.ours("profile_epoch", overrides=overrides, warm_up=0, epochs=2)}
+
+
+def no_profile(settings: Settings) -> dict[str, Result]:
+    return {}
+
+
 def profile_eval(settings: Settings) -> dict[str, Result]:
     folder = str(settings.scratch / "gowalla")
-    return {"gowalla_eval": settings.ours("profile_evaluate", overrides=_gowalla(settings), folder=folder)}
+    return {"gowalla_eval": settings.ours("profile_evaluate", overrides=_gowalla(settings, "mf"), folder=folder)}
 
 
 def profile_steps(settings: Settings) -> dict[str, Result]:
@@ -146,7 +213,12 @@ class Benchmark:
 
 BENCHMARKS = {
     "mf_epoch": Benchmark(mf_epoch, profile_epoch, beside_recbole=True),
+    "lightgcn_epoch": Benchmark(lightgcn_epoch, profile_of("lightgcn", 5), beside_recbole=True),
+    "neumf_epoch": Benchmark(neumf_epoch, profile_of("neumf", 3), beside_recbole=True),
+    "neumf_eval": Benchmark(neumf_eval, no_profile, beside_recbole=True),
+    "gowalla_epoch": Benchmark(gowalla_epoch, profile_gowalla, beside_recbole=True),
     "gowalla_eval": Benchmark(gowalla_eval, profile_eval, beside_recbole=True),
+    "gowalla_lightgcn_eval": Benchmark(gowalla_lightgcn_eval, no_profile, beside_recbole=False),
     "steps": Benchmark(steps, profile_steps, beside_recbole=False),
 }
 
@@ -268,14 +340,42 @@ def _profile(name: str, found: Result) -> list[str]:
     return [*sections, harness.show(f"{name}: by operator, own time", ("operator", "ms", "calls", "share"), rows)]
 
 
-def _model(settings: Settings, model: str) -> list[str]:
-    return settings.overrides("dataset=ml_100k", f"model={model}", f"model.dim={DIM}")
+def _epoch(
+    settings: Settings,
+    name: str,
+    overrides: list[str],
+    model: str,
+    more: Mapping[str, Callable[[], Result]] = MappingProxyType({}),
+    to: Mapping[str, str] = MappingProxyType({}),
+) -> Result:
+    """Training epochs of ours and of RecBole's over the same interactions."""
+    folder = settings.folder(name)
+    exported = settings.ours("export", overrides=overrides, folder=str(folder))
+    asked = {**_recbole(folder, exported, [10]), "model": model}
+    sides = {
+        "rrec": lambda: settings.ours("epoch", side="rrec", overrides=overrides, **PASSES),
+        **more,
+        "recbole": lambda: settings.recbole("epoch", **PASSES, **asked),
+    }
+    return {"data": exported, "to": {**to, "recbole": "rrec"}, "rounds": _rounds(settings, sides)}
 
 
-def _gowalla(settings: Settings) -> list[str]:
+def _model(settings: Settings, model: str, *more: str) -> list[str]:
+    return settings.overrides("dataset=ml_100k", f"model={model}", *more)
+
+
+def _no_gowalla(settings: Settings) -> str | None:
+    if settings.gowalla is None:
+        return "name the folder with train.txt and test.txt (LightGCN's gowalla): --gowalla DIR"
+    if not (settings.gowalla / "train.txt").is_file():
+        return f"--gowalla {settings.gowalla}: there is no train.txt"
+    return None
+
+
+def _gowalla(settings: Settings, model: str, *more: str) -> list[str]:
     source = ["dataset=adjacency", f"dataset.path='{settings.gowalla}'", "split.valid=0"]
     judged = ["metrics=[ndcg,recall]", "top_k=[20]"]
-    return settings.overrides(*source, *judged, "model=mf", f"model.dim={DIM}")
+    return settings.overrides(*source, *judged, f"model={model}", *more)
 
 
 def _recbole(folder: Path, exported: Result, top_k: list[int]) -> Result:
@@ -284,7 +384,6 @@ def _recbole(folder: Path, exported: Result, top_k: list[int]) -> Result:
         "folder": str(folder),
         "parts": exported["parts"],
         "scores_at_once": exported["scores_at_once"],
-        "dim": DIM,
         "batch_size": BATCH,
         "lr": LR,
         "seed": SEED,

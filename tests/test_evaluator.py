@@ -173,6 +173,15 @@ class TestFullRanking:
         scores[3, next(iter(owned(DATA, 3, "train")))] = float("nan")
         assert evaluated(scores).metrics == clean.metrics
 
+    def test_what_a_user_had_before_is_a_candidate_where_it_may_come_back(self) -> None:
+        scores = torch.zeros(N_USERS, N_ITEMS)
+        scores[DATA.train.users, DATA.train.items] = 1.0
+        scores[DATA.test.users, DATA.test.items] = 0.5
+        found = {
+            seen: evaluated(scores, seen=seen, top_k=[5], metrics=["hr"]).metrics["hr@5"] for seen in (False, True)
+        }
+        assert found == {False: 1.0, True: 0.0}
+
 
 class TestPortions:
     @pytest.mark.parametrize("protocol", ["full", "sampled"])

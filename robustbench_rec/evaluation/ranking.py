@@ -90,7 +90,8 @@ class Ranking(Evaluator[Lists]):
 class Full(Ranking):
     """Full ranking of the catalogue, for every user with an event in the part.
 
-    What a user has in train (and, for test, in valid) is no candidate; everything the user has in the part is relevant.
+    What a user has in train (and, for test, in valid) is no candidate unless `seen` is set; everything the user has in
+    the part is relevant.
     """
 
     @property
@@ -103,8 +104,11 @@ class Full(Ranking):
         seen = _lists(data.train, data) if part == "valid" else _lists(data.train, data, data.valid)
         users = torch.unique(data.part(part).users)
         for chosen in users.split(max(1, CELLS // data.n_items)):
-            relevant, excluded = wanted.of(chosen), seen.of(chosen)
-            yield Lists(chosen, None, None, relevant, _without(excluded, relevant, data.n_items))
+            relevant = wanted.of(chosen)
+            excluded = _without(seen.of(chosen), relevant, data.n_items)
+            if self.judge.seen:
+                excluded = (excluded[0][:0], excluded[1][:0])
+            yield Lists(chosen, None, None, relevant, excluded)
 
 
 class Sampled(Ranking):
