@@ -28,6 +28,11 @@ class Site(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.shift if self.shift.ndim else x
 
+    @property
+    def idle(self) -> bool:
+        """Neither shifted nor looked at, so that a model may compute the activation in pieces, or not at all."""
+        return not self.shift.ndim and not self._forward_hooks
+
 
 @dataclass(frozen=True)
 class Shifted:
@@ -76,11 +81,11 @@ class Shifted:
         return found
 
     def activations(self, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
-        """What passes through the named sites for this batch, without gradient."""
+        """What passes through the named sites for this batch, without gradient; portions of its rows come joined."""
         sites = {name: self.model.get_submodule(name.removesuffix(".shift")) for name in names}
-        seen: dict[str, Tensor] = {}
+        seen: dict[str, list[Tensor]] = {name: [] for name in sites}
         hooks = [
-            site.register_forward_hook(lambda _, args, out, name=name: seen.__setitem__(name, out.detach()))
+            site.register_forward_hook(lambda _, args, out, name=name: seen[name].append(out.detach()))
             for name, site in sites.items()
         ]
         try:
@@ -89,7 +94,7 @@ class Shifted:
         finally:
             for hook in hooks:
                 hook.remove()
-        return seen
+        return {name: each[0] if len(each) == 1 else torch.cat(each) for name, each in seen.items() if each}
 
 
 class _Encode(nn.Module):

@@ -1,6 +1,7 @@
 """File formats: what is read, and the one line that each mistake in a file comes to."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -200,6 +201,25 @@ class TestTable:
         with pytest.raises(RrecError, match=r"needs dataset\.kg\.path"):
             load("table", path=write(tmp_path / "a.csv", RATINGS), links=links)
 
+    def test_only_events_of_items_in_the_knowledge_graph_when_asked(self, tmp_path):
+        path = write(tmp_path / "a.csv", RATINGS.replace("x y", "8"))
+        kg = {"path": write(tmp_path / "kg.csv", "head,relation,tail\nm1,by,8\n")}
+        # item 9's entity is linked already, item 8's is in no triple
+        links = {"path": write(tmp_path / "links.csv", "item_id,entity_id\n7,m1\n8,m2\n9,m1\n")}
+        raw = load("table", path=path, kg=kg, links=links, linked_only=True)
+        assert rows(raw.events, "user", "item", "time") == [("ann", "7", 100), ("bob", "7", 300)]
+        raw = load("table", path=path, kg=kg, linked_only=True)  # without links, by the id of the item
+        assert rows(raw.events, "user", "item") == [("ann", "8")]
+        assert len(load("table", path=path, kg=kg, links=links).events) == 3
+
+    def test_linked_items_without_a_knowledge_graph_or_without_any(self, tmp_path):
+        path = write(tmp_path / "a.csv", RATINGS)
+        with pytest.raises(RrecError, match=r"linked_only.*needs dataset\.kg\.path"):
+            load("table", path=path, linked_only=True)
+        kg = {"path": write(tmp_path / "kg.csv", "head,relation,tail\nm1,by,m2\n")}
+        with pytest.raises(RrecError, match="leaves no event"):
+            load("table", path=path, kg=kg, linked_only=True)
+
     def test_a_scale_the_wrong_way_round(self, tmp_path):
         with pytest.raises(RrecError, match=r"\[smallest, largest\]"):
             load("table", path=write(tmp_path / "a.csv", RATINGS), scale=[5, 1])
@@ -356,6 +376,34 @@ class TestSequence:
         assert rows(raw.events, "user", "item") == [("1", "5"), ("2", "5"), ("1", "6")]
         assert not raw.repeats
 
+    def test_texts_and_attributes_of_the_items(self, tmp_path):
+        path = write(tmp_path / "a.txt", "A1 x y\nB2 z y\n")
+        texts = write(tmp_path / "t.txt", "x  a red  house \n\ny\nw other\n")
+        attributes = write(tmp_path / "a.json", '{"x": [3, "b c", 1], "z": []}')
+        raw = load("sequence", path=path, texts=texts, attributes=attributes)
+        table = raw.items.set_index("item")
+        assert table["text"].to_dict() == {"x": "a red  house", "y": "", "w": "other"}
+        assert table["attributes"]["x"] == "3 b c 1"
+        assert table["attributes"].isna()[["y", "w"]].all()
+        assert raw.items.columns[0] == "item"
+        assert load("sequence", path=path).items is None
+        assert list(load("sequence", path=path, texts=texts).items.columns) == ["item", "text"]
+        assert source("sequence", path=path, texts=texts).files(tmp_path) == [Path(path), Path(texts)]
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("texts", " \n", r"x\.txt is empty"),
+            ("attributes", "{", r"x\.txt is not JSON"),
+            ("attributes", '{"x": 3}', r"x\.txt must hold one object"),
+            ("attributes", "[1]", r"x\.txt must hold one object"),
+        ],
+    )
+    def test_malformed_files_of_items(self, tmp_path, name, text, message):
+        path = write(tmp_path / "a.txt", "A1 x y\n")
+        with pytest.raises(RrecError, match=message):
+            load("sequence", path=path, **{name: write(tmp_path / "x.txt", text)})
+
     @pytest.mark.parametrize(
         ("layout", "text", "message"),
         [
@@ -376,3 +424,84 @@ def test_the_data_directory_is_the_argument_then_the_variable_then_the_users_cac
     assert root(None) == tmp_path
     monkeypatch.delenv("RREC_DATA")
     assert root(None).name == "robustbench_rec"
+
+
+class TestLibFM:
+    FIELDS: ClassVar = ["user", "item", "hour"]
+    LINES = "1 10:1 20:1 30:1\n-1 10:1 21:1.0 31:1\n\n-1  11:1 20:1\t30:1\r\n"
+
+    def test_labels_become_clicks_and_the_other_fields_context(self, tmp_path):
+        raw = load("libfm", path=write(tmp_path / "a.libfm", self.LINES), fields=self.FIELDS)
+        assert rows(raw.events, "user", "item", "hour", "rating") == [
+            ("10", "20", "30", 1.0),
+            ("10", "21", "31", 0.0),
+            ("11", "20", "30", 0.0),
+        ]
+        assert raw.context == ("hour",)
+        assert raw.repeats
+        assert "part" not in raw.events
+
+    def test_the_parts_are_files(self, tmp_path):
+        paths = {name: write(tmp_path / f"{name}.libfm", self.LINES) for name in ("train", "valid", "test")}
+        words = {"path": paths["train"], "valid": paths["valid"], "test": paths["test"], "fields": self.FIELDS}
+        raw = load("libfm", **words)
+        assert raw.events["part"].tolist() == ["train"] * 3 + ["valid"] * 3 + ["test"] * 3
+        assert [each.name for each in source("libfm", **words).files(Path())] == [
+            "train.libfm",
+            "valid.libfm",
+            "test.libfm",
+        ]
+        assert set(load("libfm", **(words | {"valid": None})).events["part"]) == {"train", "test"}
+
+    def test_the_sign_of_a_label_is_judged_over_all_parts(self, tmp_path):
+        ones = write(tmp_path / "ones.libfm", "1 a:1 b:1\n")
+        stars = write(tmp_path / "stars.libfm", "4.5 a:1 c:1\n-1 a:1 b:1\n")
+        raw = load("libfm", path=ones, test=stars, fields=["user", "item"])
+        assert raw.events["rating"].tolist() == [1.0, 4.5, -1.0]
+        assert raw.context == ()
+
+    def test_feature_names_may_hold_colons_and_fields_any_order(self, tmp_path):
+        path = write(tmp_path / "a.libfm", "0 hour:3:1 i7:1 u5:1\n")
+        raw = load("libfm", path=path, fields=["hour", "item", "user"])
+        assert rows(raw.events, "user", "item", "hour", "rating") == [("u5", "i7", "hour:3", 0.0)]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (
+                "1 1:1 2:1 3:1\n\n1 1:1 2:1\n",
+                r"a\.libfm, line 3 has 2 features, dataset\.fields names 3: user, item, hour",
+            ),
+            ("1 1:1 2:1 3:0.5\n", r"a\.libfm, line 1: '3:0\.5' is not feature:1"),
+            ("1 1:1 2:1 3:1\nyes 1:1 2:1 3:1\n", r"a\.libfm, line 2: 'yes' is no label"),
+            ("\n", r"a\.libfm is empty"),
+        ],
+    )
+    def test_malformed_files_name_the_line(self, tmp_path, text, message):
+        with pytest.raises(RrecError, match=message):
+            load("libfm", path=write(tmp_path / "a.libfm", text), fields=self.FIELDS)
+
+    @pytest.mark.parametrize("fields", [["user", "hour"], ["user", "item", "item"], ["user", "item", "rating"]])
+    def test_fields_need_a_user_an_item_and_names_of_their_own(self, tmp_path, fields):
+        with pytest.raises(RrecError, match=r"dataset\.fields="):
+            load("libfm", path=write(tmp_path / "a.libfm", self.LINES), fields=fields)
+
+    def test_a_valid_part_without_a_test_part_is_refused(self, tmp_path):
+        with pytest.raises(RrecError, match=r"dataset\.valid names a file and dataset\.test none"):
+            load("libfm", path="a.libfm", valid="b.libfm", fields=self.FIELDS)
+
+
+class TestContextOfRecBole:
+    HEADER = "user_id:token\titem_id:token\thour:token\tcity:token\n"
+
+    def test_columns_of_the_interactions_come_as_text(self, tmp_path):
+        write(tmp_path / "a" / "a.inter", self.HEADER + "u\ti\t7\tRome\nu\tj\t07\t\n")
+        raw = load("recbole", path=str(tmp_path / "a"), rating=None, time=None, context=["city", "hour"])
+        assert raw.context == ("city", "hour")
+        assert rows(raw.events, "user", "item", "city", "hour") == [("u", "i", "Rome", "7"), ("u", "j", "", "07")]
+
+    @pytest.mark.parametrize(("name", "message"), [("town", "'town'.*city"), ("user", "taken")])
+    def test_a_column_that_is_not_there_or_whose_name_is_taken_is_refused(self, tmp_path, name, message):
+        write(tmp_path / "a" / "a.inter", self.HEADER.replace("hour", "user") + "u\ti\t7\tRome\n")
+        with pytest.raises(RrecError, match=message):
+            load("recbole", path=str(tmp_path / "a"), rating=None, time=None, context=[name])

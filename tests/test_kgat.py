@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.models.kgat import KGAT, _Product
+from robustbench_rec.models.kgat import KGAT
 
 AGGREGATORS = ("bi_interaction", "gcn", "graphsage")
 
@@ -184,31 +184,7 @@ class TestPropagation:
         assert [*found] == [None, None]
 
 
-class TestProduct:
-    def test_value_and_gradient_are_those_of_the_dense_product_with_duplicates_summed(self) -> None:
-        torch.manual_seed(0)
-        rows, columns = (
-            torch.tensor([0, 0, 0, 2, 2, 4]),
-            torch.tensor([1, 1, 3, 0, 3, 2]),
-        )  # (0, 1) twice, rows 1, 3 empty
-        values = torch.randn(6)
-        dense = torch.zeros(5, 4).index_put((rows, columns), values, accumulate=True)
-        order = torch.argsort(columns, stable=True)
-
-        def pointers(index: Tensor, n: int) -> Tensor:
-            return F.pad(torch.bincount(index, minlength=n).cumsum(0), (1, 0))
-
-        x = torch.randn(4, 3, requires_grad=True)
-        found = _Product.apply(  # type: ignore[no-untyped-call]
-            x,
-            (pointers(rows, 5), columns, values),
-            (pointers(columns[order], 4), rows[order], values[order]),
-        )
-        torch.testing.assert_close(found, dense @ x)
-        outer = torch.randn(5, 3)
-        (gradient,) = torch.autograd.grad(found, x, outer)
-        torch.testing.assert_close(gradient, dense.T @ outer)
-
+class TestPrecision:
     def test_bf16_goes_through_in_single_precision(self) -> None:
         model = model_of()
         with torch.autocast("cpu", torch.bfloat16):

@@ -10,6 +10,8 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.splits import splits
 
 CONFIGS = {
+    "cold_items": {"name": "cold_items", "valid": 0.1, "test": 0.2, "seed": 0},
+    "random": {"name": "random", "valid": 0.2, "test": 0.2, "seed": 0},
     "ratio": {"name": "ratio", "valid": 0.1, "test": 0.2, "order": "random", "seed": 0},
     "leave_one_out": {"name": "leave_one_out"},
     "temporal": {"name": "temporal", "valid": 0.1, "test": 0.2},
@@ -74,7 +76,34 @@ def test_ratio_takes_the_latest_events_of_a_user_for_test_when_asked():
         assert valid.max() < test.min()
 
 
-@pytest.mark.parametrize("name", ["ratio", "presplit"])
+@settings(max_examples=60, deadline=None)
+@given(events=event_tables(), valid=st.sampled_from([0.0, 0.1, 0.3]), test=st.sampled_from([0.1, 0.2, 0.5]))
+def test_random_gives_the_whole_its_shares_rounded_down(events, valid, test):
+    parts = splits.build({**CONFIGS["random"], "valid": valid, "test": test})(events)
+    n_valid, n_test = int(len(events) * valid + 1e-9), int(len(events) * test + 1e-9)
+    assert np.bincount(parts, minlength=3).tolist() == [len(events) - n_valid - n_test, n_valid, n_test]
+
+
+def test_random_does_not_look_at_whose_an_event_is():
+    events = many(n_users=200, each=5)
+    assert (splits.build(CONFIGS["random"])(events) == splits.build(CONFIGS["random"])(events.assign(user=0))).all()
+    counts = events.assign(test=splits.build(CONFIGS["random"])(events) == 2).groupby("user")["test"].sum()
+    share = np.bincount(counts, minlength=6) / len(counts)
+    binomial = [0.328, 0.410, 0.205, 0.051, 0.006, 0.000]  # of 5 events with probability 0.2
+    assert np.allclose(share, binomial, atol=0.1)
+
+
+@pytest.mark.parametrize(("valid", "test"), [(0.1, 0.2), (0.0, 0.25), (0.001, 0.001)])
+def test_cold_items_never_splits_an_item_and_gives_the_shares_of_items(valid, test):
+    events = many().assign(item=np.arange(1200) % 60)
+    parts = splits.build({**CONFIGS["cold_items"], "valid": valid, "test": test})(events)
+    of_item = pd.Series(parts).groupby(events["item"]).agg(["min", "max"])
+    assert (of_item["min"] == of_item["max"]).all()
+    counts = np.bincount(of_item["min"], minlength=3)
+    assert counts[1:].tolist() == [max(int(60 * valid), valid > 0), max(int(60 * test), test > 0)]
+
+
+@pytest.mark.parametrize("name", ["ratio", "random", "presplit"])
 def test_another_seed_gives_another_split(name):
     events = many().assign(part="train")
     one, two = (splits.build({**CONFIGS[name], "seed": seed})(events) for seed in (0, 1))
@@ -134,7 +163,7 @@ def test_presplit_without_parts_names_the_other_splits():
 
 
 @pytest.mark.parametrize("shares", [{"valid": -0.1}, {"test": 1.0}, {"valid": 0.5, "test": 0.5}])
-@pytest.mark.parametrize("name", ["ratio", "temporal"])
+@pytest.mark.parametrize("name", ["cold_items", "ratio", "random", "temporal"])
 def test_impossible_shares_are_refused(name, shares):
     with pytest.raises(RrecError, match="add up to less than 1"):
         splits.build({**CONFIGS[name], **shares})(many())

@@ -1,5 +1,6 @@
 """Tables of the user's own: CSV, TSV, any other delimiter, Parquet."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._sheet import File, Sheet, locate, read, scale_of
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import Raw, Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Table(Source):
 
     rating, time: null where the file has none. time_format: seconds, milliseconds, iso, or a pattern like %d/%m/%Y.
     scale: smallest and largest rating, null for no check. repeats: true where the same pair may well come back.
+    linked_only: keep only the events of items that are in a triple of the knowledge graph, as KGCN prepares its data.
     Side tables are there when they have a path, and each has a layout of its own.
     """
 
@@ -54,6 +58,7 @@ class Table(Source):
         time_format: str
         scale: list[float] | None
         repeats: bool
+        linked_only: bool
         items: Features
         users: Features
         kg: Triples
@@ -72,7 +77,7 @@ class Table(Source):
         kg, links = _sheet(c.kg), _sheet(c.links)
         if links is not None and kg is None:
             raise RrecError("dataset.links ties items to a knowledge graph: it needs dataset.kg.path")
-        return Raw(
+        raw = Raw(
             events=self._events(),
             items=_features(c.items, "item"),
             users=_features(c.users, "user"),
@@ -81,6 +86,7 @@ class Table(Source):
             scale=scale_of(c.scale),
             repeats=c.repeats,
         )
+        return _linked(raw) if c.linked_only else raw
 
     def _events(self) -> pd.DataFrame:
         c = self.config
@@ -91,6 +97,21 @@ class Table(Source):
         if c.time is not None:
             events["time"] = sheet.times(c.time, c.time_format)
         return events
+
+
+def _linked(raw: Raw) -> Raw:
+    """Without the events of items that no triple names; of ambiguous links the first counts."""
+    if raw.kg is None:
+        raise RrecError("dataset.linked_only goes by the knowledge graph: it needs dataset.kg.path")
+    known = pd.Index(raw.kg["head"]).union(pd.Index(raw.kg["tail"]))
+    if raw.links is not None:
+        links = raw.links[~(raw.links["item"].duplicated() | raw.links["entity"].duplicated())]
+        known = pd.Index(links["item"][links["entity"].isin(known)])
+    kept = raw.events["item"].isin(known).to_numpy()
+    if not kept.any():
+        raise RrecError("dataset.linked_only leaves no event: no item is in the knowledge graph; are the ids the same?")
+    log.info("linked_only: %s of %s events are left", f"{kept.sum():,}", f"{len(kept):,}")
+    return replace(raw, events=raw.events[kept].reset_index(drop=True))
 
 
 def _sheet(file: File) -> Sheet | None:

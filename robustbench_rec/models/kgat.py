@@ -1,10 +1,9 @@
 """KGAT: propagation over the union of the interaction graph and the knowledge graph."""
 
 import itertools
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.graph import Csr, clicked, pointers, product
 from robustbench_rec.model import RecModel, half_square, rows
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
 
-Csr = tuple[Tensor, Tensor, Tensor]  # row pointers, columns, values
 AGGREGATORS = ("bi_interaction", "gcn", "graphsage")
 
 
@@ -147,10 +146,9 @@ class KGAT(RecModel):
     def _graph(self, data: Data, kg: KG) -> None:
         """Edges in both directions sorted by head, and what the products and their transposes need."""
         shift, inverse = data.n_users, 1 + kg.n_relations
-        clicks = torch.unique(data.train.users * data.n_items + data.train.items)
-        users, items = clicks // data.n_items, clicks % data.n_items + shift
+        users, items = clicked(data)
         heads = torch.cat([users, kg.heads + shift])
-        tails = torch.cat([items, kg.tails + shift])
+        tails = torch.cat([items + shift, kg.tails + shift])
         relations = torch.cat([torch.zeros_like(users), kg.relations + 1])
         heads, tails = torch.cat([heads, tails]), torch.cat([tails, heads])
         relations = torch.cat([relations, relations + inverse])
@@ -164,12 +162,12 @@ class KGAT(RecModel):
             "by_relation": torch.argsort(relations, stable=True),
             "relation_counts": torch.bincount(relations, minlength=self.n_relations),
         }
-        starts = _pointers(heads, self.n_nodes)
+        starts = pointers(heads, self.n_nodes)
         for size, n in (("all", self.n_nodes), ("read", self.n_users + self.n_items)):
             order = torch.argsort(tails[: starts[n]] * self.n_nodes + heads[: starts[n]], stable=True)
             graph[f"{size}_starts"] = starts[: n + 1]
             graph[f"{size}_order"] = order  # from edges by head to edges by tail
-            graph[f"{size}_ends"] = _pointers(tails[order], self.n_nodes)
+            graph[f"{size}_ends"] = pointers(tails[order], self.n_nodes)
             graph[f"{size}_back"] = heads[order]
         for name, each in graph.items():
             self.register_buffer(name, each, persistent=False)
@@ -177,10 +175,9 @@ class KGAT(RecModel):
     def _gather(self, x: Tensor, size: str) -> Tensor:
         """Attention-weighted sum over the neighbours of "all" nodes, or of those that are "read": users and items."""
         starts, order, ends, back = (self.get_buffer(f"{size}_{each}") for each in ("starts", "order", "ends", "back"))
-        forward = (starts, self.tails[: len(order)], self.attention[: len(order)])
-        backward = (ends, back, self.attention[order])
-        gathered: Tensor = _Product.apply(x, forward, backward)  # type: ignore[no-untyped-call]
-        return gathered
+        forward = Csr(starts, self.tails[: len(order)], self.attention[: len(order)])
+        backward = Csr(ends, back, self.attention[order])
+        return product(x, forward, backward)
 
     def _aggregate(self, index: int, x: Tensor, around: Tensor) -> Tensor:
         if self.config.aggregator == "bi_interaction":
@@ -206,29 +203,6 @@ class KGAT(RecModel):
         return F.softplus(true - false).mean() + self.config.kg_l2 * half_square([heads, relation, *tails], len(edges))
 
 
-class _Product(torch.autograd.Function):
-    """CSR matrix times dense, with the transposed CSR for the backward; the values are constants."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Csr, transposed: Csr) -> Tensor:
-        rows = len(matrix[0]) - 1
-        ctx.matrix = _sparse(transposed, (len(x), rows))
-        with torch.autocast(x.device.type, enabled=False):  # sparse products do not know bf16
-            return _sparse(matrix, (rows, len(x))) @ x.float()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Any) -> Any:
-        with torch.autocast(outer[0].device.type, enabled=False):
-            return ctx.matrix @ outer[0].float(), None, None
-
-
-def _sparse(matrix: Csr, size: tuple[int, int]) -> Tensor:
-    starts, columns, values = matrix
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(starts, columns, values, size=size, check_invariants=False)
-
-
 def _frequent(kg: KG, n_items: int, least: int) -> KG:
     """The KG without entities that are no items and have fewer triples; items keep their indices."""
     counts = torch.bincount(torch.cat([kg.heads, kg.tails]), minlength=kg.n_entities)
@@ -243,9 +217,3 @@ def _frequent(kg: KG, n_items: int, least: int) -> KG:
         tails=index[kg.tails[triples]],
         entity_ids=[kg.entity_ids[each] for each in kept.nonzero().squeeze(1).tolist()],
     )
-
-
-def _pointers(sorted_rows: Tensor, n: int) -> Tensor:
-    counts = torch.bincount(sorted_rows, minlength=n)
-    padded: Tensor = F.pad(counts.cumsum(0), (1, 0))
-    return padded

@@ -1,0 +1,108 @@
+"""Constant sparse matrices times dense ones: sums over neighbours in a graph, or over what a user has."""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from robustbench_rec.data import Data
+
+
+class Csr(NamedTuple):
+    """A matrix by rows. starts: `[n + 1]`, where each row begins. columns: `[nnz]`. values: `[nnz]`, None for ones."""
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "Csr":
+        """The matrix of the given rows `[B]`."""
+        sizes = self.starts[index + 1] - self.starts[index]
+        starts = F.pad(sizes.cumsum(0), (1, 0))
+        row = torch.repeat_interleave(sizes)
+        places = self.starts[index][row] + torch.arange(len(row), device=row.device) - starts[row]
+        return Csr(starts, self.columns[places], None if self.values is None else self.values[places])
+
+    def dense(self, width: int) -> Tensor:
+        """All of it, `[n, width]`, a pair that stands twice summed."""
+        sizes = self.starts.diff()
+        values = torch.ones(len(self.columns), device=sizes.device) if self.values is None else self.values
+        empty = torch.zeros(len(sizes), width, dtype=values.dtype, device=sizes.device)
+        return empty.index_put_((torch.repeat_interleave(sizes), self.columns), values, accumulate=True)
+
+
+class Sparse(nn.Module):
+    """Keeps a matrix beside the parameters of a model, as buffers that no checkpoint stores.
+
+    rows, columns: `[nnz]` in any order; n: number of rows; values: `[nnz]`, None for ones.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    values: Tensor | None
+
+    def __init__(self, rows: Tensor, columns: Tensor, n: int, values: Tensor | None = None) -> None:
+        super().__init__()
+        order = columns.argsort(stable=True)
+        order = order[rows[order].argsort(stable=True)]
+        self.register_buffer("starts", pointers(rows, n), persistent=False)
+        self.register_buffer("columns", columns[order], persistent=False)
+        self.register_buffer("values", None if values is None else values[order], persistent=False)
+
+    @property
+    def csr(self) -> Csr:
+        return Csr(self.starts, self.columns, self.values)
+
+
+def product(x: Tensor, matrix: Csr, transposed: Csr) -> Tensor:
+    """`matrix` `[n, m]` times `x` `[m, D]`, in single precision at least; differentiable in `x` alone.
+
+    transposed: what the backward multiplies with; a symmetric matrix is its own.
+    """
+    found: Tensor = _Product.apply(x, matrix, transposed)  # type: ignore[no-untyped-call]
+    return found
+
+
+def sums(x: Tensor, matrix: Csr) -> Tensor:
+    """The same without a gradient."""
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    values = None if matrix.values is None else matrix.values.to(x.dtype)
+    # on a CPU nearly twice as fast as a product of torch's sparse tensors
+    return F.embedding_bag(
+        matrix.columns, x.contiguous(), matrix.starts, mode="sum", per_sample_weights=values, include_last_offset=True
+    )
+
+
+def pointers(rows: Tensor, n: int) -> Tensor:
+    """Where each of n rows begins once they are sorted, and the end of the last `[n + 1]`."""
+    return F.pad(torch.bincount(rows, minlength=n).cumsum(0), (1, 0))
+
+
+def clicked(data: Data) -> tuple[Tensor, Tensor]:
+    """Users and items of the training events, each pair once, sorted."""
+    keys = torch.unique(data.train.users * data.n_items + data.train.items)
+    return keys // data.n_items, keys % data.n_items
+
+
+def normalised(data: Data) -> Sparse:
+    """D^-½ A D^-½ of the bipartite graph of the training events, users before items; symmetric."""
+    users, items = clicked(data)
+    items = items + data.n_users
+    rows, columns = torch.cat([users, items]), torch.cat([items, users])
+    n = data.n_users + data.n_items
+    share = torch.bincount(rows, minlength=n).clamp_min(1).rsqrt()
+    return Sparse(rows, columns, n, share[rows] * share[columns])
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Csr, transposed: Csr) -> Tensor:
+        ctx.transposed, ctx.dtype = transposed, x.dtype
+        return sums(x, matrix)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        return sums(outer, ctx.transposed).to(ctx.dtype), None, None

@@ -1,0 +1,98 @@
+"""What the models share that put a user and an item together through hidden layers."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from robustbench_rec.errors import RrecError
+from robustbench_rec.lookup import rows
+from robustbench_rec.shifted import Site
+
+PIECE = 2**19  # activations of the hidden layers at once, where no gradient is wanted: what a cache holds
+KEPT = 2**26  # the same where they are kept for a gradient: 256 MiB
+MOST = 2**29  # activations that may be shifted, pair by pair: 2 GiB
+
+
+class Pairs(nn.Module):
+    """Hidden layers over pairs of a user vector and an item vector, each a linear map, a `Site` and ReLU.
+
+    user, item: sizes of the vectors. sizes: of the layers. dropout: before each linear map. The first map is that of
+    the concatenated vectors, taken as the sum of a user part and an item part: computed once for each user and item,
+    what is left for a pair is an addition.
+    """
+
+    def __init__(self, user: int, item: int, sizes: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.user, self.width = user, sum(sizes)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([user + item, *sizes]))
+        self.sites = nn.ModuleList(Site() for _ in sizes)
+        self.dropout = nn.Dropout(dropout)
+
+    def user_part(self, users: Tensor) -> Tensor:
+        weight, bias = self._first()
+        return F.linear(self.dropout(users), weight[:, : self.user], bias)
+
+    def item_part(self, items: Tensor) -> Tensor:
+        weight, _ = self._first()
+        return F.linear(self.dropout(items), weight[:, self.user :])
+
+    def forward(self, users: Tensor, items: Tensor, readout: Tensor) -> Tensor:
+        """Parts of users `[B, 1, H]` and items `[B or 1, C, H]`, and the weight of the last layer `[K]`: `[B, C]`."""
+        x = users + items
+        for index, site in enumerate(self.sites):
+            x = F.relu(site(self.layers[index](self.dropout(x)) if index else x))
+        return x @ readout
+
+    def score(self, users: Tensor, table: Tensor, items: Tensor | None, readout: Tensor) -> Tensor:
+        """The same for parts of users `[B, H]` and rows of a table `[n, H]`; items: `[B, C]`, or None for all rows.
+
+        In pieces of some candidates, so that memory does not grow with the catalogue; where a gradient is wanted, each
+        is computed again in the backward. A shifted site needs all activations at once.
+        """
+        count = len(table) if items is None else items.shape[1]
+        if not all(each.idle for each in self.sites):
+            check_size(len(users), count, self.width)
+            return self._piece(users, table, items, readout)
+        gradient = torch.is_grad_enabled()
+        size = max(1, (KEPT if gradient else PIECE) // (len(users) * self.width))
+        if count <= size:
+            return self._piece(users, table, items, readout)
+        parts = [slice(first, first + size) for first in range(0, count, size)]
+        pieces = [(table[each], None) if items is None else (table, items[:, each]) for each in parts]
+        compute = self._again if gradient else self._piece
+        return torch.cat([compute(users, each, chosen, readout) for each, chosen in pieces], 1)
+
+    def _first(self) -> tuple[Tensor, Tensor]:
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Linear)
+        return layer.weight, layer.bias
+
+    def _piece(self, users: Tensor, table: Tensor, items: Tensor | None, readout: Tensor) -> Tensor:
+        found: Tensor = self(users[:, None], table[None] if items is None else rows(table, items), readout)
+        return found
+
+    def _again(self, users: Tensor, table: Tensor, items: Tensor | None, readout: Tensor) -> Tensor:
+        tensors = dict(self.named_parameters())  # at θ + δ, which the module has forgotten by the backward
+
+        def piece(users: Tensor, table: Tensor, readout: Tensor, *values: Tensor) -> Tensor:
+            chosen = table[None] if items is None else rows(table, items)
+            at = dict(zip(tensors, values, strict=True))
+            found: Tensor = functional_call(self, at, (users[:, None], chosen, readout))
+            return found
+
+        found: Tensor = checkpoint(piece, users, table, readout, *tensors.values(), use_reentrant=False)
+        return found
+
+
+def check_size(n_users: int, n_items: int, width: int) -> None:
+    """RrecError where so many activations of pairs cannot be shifted one by one."""
+    if n_users * n_items * width > MOST:
+        raise RrecError(
+            f"activations of {n_users} × {n_items} pairs, {width} numbers each, are too many to perturb one by one; "
+            "judge with protocol=sampled"
+        )

@@ -1,0 +1,65 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.graph import Sparse, clicked, product
+from robustbench_rec.lookup import rows
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.models._pairs import Pairs
+from robustbench_rec.shifted import Site
+
+
+@models.register
+class DeepCFMLP(RecModel):
+    """Hidden layers over the user's training row and the item's training column (Deng et al., AAAI 2019: CFNet-ml).
+
+    dim: size of the linear maps of the row and the column. hidden: sizes of the layers over both, ReLU after each. The
+    defaults are the nine weight matrices that RAWP is published on (Qian et al., KBS 2025), with the four negatives and
+    PyTorch's default initialisation of the laboratory's released code [F]. As there, a training event is part of its
+    own input, which makes training events easier than new ones. Unlike there, rows and columns are read as sparse sums
+    of tables, for all users and items once a step, so that a row of the two first matrices is what belongs to one item
+    or one user, not to one output. A step costs dim numbers for each training event, whatever the batch.
+    """
+
+    @dataclass
+    class Config:
+        dim: int
+        hidden: list[int]
+
+    loss = "bce"
+    negatives: ClassVar[int] = 4
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        if min(config.dim, *config.hidden, len(config.hidden)) < 1:
+            raise RrecError(
+                f"deepcf_mlp with dim={config.dim}, hidden={config.hidden}: sizes are at least 1, one layer is needed"
+            )
+        users, items = clicked(data)
+        self.row, self.column = Sparse(users, items, data.n_users), Sparse(items, users, data.n_items)
+        self.user = nn.Embedding(data.n_items, config.dim)
+        self.item = nn.Embedding(data.n_users, config.dim)
+        self.user_bias, self.item_bias = (nn.Parameter(torch.empty(config.dim)) for _ in range(2))
+        for table, bias in ((self.user, self.user_bias), (self.item, self.item_bias)):
+            for each in (table.weight, bias):
+                nn.init.uniform_(each, -(table.num_embeddings**-0.5), table.num_embeddings**-0.5)
+        self.user_site, self.item_site = Site(), Site()
+        self.hidden = Pairs(config.dim, config.dim, config.hidden, dropout=0.0)
+        self.out = nn.Linear(config.hidden[-1], 1)
+
+    def encode(self) -> tuple[Tensor, Tensor]:
+        row, column = self.row.csr, self.column.csr
+        users = self.user_site(product(self.user.weight, row, column) + self.user_bias)  # [n_users, D]
+        items = self.item_site(product(self.item.weight, column, row) + self.item_bias)  # [n_items, D]
+        return self.hidden.user_part(users), self.hidden.item_part(items)
+
+    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
+        users, items = encoded
+        scores = self.hidden.score(rows(users, batch.users), items, batch.items, self.out.weight[0])
+        return Output(scores + self.out.bias)

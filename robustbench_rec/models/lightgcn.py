@@ -1,0 +1,64 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.graph import normalised, product
+from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.shifted import Site
+
+
+@models.register
+class LightGCN(RecModel):
+    """Light graph convolution: vectors averaged over hops of the user-item graph (He et al., SIGIR 2020).
+
+    dim: size of the vectors. layers: number of hops; 0 is matrix factorisation. l2: weight of ½‖·‖² of the vectors of a
+    batch before propagation, summed over its events and divided by their number. As in the paper: symmetric
+    normalisation, the mean over all layers, the first included, no dropout. Xavier-uniform initialisation.
+    """
+
+    @dataclass
+    class Config:
+        dim: int
+        layers: int
+        l2: float
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        if config.dim < 1 or config.layers < 0:
+            raise RrecError(f"lightgcn with dim={config.dim}, layers={config.layers}: dim >= 1 and layers >= 0 needed")
+        self.l2 = config.l2
+        self.user = nn.Embedding(data.n_users, config.dim)
+        self.item = nn.Embedding(data.n_items, config.dim)
+        self.graph = normalised(data)
+        self.sites = nn.ModuleList(Site() for _ in range(config.layers))
+        for table in (self.user, self.item):
+            nn.init.xavier_uniform_(table.weight)
+
+    def encode(self) -> tuple[Tensor, Tensor]:
+        graph = self.graph.csr
+        total = x = torch.cat([self.user.weight, self.item.weight])  # [users + items, D]
+        for site in self.sites:
+            x = site(product(x, graph, graph))
+            total = total + x
+        users, items = (total / (1 + len(self.sites))).split([self.user.num_embeddings, self.item.num_embeddings])
+        return users, items
+
+    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
+        users, items = encoded
+        if batch.items is None:
+            return Output(rows(users, batch.users) @ items.T)
+        return Output(pairs(users, batch.users, items, batch.items))
+
+    def penalty(self, batch: Batch) -> Tensor | float:
+        if not self.l2:
+            return 0.0
+        items = batch.items if batch.targets is None else batch.targets
+        assert items is not None
+        touched = half_square(self.user.weight, batch.users) + half_square(self.item.weight, items)
+        return self.l2 / len(batch) * touched

@@ -1,0 +1,325 @@
+"""Attention over users, items and entities that also looks at the structure of the graph."""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.graph import Csr, clicked, pointers, sums
+from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.shifted import Site
+
+STRUCTURE = ("degree", "frequency", "jaccard", "adamic_adar")
+READOUTS = ("concat", "weighted")
+EXPANDED = 2**22  # candidates for common neighbours that are checked at once
+
+Edges = tuple[Tensor, Tensor, Tensor]  # heads, relations, tails `[E]`
+
+
+@models.register
+class StructureAwareKGAT(RecModel):
+    """Knowledge graph attention that sees structure: learnt attention plus degrees, relation frequencies and overlaps.
+
+    After the abstract of Lyu et al. (arXiv:2510.10109, 2025); there is no code and the formulas are a reconstruction:
+    a(h, r, t) = LeakyReLU(vᵀ[W e_h ‖ W e_t ‖ e_r]) + bᵀφ(h, r, t), softmax over the edges of h, then a bi-interaction
+    of e_h and W' Σ a e_t, dropout, layer normalisation. Edges are the training events and the triples, each with its
+    inverse. Gradients flow through the attention, unlike in KGAT.
+
+    dim: size of all vectors. layers: hops. structure: false leaves bᵀφ out, which is a plain relational GAT. φ,
+    standardised over the edges: log degree of the tail, log frequency of the relation, Jaccard index and Adamic-Adar
+    index of the neighbourhoods of head and tail (0 without triangles). neighbors: edges kept of each node, drawn once
+    by neighbor_seed; null for all. readout: node vectors and layers side by side (concat) or summed with learnt weights
+    (weighted), layers at unit length as in KGAT, without which they overfit. dropout: of messages. l2: weight of ½‖·‖²
+    of the node vectors in a batch, divided by its size.
+    """
+
+    @dataclass
+    class Config:
+        dim: int
+        layers: int
+        structure: bool
+        neighbors: int | None
+        neighbor_seed: int
+        readout: str
+        dropout: float
+        l2: float
+
+    needs: ClassVar[frozenset[str]] = frozenset({"kg"})
+    loss: ClassVar[str] = "bce"
+
+    heads: Tensor
+    relations: Tensor
+    tails: Tensor
+    starts: Tensor
+    feature_structure: Tensor
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        if config.readout not in READOUTS:
+            raise unknown("readout of structure_aware_kgat", config.readout, READOUTS)
+        sizes = [config.dim, config.layers, *([] if config.neighbors is None else [config.neighbors])]
+        if min(sizes) < 1 or config.neighbor_seed < 0 or not 0 <= config.dropout < 1:
+            raise RrecError(
+                f"structure_aware_kgat with dim={config.dim}, layers={config.layers}, neighbors={config.neighbors}, "
+                f"neighbor_seed={config.neighbor_seed}, dropout={config.dropout}: "
+                "sizes are at least 1, the seed is not negative, dropout is in [0, 1)"
+            )
+        assert data.kg is not None
+        self.config = config
+        self.n_users, self.n_read = data.n_users, data.n_users + data.n_items  # users and items come first
+        self.n_nodes = data.n_users + data.kg.n_entities
+        self.n_relations = 2 * (1 + data.kg.n_relations)
+        self.node = nn.Embedding(self.n_nodes, config.dim)
+        self.relation = nn.Embedding(self.n_relations, config.dim)
+        self._graph(data)
+        width = len(STRUCTURE) if config.structure else 0
+        self.attentions = nn.ModuleList(_Attention(config.dim, width) for _ in range(config.layers))
+        self.updates = nn.ModuleList(_Update(config.dim, config.dropout) for _ in range(config.layers))
+        self.mixture = nn.Parameter(torch.zeros(1 + config.layers)) if config.readout == "weighted" else None
+        self.propagated = Site()
+        for table in (self.node, self.relation):
+            nn.init.xavier_uniform_(table.weight)
+
+    def encode(self) -> tuple[Tensor, Tensor]:
+        first, *later = [each[: self.n_read] for each in self._states()]
+        kept = [first, *(F.normalize(each, dim=1) for each in later)]
+        if self.mixture is None:
+            read = torch.cat(kept, 1)
+        else:
+            read = torch.einsum("l,lnd->nd", self.mixture.softmax(0), torch.stack(kept))
+        final = self.propagated(read)
+        return final[: self.n_users], final[self.n_users :]
+
+    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
+        user_table, item_table = encoded
+        users = rows(user_table, batch.users)  # [B, D*]
+        if batch.items is None:
+            return Output(users @ item_table.T, {"user": users})
+        items = rows(item_table, batch.items)  # [B, C, D*]
+        return Output((users[:, None] * items).sum(2), {"user": users, "item": items})
+
+    def penalty(self, batch: Batch) -> Tensor | float:
+        items = batch.items if batch.targets is None else batch.targets
+        if not self.config.l2 or items is None:
+            return 0.0
+        nodes = self.node.weight
+        touched = half_square(nodes, batch.users) + half_square(nodes, items + self.n_users)
+        return self.config.l2 / len(batch) * touched
+
+    def edges(self) -> Edges:
+        """Heads, relations and tails of all edges, sorted by head.
+
+        Nodes are the users, then the entities (items first). Relation 0 is an event, 1 … the relations of the graph,
+        and the same again, counted on, for their inverses.
+        """
+        return self.heads, self.relations, self.tails
+
+    @torch.no_grad()
+    def attention(self, layer: int) -> Tensor:
+        """What each edge counts in a layer, from 0, `[E]`; the edges of a head sum to 1."""
+        x = list(self._states())[layer]
+        return _softmax(self._logits(layer, x, len(self.heads)), self.heads, self.n_nodes)
+
+    def _states(self) -> Iterator[Tensor]:
+        """Node vectors before and after each layer `[n_nodes, D]`; after the last one of users and items only."""
+        x = self.node.weight
+        yield x
+        for index, update in enumerate(self.updates):
+            size, n = ("read", self.n_read) if index == self.config.layers - 1 else ("all", self.n_nodes)
+            order, ends = self.get_buffer(f"{size}_order"), self.get_buffer(f"{size}_ends")
+            count = len(order)
+            graph = (self.heads[:count], self.tails[:count], self.starts[: n + 1], order, ends)
+            around = _Attend.apply(self._logits(index, x, count), x, graph)  # type: ignore[no-untyped-call]
+            x = update(x[:n], around)
+            yield x
+
+    def _logits(self, layer: int, x: Tensor, count: int) -> Tensor:
+        """Of the first edges, before the softmax."""
+        edges = (self.heads[:count], self.relations[:count], self.tails[:count])
+        structure = self.feature_structure[:count] if self.config.structure else None
+        found: Tensor = self.attentions[layer](x, self.relation.weight, edges, structure)
+        return found
+
+    def _graph(self, data: Data) -> None:
+        edges = _union(data)
+        phi = _structure(edges, self.n_nodes) if self.config.structure else None
+        if self.config.neighbors is not None:
+            kept = _sample(edges[0], self.config.neighbors, self.config.neighbor_seed)
+            heads, relations, tails = (each[kept] for each in edges)
+            phi = None if phi is None else phi[kept]
+        else:
+            heads, relations, tails = edges
+        if phi is not None:
+            self.register_buffer("feature_structure", phi, persistent=False)
+        starts = pointers(heads, self.n_nodes)
+        graph = {"heads": heads, "relations": relations, "tails": tails, "starts": starts}
+        for size, n in (("all", self.n_nodes), ("read", self.n_read)):
+            order = tails[: starts[n]].argsort(stable=True)
+            graph[f"{size}_order"] = order  # from edges by head to edges by tail
+            graph[f"{size}_ends"] = pointers(tails[order], self.n_nodes)
+        for name, each in graph.items():
+            self.register_buffer(name, each, persistent=False)
+
+
+class _Attention(nn.Module):
+    """Logits of edges: what W, v and b of a layer make of them. width: of φ, 0 for none."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, dim, bias=False)
+        self.score = nn.Linear(3 * dim, 1, bias=False)
+        self.structure = nn.Linear(width, 1, bias=False) if width else None
+        for each in (self.project, self.score, self.structure):
+            if each is not None:
+                nn.init.xavier_uniform_(each.weight)
+
+    def forward(self, x: Tensor, relations: Tensor, edges: Edges, structure: Tensor | None) -> Tensor:
+        """Of E edges between vectors `[N, D]`, given those of relations `[R, D]`; every node is projected once."""
+        head, tail, related = self.score.weight.chunk(3, 1)  # [1, D]
+        ends = torch.cat([head, tail]) @ self.project.weight @ x.T  # [2, N]
+        heads, named, tails = edges
+        logits = ends[0].index_select(0, heads) + ends[1].index_select(0, tails)
+        logits = F.leaky_relu(logits + (relations @ related.T).squeeze(1).index_select(0, named))
+        if self.structure is None or structure is None:
+            return logits
+        return logits + (structure @ self.structure.weight.T).squeeze(1)
+
+
+class _Update(nn.Module):
+    """What becomes of a node, given the weighted sum of what is around it."""
+
+    def __init__(self, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.sum, self.product = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.norm, self.dropout, self.site = nn.LayerNorm(dim), nn.Dropout(dropout), Site()
+        for each in (self.value, self.sum, self.product):
+            nn.init.xavier_uniform_(each.weight)
+        for each in (self.sum, self.product):
+            nn.init.zeros_(each.bias)
+
+    def forward(self, x: Tensor, around: Tensor) -> Tensor:
+        around = self.value(around)
+        mixed = F.leaky_relu(self.sum(x + around)) + F.leaky_relu(self.product(x * around))
+        moved: Tensor = self.site(self.norm(self.dropout(mixed)))
+        return moved
+
+
+class _Attend(torch.autograd.Function):
+    """Sums over the tails of each head, weighted by the softmax of the edges' logits.
+
+    With α = softmax(a) and y_h = Σ α x_t, the gradient in a of an edge is α (g_h · x_t − g_h · y_h).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, x: Tensor, graph: tuple[Tensor, ...]) -> Tensor:
+        heads, tails, starts, _, _ = graph
+        ctx.graph, ctx.dtypes = graph, (logits.dtype, x.dtype)
+        single = torch.promote_types(x.dtype, torch.float32)
+        weights, x = _softmax(logits.to(single), heads, len(starts) - 1), x.to(single)
+        found = sums(x, Csr(starts, tails, weights))
+        ctx.save_for_backward(weights, x, found)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> Any:
+        weights, x, found = ctx.saved_tensors
+        heads, tails, starts, order, ends = ctx.graph
+        outer = outer.to(x.dtype)
+        to_x = sums(outer, Csr(ends, heads.index_select(0, order), weights.index_select(0, order)))
+        dots = _dots(outer, x, Csr(starts, tails))
+        to_logits = weights * (dots - (outer * found).sum(1).index_select(0, heads))
+        return to_logits.to(ctx.dtypes[0]), to_x.to(ctx.dtypes[1]), None
+
+
+def _dots(left: Tensor, right: Tensor, places: Csr) -> Tensor:
+    """Dot products of row h of `left` with row t of `right` for every place (h, t) of a matrix, `[nnz]`."""
+    size, nothing = (len(left), len(right)), left.new_zeros(len(places.columns))  # garbage times β = 0 could be NaN
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        sparse = torch.sparse_csr_tensor(places.starts, places.columns, nothing, size, check_invariants=False)
+    found: Tensor = torch.sparse.sampled_addmm(sparse, left.contiguous(), right.t(), beta=0.0).values()
+    return found  # on a CPU twenty times faster than rows gathered and multiplied
+
+
+def _softmax(logits: Tensor, heads: Tensor, n: int) -> Tensor:
+    """Over the edges of each head `[E]`."""
+    top = torch.full((n,), -torch.inf, dtype=logits.dtype, device=logits.device)
+    top = top.scatter_reduce(0, heads, logits, "amax")
+    weights = (logits - top.index_select(0, heads)).exp()
+    return weights / torch.zeros_like(top).index_add(0, heads, weights).index_select(0, heads)
+
+
+def _union(data: Data) -> Edges:
+    """Training events and triples in both directions, sorted by head, then tail."""
+    assert data.kg is not None
+    users, items = clicked(data)
+    heads = torch.cat([users, data.kg.heads + data.n_users])
+    tails = torch.cat([items + data.n_users, data.kg.tails + data.n_users])
+    relations = torch.cat([torch.zeros_like(users), data.kg.relations + 1])
+    relations = torch.cat([relations, relations + 1 + data.kg.n_relations])
+    heads, tails = torch.cat([heads, tails]), torch.cat([tails, heads])
+    order = (heads * (data.n_users + data.kg.n_entities) + tails).argsort(stable=True)
+    return heads[order], relations[order], tails[order]
+
+
+def _sample(heads: Tensor, count: int, seed: int) -> Tensor:
+    """Which edges stay when each head keeps at most `count`, drawn at random, ascending."""
+    order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed)).to(heads.device)
+    order = order[heads[order].argsort(stable=True)]
+    place = torch.arange(len(heads), device=heads.device) - pointers(heads, int(heads.max()) + 1)[heads]
+    return order[place < count].sort().values
+
+
+def _structure(edges: Edges, n: int) -> Tensor:
+    """φ of every edge, `[E, len(STRUCTURE)]`: mean 0 and variance 1, or 0 throughout where all are equal."""
+    heads, relations, tails = edges
+    degree, frequency = torch.bincount(heads, minlength=n), torch.bincount(relations)
+    jaccard, adamic_adar = _overlap(heads, tails, n)
+    found = {
+        "degree": degree[tails].float().log(),
+        "frequency": frequency[relations].float().log(),
+        "jaccard": jaccard,
+        "adamic_adar": adamic_adar,
+    }
+    phi = torch.stack([found[name] for name in STRUCTURE], 1)
+    phi = phi - phi.mean(0)
+    spread = phi.square().mean(0).sqrt()
+    return phi / torch.where(spread > 1e-6, spread, torch.inf)
+
+
+def _overlap(heads: Tensor, tails: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Jaccard and Adamic-Adar index of the neighbourhoods of the ends of each edge `[E]`.
+
+    The neighbours of the end that has fewer are looked up among those of the other.
+    """
+    keys, edge = torch.unique(heads * n + tails, return_inverse=True)  # a pair joined by several relations once
+    rows, columns = keys // n, keys % n
+    starts = pointers(rows, n)
+    degree = starts.diff()
+    swap = degree[rows] > degree[columns]
+    few, many = torch.where(swap, columns, rows), torch.where(swap, rows, columns)
+    informative = 1 / degree.clamp_min(2).float().log()
+    shared, weighted = torch.zeros(2, len(keys), device=keys.device)
+    ends = degree[few].cumsum(0)
+    portion = (ends // EXPANDED).unique_consecutive(return_counts=True)[1].tolist()
+    for some in torch.arange(len(keys), device=keys.device).split(portion):
+        near = Csr(starts, columns).rows(few[some])
+        pair = torch.repeat_interleave(some, near.starts.diff())
+        wanted = many[pair] * n + near.columns
+        common = keys[torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)] == wanted
+        shared.index_add_(0, pair, common.float())
+        weighted.index_add_(0, pair, common * informative[near.columns])
+    union = degree[rows] + degree[columns] - shared
+    return (shared / union)[edge], weighted[edge]
