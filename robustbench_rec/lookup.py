@@ -69,12 +69,13 @@ class _Runs:
     def __init__(self, index: Tensor, n: int, sparse: bool) -> None:
         flat = index.flatten().numpy()
         order = np.argsort(flat.astype(np.uint16) if n <= 2**16 else flat, kind="stable")  # 16 bits: by digits
+        self.named: Tensor | None = None
         if sparse:
             ordered = flat[order]
             first = np.flatnonzero(np.diff(ordered, prepend=-1))
             self.named, ends = torch.from_numpy(ordered[first]), np.append(first, len(flat))
         else:
-            self.named, ends = None, _ends(flat, n)
+            ends = _ends(flat, n)
         self.order, self.ends = torch.from_numpy(order), torch.from_numpy(ends)
 
     def sum(self, table: Tensor, places: Tensor, weights: Tensor | None, n: int) -> Tensor:
@@ -146,7 +147,8 @@ class _HalfSquare(torch.autograd.Function):
         ctx.counts = counts.to(table.dtype)
         ctx.save_for_backward(table)
         touched = table if ctx.named is None else table[ctx.named]
-        return 0.5 * (ctx.counts @ touched.square()).sum()
+        total: Tensor = ctx.counts @ touched.square()
+        return 0.5 * total.sum()
 
     @staticmethod
     @once_differentiable

@@ -1,6 +1,6 @@
 """The base class of every recommender."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -61,13 +61,3 @@ class RecModel(nn.Module):
     def trainable(self) -> bool:
         """Whether gradient descent has anything to do."""
         return any(each.requires_grad for each in self.parameters())
-
-
-def half_square(parts: Iterable[Tensor], batch_size: int) -> Tensor:
-    """½‖·‖² of vectors, summed over a batch's occurrences and divided by its size."""
-    return 0.5 * torch.stack([each.square().sum() for each in parts]).sum() / batch_size
-
-
-def rows(table: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table `[n, D]` for an index of any shape `[…]`: `[…, D]`; twice as fast as a lookup on a CPU."""
-    return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])

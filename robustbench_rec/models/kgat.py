@@ -13,7 +13,8 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, product
-from robustbench_rec.model import RecModel, half_square, rows
+from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
 
@@ -109,17 +110,16 @@ class KGAT(RecModel):
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
-        users = rows(user_table, batch.users)  # [B, D*]
         if batch.items is None:
-            return Output(users @ item_table.T, hidden={"user": users})
-        items = rows(item_table, batch.items)  # [B, C, D*]
-        scores = (users[:, None] * items).sum(2)
-        return Output(scores, {"user": users, "item": items})
+            return Output(rows(user_table, batch.users) @ item_table.T)
+        return Output(pairs(user_table, batch.users, item_table, batch.items))
 
     def penalty(self, batch: Batch) -> Tensor | float:
-        assert batch.items is not None
-        touched = (rows(self.node.weight, batch.users), rows(self.node.weight, batch.items + self.n_users))
-        return self.config.l2 * half_square(touched, len(batch))
+        items = batch.items if batch.targets is None else batch.targets
+        assert items is not None
+        nodes = self.node.weight
+        touched = half_square(nodes, batch.users) + half_square(nodes, items + self.n_users)
+        return self.config.l2 / len(batch) * touched
 
     def auxiliary(self, generator: torch.Generator) -> Iterator[Tensor]:
         order = torch.randperm(len(self.heads), generator=generator)
@@ -200,7 +200,8 @@ class KGAT(RecModel):
             projected = torch.cat([group @ weight for group, weight in groups if len(group)])  # [B, K]
             found.append((projected + relation).square().sum(1))
         true, false = found
-        return F.softplus(true - false).mean() + self.config.kg_l2 * half_square([heads, relation, *tails], len(edges))
+        size = torch.stack([each.square().sum() for each in (heads, relation, *tails)]).sum()
+        return F.softplus(true - false).mean() + self.config.kg_l2 / len(edges) * 0.5 * size
 
 
 def _frequent(kg: KG, n_items: int, least: int) -> KG:

@@ -96,6 +96,7 @@ def _restore(entry: Path) -> Data:
     tensors = load_tensors((entry / "arrays.safetensors").read_bytes())
     ids = meta["ids"]
     parts = {part: _group(tensors, part) for part in PARTS}
+    tables = {name: pd.read_parquet(entry / f"{name}.parquet") for name in meta["tables"]}
     kg = _group(tensors, "kg")
     return Data(
         name=meta["name"],
@@ -105,7 +106,8 @@ def _restore(entry: Path) -> Data:
         test=Interactions(**parts["test"]),
         user_ids=ids["user_ids"],
         item_ids=ids["item_ids"],
-        **{name: pd.read_parquet(entry / f"{name}.parquet") for name in meta["tables"]},
+        item_table=tables.get("item_table"),
+        user_table=tables.get("user_table"),
         kg=KG(**kg, entity_ids=ids["entity_ids"], relation_ids=ids["relation_ids"]) if kg else None,
         ordered=meta["ordered"],
         context_sizes=meta["context_sizes"],
