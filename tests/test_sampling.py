@@ -8,7 +8,7 @@ from conftest import DATA, interactions, make_data
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
-from robustbench_rec.sampling import STREAMS, Events, epoch_generator
+from robustbench_rec.sampling import STREAMS, Events, Steps, epoch_generator
 
 
 def epoch(seed: int = 0, batch_size: int = 7, negatives: int = 3) -> list[Batch]:
@@ -101,3 +101,90 @@ def test_a_user_who_lacks_a_single_item_always_gets_that_one() -> None:
 def test_sizes_that_make_no_sense_are_refused(batch_size: int, negatives: int) -> None:
     with pytest.raises(RrecError, match="must "):
         Events(DATA, batch_size=batch_size, negatives=negatives)
+
+
+RAGGED = replace(
+    make_data(n_items=60),
+    train=interactions(
+        [0] * 41 + [1] * 2 + [2] + [4] * 7 + [5] * 20, [*range(41), 3, 4, 7, *range(20, 27), *range(30, 50)]
+    ),
+)
+OWN = {user: RAGGED.train.items[RAGGED.train.users == user].tolist() for user in range(RAGGED.n_users)}
+
+
+def examples(window: int, batch_size: int = 16, negatives: int = 0, seed: int = 0) -> list[tuple[int, list[int], int]]:
+    """(user, history, target) of every step of an epoch."""
+    sampler = Steps(RAGGED, batch_size=batch_size, negatives=negatives, window=window)
+    found = []
+    for batch in sampler.epoch(torch.Generator().manual_seed(seed)):
+        assert batch.history is not None
+        assert batch.history.steps is not None
+        width = batch.history.items.shape[1]
+        assert width == batch.history.lengths.max() <= window
+        assert ((batch.history.items < RAGGED.n_items) == batch.history.real).all()
+        targets = items_of(batch)[:, 0] if batch.targets is None else batch.targets
+        for step, target in zip(batch.history.steps.tolist(), targets.tolist(), strict=True):
+            row, place = divmod(step, width)
+            assert place < batch.history.lengths[row]
+            found.append((int(batch.users[row]), batch.history.items[row, : place + 1].tolist(), target))
+    return found
+
+
+class TestSteps:
+    @pytest.mark.parametrize("window", [1, 2, 5, 6, 7, 19, 40, 41, 100])
+    @pytest.mark.parametrize("batch_size", [1, 16, 1000])
+    def test_every_event_but_a_users_first_is_a_target_once_an_epoch(self, window: int, batch_size: int) -> None:
+        for seed in range(3):
+            found = sorted((user, target) for user, _, target in examples(window, batch_size, seed=seed))
+            assert found == sorted((user, item) for user, items in OWN.items() for item in items[1:])
+
+    @pytest.mark.parametrize("window", [1, 2, 5, 6, 7, 19, 40, 41, 100])
+    def test_its_history_is_exactly_the_events_before_it(self, window: int) -> None:
+        for user, history, target in examples(window):
+            place = OWN[user].index(target)
+            assert 1 <= len(history) <= window
+            assert history == OWN[user][place - len(history) : place]
+
+    def test_a_history_that_fits_is_not_cut(self) -> None:
+        for window in (40, 100):
+            assert all(len(history) == OWN[user].index(target) for user, history, target in examples(window))
+
+    def test_long_histories_are_cut_at_other_places_every_epoch(self) -> None:
+        lengths = {
+            len(history)
+            for seed in range(60)
+            for user, history, target in examples(5, seed=seed)
+            if target == 30 and user == 0
+        }
+        assert lengths == {1, 2, 3, 4, 5}
+
+    def test_batches_have_about_the_asked_number_of_steps_of_rows_of_about_one_length(self) -> None:
+        sampler = Steps(RAGGED, batch_size=16, negatives=0, window=5)
+        batches = list(sampler.epoch(torch.Generator().manual_seed(0)))
+        assert all(len(batch) < 16 + 5 for batch in batches)
+        assert len(batches) <= len(sampler)
+        for batch in batches:
+            assert batch.items is None
+            assert batch.labels.shape == (len(batch), 0)
+
+    def test_steps_have_negatives_of_their_own_that_the_user_does_not_have(self) -> None:
+        sampler = Steps(RAGGED, batch_size=16, negatives=3, window=5)
+        for batch in sampler.epoch(torch.Generator().manual_seed(0)):
+            assert batch.targets is None
+            assert items_of(batch).shape == batch.labels.shape == (len(batch), 4)
+            assert batch.labels.tolist() == [[1.0, 0.0, 0.0, 0.0]] * len(batch)
+            assert batch.history is not None
+            assert batch.history.steps is not None
+            rows = batch.history.steps // batch.history.items.shape[1]
+            for user, drawn in zip(batch.users[rows].tolist(), items_of(batch)[:, 1:].tolist(), strict=True):
+                assert not set(drawn) & set(OWN[user])
+
+    def test_the_generator_alone_decides(self) -> None:
+        torch.manual_seed(1)
+        one = examples(5, seed=4)
+        torch.manual_seed(2)
+        assert examples(5, seed=4) == one != examples(5, seed=5)
+
+    def test_data_without_anything_to_follow_are_refused(self) -> None:
+        with pytest.raises(RrecError, match="no user with two training events"):
+            Steps(replace(RAGGED, train=interactions([0, 1], [3, 4])), batch_size=4, negatives=0, window=5)

@@ -1,0 +1,34 @@
+"""What models of histories share."""
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.batch import History
+from robustbench_rec.errors import RrecError
+from robustbench_rec.lookup import pairs, rows
+
+
+def embed(table: Tensor, history: History) -> Tensor:
+    """Rows of an item table `[n_items, D]` for the events of a history `[B, L, D]`, 0 where there is none."""
+    found = rows(table, history.items.clamp_max(len(table) - 1))
+    return found * history.real[..., None]
+
+
+def from_the_end(history: History, window: int) -> Tensor:
+    """Positions `[B, L]` that count back from a history's last event, which has window - 1."""
+    places = torch.arange(window - history.items.shape[1], window, device=history.items.device)  # [L]
+    return (places + history.items.shape[1] - history.lengths[:, None]).clamp_max(window - 1)
+
+
+def dots(states: Tensor, table: Tensor, items: Tensor | None) -> Tensor:
+    """Dot products of states `[N, D]` with candidates `[N, C]`, or with all rows of the table."""
+    if items is None:
+        return states @ table.T
+    return pairs(states, None, table, items)
+
+
+def checked(name: str, *, dropout: float, **sizes: int) -> None:
+    """RrecError where a size is below 1 or the dropout is no share."""
+    if min(sizes.values()) < 1 or not 0 <= dropout < 1:
+        told = ", ".join(f"{key}={value}" for key, value in sizes.items())
+        raise RrecError(f"{name} with {told}, dropout={dropout}: sizes are at least 1, dropout is in [0, 1)")

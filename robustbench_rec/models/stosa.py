@@ -1,0 +1,82 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, nearness
+from robustbench_rec.models._sequences import checked
+
+
+@models.register
+class STOSA(RecModel):
+    """Stochastic self-attention: events and users as Gaussians, by Wasserstein distance (Fan et al., WWW 2022).
+
+    dim: size of means and of covariances. heads: of the attention, which divide dim. layers: blocks. window: how many
+    of a user's events are read; the latest always has the last position. dropout: of the embedded events, the
+    attention and both parts of a block. pvn: weight of mean max(0, W₂²(user, positive) − W₂²(positive, negative))
+    where negatives are sampled. as_released: the means of the events pass every block unchanged, as a misspelt
+    variable of the released code has it, so that the mean of a user is that of the latest event.
+
+    The default loss is softmax over the whole catalogue; that of the paper is loss=bpr negatives=1. The pvn term takes
+    a second forward pass, with a dropout of its own. Score and loss have the squared distance, as the released code.
+    """
+
+    @dataclass
+    class Config:
+        dim: int
+        heads: int
+        layers: int
+        window: int
+        dropout: float
+        pvn: float
+        as_released: bool
+
+    needs: ClassVar[frozenset[str]] = frozenset({"order"})
+    loss: ClassVar[str] = "softmax"
+    negatives: ClassVar[int] = 0
+    causal: ClassVar[bool] = True
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        checked(
+            "stosa",
+            dropout=config.dropout,
+            dim=config.dim,
+            heads=config.heads,
+            layers=config.layers,
+            window=config.window,
+        )
+        if config.dim % config.heads:
+            raise RrecError(f"model.heads={config.heads}: must divide model.dim={config.dim}")
+        self.config, self.window = config, config.window
+        self.items = Items(data.n_items, config.dim, config.window, config.dropout)
+        self.blocks = nn.ModuleList(
+            WassersteinBlock(config.dim, config.heads, config.dropout) for _ in range(config.layers)
+        )
+
+    def encode(self) -> Tensor:
+        return self.items.gaussians().point()
+
+    def forward(self, batch: Batch, encoded: Tensor) -> Output:
+        user = self._users(batch)
+        scores = nearness(user.point(), encoded, batch.items)
+        return Output(scores, {"user_mean": user.mean, "user_covariance": user.covariance})
+
+    def penalty(self, batch: Batch) -> Tensor | float:
+        if not self.config.pvn or batch.items is None:
+            return 0.0
+        return self.config.pvn * apart(self._users(batch).point(), self.encode(), batch.items)
+
+    def _users(self, batch: Batch) -> Gaussian:
+        """`[N, D]`."""
+        assert batch.history is not None
+        states: Gaussian = self.items(batch.history)
+        for block in self.blocks:
+            after = block(states)
+            states = Gaussian(states.mean, after.covariance) if self.config.as_released else after
+        return states.read(batch.history)
