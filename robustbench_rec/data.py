@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -71,7 +72,8 @@ class Data:
     item_table, user_table: side information, row i belongs to index i (None where the source has none).
     ordered: the events of a user stand in the order in which they happened. context_sizes: number of codes of each
     context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
-    truth: ground truth of synthetic data, named tensors.
+    truth: ground truth of synthetic data, named tensors. place: folder for what is computed once from the data (None:
+    it is kept nowhere).
     """
 
     name: str
@@ -88,6 +90,7 @@ class Data:
     context_sizes: Mapping[str, int] = field(default_factory=dict)
     report: Mapping[str, int] = field(default_factory=dict)
     truth: Mapping[str, Tensor] = field(default_factory=dict)
+    place: Path | None = None
 
     @property
     def n_users(self) -> int:
@@ -99,14 +102,25 @@ class Data:
 
     @cached_property
     def has(self) -> frozenset[str]:
-        """What a model may need: a subset of {"kg", "order", "rating", "time"}."""
+        """What a model may need: a subset of {"kg", "order", "rating", "text", "time"}."""
         found = {
             "kg": self.kg is not None,
             "order": self.ordered,
+            "text": bool(self.text_columns),
             "time": self.train.times is not None,
             "rating": bool((self.train.values != 1).any()),
         }
         return frozenset(name for name, there in found.items() if there)
+
+    @cached_property
+    def text_columns(self) -> list[str]:
+        """Columns of the item table that hold text."""
+        columns = {} if self.item_table is None else dict(self.item_table.items())
+        return [
+            str(name)
+            for name, each in columns.items()
+            if pd.api.types.is_string_dtype(each) or pd.api.types.is_object_dtype(each)
+        ]
 
     def part(self, name: str) -> Interactions:
         """`train`, `valid` or `test`."""

@@ -115,7 +115,8 @@ class Labelled(Sampler):
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
         train = self.data.train
-        for part in torch.randperm(len(train), generator=generator).to(self.device).split(self.batch_size):
+        order = _dealt(len(train), self.batch_size, generator).to(self.device)
+        for part in order.split(self.batch_size):
             users = train.users[part]
             context = None if train.context is None else train.context[part]
             history = None

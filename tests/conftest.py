@@ -1,7 +1,10 @@
 """Small data, components as conf/ configures them, and toy models; imported by name from the test modules."""
 
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -42,8 +45,52 @@ def compose(verb: str, *overrides: str) -> DictConfig:
         return hydra.compose(verb, list(overrides))
 
 
+WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
+STANDINS = {"llm_prompt": "causal", "text_tower": "encoder"}  # for models on pretrained ones, which no test fetches
+_folders = tempfile.TemporaryDirectory(prefix="rrec-pretrained-")
+
+
+@cache
+@torch.random.fork_rng()
+def pretrained(kind: str) -> str | None:
+    """Folder of a tiny untrained model of Hugging Face, a causal one, an encoder or a classifier; None without it."""
+    try:
+        import transformers
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        from transformers import BertForSequenceClassification, BertModel, GPT2LMHeadModel
+    except ImportError:
+        return None
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words = [*special, "a", "yes", "no", ":", ",", "The", "liked", "Will", "like", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    sizes = {"vocab_size": len(words), "initializer_range": 0.3}
+    torch.manual_seed(0)
+    if kind == "causal":
+        shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
+        model = GPT2LMHeadModel(transformers.GPT2Config(**shape, **sizes, bos_token_id=2, eos_token_id=3))
+    else:
+        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        config = transformers.BertConfig(**shape, **sizes, max_position_embeddings=256, num_labels=1)
+        model = (BertModel if kind == "encoder" else BertForSequenceClassification)(config)
+        tokenizer.post_processor = processors.TemplateProcessing("[CLS] $0 [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    folder = str(Path(_folders.name) / kind)
+    model.save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    return folder
+
+
+def buildable(name: str) -> bool:
+    """Whether the extra that a model needs is installed."""
+    return name not in STANDINS or pretrained(STANDINS[name]) is not None
+
+
 def configured(group: str, name: str, **changes: Any) -> dict[str, Any]:
     """The config of a component, `name` included, as conf/<group>/<name>.yaml has it."""
+    if group == "model" and name in STANDINS:
+        changes = {"encoder": pretrained(STANDINS[name]) or "none", **changes}
     verb, *more = VERBS[group]
     config = OmegaConf.to_container(compose(verb, *more, f"{group}={name}")[group], resolve=True)
     assert isinstance(config, dict)
@@ -55,19 +102,16 @@ def interactions(users: list[int] | Tensor, items: list[int] | Tensor) -> Intera
     return Interactions(users, items, torch.ones(len(users)), torch.arange(len(users)))
 
 
-WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
-
-
 def make_data(
     *, n_users: int = 12, n_items: int = 20, train: int = 5, valid: int = 1, test: int = 2, seed: int = 0
 ) -> Data:
-    """Random events, no user with the same item twice; a KG with duplicate pairs, a self-loop and a lonely entity."""
+    """Random rated events, no user with an item twice; a KG with duplicate pairs, a self-loop and a lonely entity."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(n_users, n_items, generator=generator).argsort(1)  # [n_users, n_items]
 
     def part(first: int, number: int) -> Interactions:
-        chosen = order[:, first : first + number]
-        return interactions(torch.arange(n_users).repeat_interleave(number), chosen.reshape(-1))
+        users, items = torch.arange(n_users).repeat_interleave(number), order[:, first : first + number].reshape(-1)
+        return replace(interactions(users, items), values=1.0 + (users + 2 * items) % 5)
 
     n_entities, n_relations, n_triples = n_items + 7, 3, 40
     heads = torch.randint(n_entities - 1, (n_triples,), generator=generator)
@@ -121,9 +165,15 @@ RECIPE = Recipe(
 
 
 def build(name: str, data: Data = DATA, *, seed: int = 0, **changes: Any) -> RecModel:
-    """A fresh model of the registry, fitted where it has a closed form."""
+    """A fresh model of the registry, fitted where it has a closed form.
+
+    A matrix that starts at zero, as half of LoRA does, would hide the other half: it starts beside zero.
+    """
     torch.manual_seed(seed)
     model = checkpoint.build(configured("model", name, **changes), data)
+    for each in model.parameters():
+        if each.ndim > 1 and not each.any():
+            nn.init.normal_(each, std=0.1)
     model.fit(data)
     return model
 
@@ -177,6 +227,7 @@ def fit(**changes: Any) -> Fit:
 def judge(**changes: Any) -> Judge:
     values: dict[str, Any] = {
         "protocol": "full",
+        "seen": False,
         "n_negatives": 5,
         "metrics": ["ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage"],
         "top_k": [5],

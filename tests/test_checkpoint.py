@@ -170,7 +170,9 @@ class TestLoading:
         refused(saved, "ckpt=")
 
     def test_a_model_that_needs_what_the_data_lacks(self, saved: Path) -> None:
-        with pytest.raises(RrecError, match=r"model 'kgat' needs kg, which dataset 'tiny' does not have \(time\)"):
+        with pytest.raises(
+            RrecError, match=r"model 'kgat' needs kg, which dataset 'tiny' does not have \(order, rating, text, time\)"
+        ):
             checkpoint.build(configured("model", "kgat"), replace(DATA, kg=None))
 
 

@@ -122,7 +122,7 @@ class TestEveryLoss:
         output, batch = case(2)
         output.scores[:, 0] = output.scores[:, 1:].max(1).values + 1  # inside the list, so that `margin` counts it
         better = output.scores.clone()
-        better[:, 0] += 0.5
+        better[:, 0] += -0.5 if name == "mse" else 0.5  # a score is to be the label, not to be high
         assert (loss(name)(Output(better), batch) < loss(name)(output, batch)).all()
 
     def test_examples_do_not_mix(self, name: str) -> None:
@@ -140,5 +140,5 @@ class TestEveryLoss:
 
 
 def test_an_unknown_loss_names_the_choices() -> None:
-    with pytest.raises(RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, margin, softmax"):
+    with pytest.raises(RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, margin, mse, softmax"):
         loss("bp")

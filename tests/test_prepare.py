@@ -422,7 +422,7 @@ class TestCache:
 
 def test_data_from_a_seed_has_the_truth_of_its_noise():
     data = load(recipe(), None)
-    assert data.has == {"kg", "order", "rating", "time"}
+    assert data.has == {"kg", "order", "rating", "text", "time"}
     for part in ("train", "valid", "test"):
         noise, values = data.truth[f"{part}/noise"], data.part(part).values
         assert torch.equal(torch.where(noise, 6 - values, values), data.truth[f"{part}/rating"])

@@ -1,6 +1,6 @@
 """RecBole's atomic files: tab-separated tables whose header names a type for each column, `user_id:token`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,8 @@ class AtomicFolder:
     """The atomic files of one dataset.
 
     parts: which part of the split each interaction file is, `{"": None}` for the one file `<stem>.inter`, or
-    `{"infix": "train", …}` for `<stem>.<infix>.inter`. user, item, rating, time: columns of the interaction files.
+    `{"infix": "train", …}` for `<stem>.<infix>.inter`. user, item, rating, time: columns of the interaction files, as
+    are those of context, whose values are read as text, an empty one too.
     """
 
     folder: Path
@@ -30,6 +31,7 @@ class AtomicFolder:
     rating: str | None
     time: str | None
     scale: tuple[float, float] | None
+    context: Sequence[str] = ()
 
     def files(self) -> list[Path]:
         """The interaction files, and those side files that are there."""
@@ -49,6 +51,7 @@ class AtomicFolder:
             kg=None if kg is None else _leading(kg, ["head", "relation", "tail"]),
             links=None if links is None else _leading(links, ["item", "entity"]),
             scale=self.scale,
+            context=tuple(self.context),
         )
 
     def _inter(self, infix: str) -> Path:
@@ -61,6 +64,10 @@ class AtomicFolder:
             events["rating"] = sheet.ratings(self.rating)
         if self.time is not None:
             events["time"] = sheet.times(self.time, "seconds")
+        for name in self.context:
+            if name in (*events.columns, "row", "part"):
+                raise RrecError(f"dataset.context cannot have the column '{name}': the name is taken")
+            events[name] = sheet.pick(name).astype("str").fillna("")
         return events if part is None else events.assign(part=part)
 
     def _side(self, suffix: str) -> Sheet | None:

@@ -15,7 +15,8 @@ class RecBole(Source):
     """A folder of RecBole's atomic files: .inter and, where there are any, .item, .user, .kg and .link.
 
     The stem is that of the one interaction file. With `parts` the interactions come split: `[a, b, c]` reads
-    `<stem>.a.inter` as train, b as valid, c as test; `[a, b]` is train and test. Keep it with split=presplit.
+    `<stem>.a.inter` as train, b as valid, c as test; `[a, b]` is train and test. Keep it with split=presplit. context:
+    columns of the interactions that tell the circumstances of an event, each of their values a category.
     """
 
     @dataclass
@@ -27,6 +28,7 @@ class RecBole(Source):
         rating: str | None
         time: str | None
         scale: list[float] | None
+        context: list[str]
 
     config: Config
 
@@ -58,6 +60,7 @@ class RecBole(Source):
             rating=c.rating,
             time=c.time,
             scale=scale_of(c.scale),
+            context=c.context,
         )
 
 

@@ -11,7 +11,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.evaluation.base import CELLS, Evaluator, Portion, Result
+from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Portion, Result
 from robustbench_rec.metrics import prediction
 from robustbench_rec.metrics.prediction import PredictionMetric
 from robustbench_rec.negatives import Negatives
@@ -76,7 +76,7 @@ class Clicks(Prediction):
             raise RrecError(
                 f"protocol=clicks: dataset '{self.data.name}' has ratings; prepare.label=<rating> makes clicks of them"
             )
-        if bool((values == 0).any()):
+        if any(bool((self.data.part(each).values == 0).any()) for each in ("train", *PARTS)):
             yield from super().split(part)
             return
         count = 1 if self.judge.n_negatives is None else self.judge.n_negatives

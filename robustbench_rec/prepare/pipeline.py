@@ -35,7 +35,7 @@ def load(recipe: Recipe, data_dir: str | None) -> Data:
     source.fetch(place)
     files = source.files(place)
     if not files:
-        return prepare(source.load(place), name, split, recipe.prepare)
+        return replace(prepare(source.load(place), name, split, recipe.prepare), place=place)
     config = {"dataset": recipe.dataset, "split": recipe.split, "prepare": asdict(recipe.prepare)}
     digests = []
     for path in files:
@@ -47,7 +47,8 @@ def load(recipe: Recipe, data_dir: str | None) -> Data:
             raise RrecError(f"{path} {'does not exist' if missing else f'cannot be read: {error.strerror}'}") from error
     described = json.dumps([cache.FORMAT, config, digests], sort_keys=True)
     entry = cache.folder(place) / f"{name}-{sha256(described.encode()).hexdigest()[:32]}"
-    return cache.recall(entry) or cache.keep(entry, prepare(source.load(place), name, split, recipe.prepare))
+    data = cache.recall(entry) or cache.keep(entry, prepare(source.load(place), name, split, recipe.prepare))
+    return replace(data, place=place)
 
 
 def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:

@@ -1,0 +1,127 @@
+"""LSTM over the words of item texts, beside profiles and item features."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.features import features
+from robustbench_rec.lookup import rows
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.models._fields import Fields
+from robustbench_rec.models._pairs import Pairs
+from robustbench_rec.shifted import Site
+from robustbench_rec.vocabulary import PADDING, item_texts
+
+CELLS = 2**25  # numbers of embedded words held at once where nothing is to be differentiated: 128 MiB
+
+
+@models.register
+class LSTMText(RecModel):
+    """LSTM text recommender: the last state of an LSTM over an item's words, with profile and item features.
+
+    token_dim: size of the word vectors. state_dim: of the LSTM. min_count: items in training that have a word, for it
+    to be known. max_tokens: words of a text that are read. text_columns, user_columns, item_columns: of the side
+    tables, null for all texts, and for all that `features` takes. user_id: whether a user is more than the profile.
+    field_dim: size of the vectors of ids and features. layers: hidden layers over all of it; [] for none. dropout:
+    before each of them.
+
+    Reconstructed from the description of a text recommender without code: word vectors, an LSTM, profile and features
+    side by side, a linear readout as the logit. Such a readout adds up what is known of the user and of the item, and
+    therefore ranks the items alike for everyone: the hidden layers and the user id are our additions (layers=[],
+    user_id=false is the original). States are those of the last word, never of padding.
+    """
+
+    @dataclass
+    class Config:
+        token_dim: int
+        state_dim: int
+        min_count: int
+        max_tokens: int
+        text_columns: list[str] | None
+        user_id: bool
+        field_dim: int
+        user_columns: list[str] | None
+        item_columns: list[str] | None
+        layers: list[int]
+        dropout: float
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    loss: ClassVar[str] = "bce"
+
+    tokens: Tensor
+    lengths: Tensor
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        sizes = [getattr(config, name) for name in ("token_dim", "state_dim", "min_count", "max_tokens", "field_dim")]
+        if min(*sizes, *config.layers) < 1 or not 0 <= config.dropout < 1:
+            raise RrecError(
+                f"lstm_text with token_dim, state_dim, min_count, max_tokens, field_dim={sizes}, "
+                f"layers={config.layers}, dropout={config.dropout}: sizes and counts are at least 1, dropout is in "
+                "[0, 1)"
+            )
+        texts = item_texts(data, config.text_columns, min_count=config.min_count, max_tokens=config.max_tokens)
+        self.register_buffer("tokens", texts.tokens, persistent=False)
+        self.register_buffer("lengths", texts.lengths, persistent=False)
+        n_ids = data.n_users if config.user_id else 0
+        self.users = Fields(features(data, "user", config.user_columns), n_ids=n_ids, dim=config.field_dim)
+        self.items = Fields(features(data, "item", config.item_columns), n_ids=0, dim=config.field_dim)
+        if not self.users.count:
+            raise RrecError(f"lstm_text with user_id=false: dataset '{data.name}' has no features of its users")
+        self.token = nn.Embedding(texts.size, config.token_dim, padding_idx=PADDING)
+        self.lstm = nn.LSTM(config.token_dim, config.state_dim, batch_first=True)
+        self.embedded, self.state = Site(), Site()
+        widths = self.users.count * config.field_dim, config.state_dim + self.items.count * config.field_dim
+        self.user_readout, self.item_readout = nn.Linear(widths[0], 1), nn.Linear(widths[1], 1, bias=False)
+        self.deep = Pairs(*widths, config.layers, config.dropout) if config.layers else None
+        self.readout = nn.Linear(config.layers[-1], 1, bias=False) if config.layers else None
+
+    def encode(self) -> tuple[Tensor, ...] | None:
+        """All items, unless in training, which reads those of the batch alone."""
+        return None if self.training else self._items(self._catalogue)
+
+    def forward(self, batch: Batch, encoded: tuple[Tensor, ...] | None) -> Output:
+        chosen = batch.items
+        if encoded is None and chosen is not None:
+            distinct, chosen = chosen.unique(return_inverse=True)
+            encoded = self._items(distinct)
+        item, *item_part = self._items(self._catalogue) if encoded is None else encoded
+        user = self.users(batch.users).flatten(1)  # [B, W]
+        scores = self.user_readout(user) + (item if chosen is None else item[chosen])
+        if self.deep is not None and self.readout is not None:
+            weight = self.readout.weight[0]
+            scores = scores + self.deep.score(self.deep.user_part(user), item_part[0], chosen, weight)
+        return Output(scores)
+
+    @property
+    def _catalogue(self) -> Tensor:
+        return torch.arange(len(self.tokens), device=self.tokens.device)
+
+    def _items(self, items: Tensor) -> tuple[Tensor, ...]:
+        """Items `[n]` as the linear part of their logit `[n]`, and their part of the first hidden layer."""
+        item = torch.cat([self.state(self._states(items)), self.items(items).flatten(1)], 1)
+        linear = self.item_readout(item).squeeze(1)
+        return (linear,) if self.deep is None else (linear, self.deep.item_part(item))
+
+    def _states(self, items: Tensor) -> Tensor:
+        size = max(1, CELLS // (self.tokens.shape[1] * self.token.embedding_dim))
+        if len(items) <= size or torch.is_grad_enabled() or not self.embedded.idle:
+            return self._read(items)
+        return torch.cat([self._read(each) for each in items.split(size)])
+
+    def _read(self, items: Tensor) -> Tensor:
+        """The states at the last words of items `[n]`, 0 for an item without words: `[n, state_dim]`."""
+        lengths = self.lengths[items]
+        words = self.embedded(rows(self.token.weight, self.tokens[items]))  # [n, T, token_dim]
+        start = words.new_zeros(1, len(items), self.lstm.hidden_size)
+        # nn.LSTM keeps references to its weights, which a shifted model would not reach
+        weights = [getattr(self.lstm, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        states, _, _ = torch.lstm(words, [start, start], weights, True, 1, 0.0, self.training, False, True)
+        last = states[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
+        return last * (lengths > 0)[:, None]

@@ -1,0 +1,190 @@
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch, History, Output
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.lookup import pairs, rows
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.pretrained import Adaptation, Backbone, Origin, Pretrained, kept, mean, texts
+from robustbench_rec.shifted import Site
+
+USERS = ("embedding", "history")
+AT_ONCE = 512  # texts that are encoded together, of about one length
+
+
+@models.register
+class TextTower(RecModel):
+    """Two towers, the item's on a pretrained text encoder (Reimers & Gurevych, EMNLP 2019; as UniSRec, KDD 2022).
+
+    encoder: a folder, a packaged encoder or a name on the Hugging Face hub, of which safetensors alone are read.
+    columns: of the item table, null for all that hold text. max_tokens: of a text, the rest is cut off. user:
+    embedding, or history, the mean of the latest `window` items through a linear map. dim: size of the vectors that
+    are multiplied. hidden: sizes of the hidden layers of the item head, whose dropout is `dropout`. lora: on the
+    attention projections of the encoder.
+
+    An item is its text and nothing else, so one that training never saw can be ranked; with user=history, so can a
+    user. Where training compares with the whole catalogue, items without a training event are left out, or their texts
+    would be learnt as those of items that nobody wants. Without LoRA the texts are encoded once, are kept in the data
+    directory, and are the feature surface. With LoRA the encoder runs in the graph, over the texts that a batch names
+    or, in evaluation, over all of them; its word embeddings are then part of the embedding surface. The backbone is
+    never changed and never stored. [R] Put together from these papers' ideas; none of them has this very model. Vectors
+    are centred and scaled by what the frozen encoder says of the catalogue.
+    """
+
+    @dataclass
+    class Config:
+        encoder: str
+        columns: list[str] | None
+        max_tokens: int
+        user: str
+        window: int
+        dim: int
+        hidden: list[int]
+        dropout: float
+        lora: Adaptation
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+    loss: ClassVar[str] = "softmax"
+    negatives: ClassVar[int] = 0
+    causal: ClassVar[bool] = True
+
+    centre: Tensor
+    unseen: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    feature_text: Tensor
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__()
+        if config.user not in USERS:
+            raise unknown("user of text_tower", config.user, USERS)
+        sizes = {"dim": config.dim, "max_tokens": config.max_tokens, "window": config.window}
+        if min(*sizes.values(), *config.hidden) < 1 or not 0 <= config.dropout < 1:
+            told = ", ".join(f"{key}={value}" for key, value in sizes.items())
+            raise RrecError(
+                f"text_tower with {told}, hidden={config.hidden}, dropout={config.dropout}: "
+                "sizes are at least 1, dropout is in [0, 1)"
+            )
+        self.config, self.n_items = config, data.n_items
+        self.window = config.window if config.user == "history" else 0
+        pretrained = Pretrained.find(config.encoder)
+        self.origin = Origin(pretrained)
+        frozen = self._once(pretrained, data)  # [n_items, H]
+        self.register_buffer("centre", frozen.mean(0), persistent=False)
+        self.scale = 1 / (frozen - self.centre).square().mean().sqrt().clamp_min(1e-6).item()
+        self.backbone: Backbone | None = None
+        if config.lora.rank:
+            tokens, lengths = self._tokens(pretrained, data)
+            self.register_buffer("tokens", tokens, persistent=False)
+            self.register_buffer("lengths", lengths, persistent=False)
+            self.backbone = self._encoder(pretrained, data, config.lora)
+        else:
+            self.register_buffer("feature_text", (frozen - self.centre) * self.scale, persistent=False)
+        unseen = torch.bincount(data.train.items, minlength=data.n_items) == 0
+        self.register_buffer("unseen", unseen, persistent=False)
+        self.text = Site()
+        steps = list(pairwise([frozen.shape[1], *config.hidden, config.dim]))
+        self.head = nn.ModuleList(nn.Linear(a, b) for a, b in steps)
+        self.sites = nn.ModuleList(Site() for _ in steps)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.user == "embedding":
+            self.user = nn.Embedding(data.n_users, config.dim)
+            nn.init.xavier_normal_(self.user.weight)
+        else:
+            self.pooled = Site()
+            self.reader = nn.Linear(config.dim, config.dim)
+
+    def encode(self) -> Tensor | None:
+        """All item vectors `[n_items, D]`; None in training, where those of the batch are enough."""
+        return None if self.training else self._items(None)
+
+    def forward(self, batch: Batch, encoded: Tensor | None) -> Output:
+        named = None if encoded is not None or batch.items is None else self._named(batch.items, batch.history)
+        table = self._items(named) if encoded is None else encoded  # [M, D]
+        users = self._users(batch, table, named)  # [B, D]
+        if batch.items is None:
+            scores = users @ table.T  # [B, n_items]
+            learning = batch.targets is not None
+            return Output(scores.masked_fill(self.unseen, -torch.inf) if learning else scores, {"user": users})
+        return Output(pairs(users, None, table, _places(batch.items, named)), {"user": users})
+
+    def _named(self, items: Tensor, history: History | None) -> Tensor:
+        """The items of a batch, each once, ascending."""
+        asked = items.flatten() if history is None else torch.cat([items.flatten(), history.items[history.real]])
+        named: Tensor = torch.unique(asked)
+        return named
+
+    def _users(self, batch: Batch, table: Tensor, named: Tensor | None) -> Tensor:
+        if batch.history is None:
+            return rows(self.user.weight, batch.users)
+        places = _places(batch.history.items, named)  # padding comes last
+        states = rows(F.pad(table, (0, 0, 0, 1)), places).cumsum(1)  # [B, L, D]
+        counts = torch.arange(1, states.shape[1] + 1, device=states.device)
+        users: Tensor = self.reader(self.pooled(batch.history.read(states / counts[:, None])))
+        return users  # [B, D]
+
+    def _items(self, index: Tensor | None) -> Tensor:
+        """Vectors of the given items, or of all `[M, D]`."""
+        x: Tensor = self.text(self._texts(index))
+        for number, (layer, site) in enumerate(zip(self.head, self.sites, strict=True)):
+            x = layer(self.dropout(F.gelu(x)) if number else x)
+            x = site(x)
+        return x
+
+    def _texts(self, index: Tensor | None) -> Tensor:
+        if self.backbone is None:
+            return self.feature_text if index is None else rows(self.feature_text, index)
+        tokens, lengths = (each if index is None else each[index] for each in (self.tokens, self.lengths))
+        return (_encoded(self.backbone, tokens, lengths) - self.centre) * self.scale
+
+    def _tokens(self, pretrained: Pretrained, data: Data) -> tuple[Tensor, Tensor]:
+        """Tokens `[n_items, T]`, padded on the right, and how many each text has."""
+        pretrained.check_length(self.config.max_tokens, f"max_tokens={self.config.max_tokens}")
+        read = pretrained.tokenizer()(
+            texts(data, self.config.columns),
+            truncation=True,
+            max_length=self.config.max_tokens,
+            padding=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        device = data.train.users.device
+        return read["input_ids"].to(device), read["attention_mask"].sum(1).to(device)
+
+    def _encoder(self, pretrained: Pretrained, data: Data, lora: Adaptation) -> Backbone:
+        return Backbone(pretrained.model("AutoModel", data.train.users.device), lora, self.config.encoder)
+
+    def _once(self, pretrained: Pretrained, data: Data) -> Tensor:
+        """What the frozen encoder says of each item `[n_items, H]`, computed for these texts only once."""
+        told = [pretrained.digest, self.config.max_tokens, texts(data, self.config.columns)]
+        key = sha256(json.dumps(told).encode()).hexdigest()[:32]
+
+        @torch.no_grad()
+        def compute() -> Tensor:
+            tokens, lengths = self._tokens(pretrained, data)
+            backbone = self._encoder(pretrained, data, Adaptation(rank=0, alpha=0, dropout=0)).eval()
+            order = lengths.argsort(stable=True)
+            found = [_encoded(backbone, tokens[part], lengths[part]) for part in order.split(AT_ONCE)]
+            return torch.cat(found)[order.argsort()]
+
+        return kept(data.place and data.place / "texts", key, compute).to(data.train.users.device)
+
+
+def _encoded(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
+    longest = int(lengths.max())
+    real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return mean(backbone(tokens[:, :longest], real), real)
+
+
+def _places(items: Tensor, named: Tensor | None) -> Tensor:
+    """Where each item stands in the table of the named ones; what is not an item comes last."""
+    return items if named is None else torch.searchsorted(named, items)

