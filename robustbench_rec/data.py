@@ -1,6 +1,6 @@
 """The prepared dataset: indices and tensors inside, original ids for people."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 class Interactions:
     """One part of a split, a row per event, ordered by (user, time, position in the file).
 
-    users, items: int64 indices `[N]`. values: float32 ratings, 1 where the data has none `[N]`.
+    users, items: int64 indices `[N]`. values: float32 ratings, or 1 and 0 for clicks, 1 where the data has none `[N]`.
     times: int64 seconds `[N]`, None where the data has none. context: int64 codes of the circumstances of each event
     `[N, K]`, None where the data has none.
     """
@@ -28,9 +28,17 @@ class Interactions:
     def __len__(self) -> int:
         return len(self.users)
 
+    def liked(self) -> "Interactions":
+        """The events that are no refusals: where clicks have labels, those with label 1."""
+        refused = self.values == 0
+        clicks = bool((refused | (self.values == 1)).all())  # else 0 is a rating
+        return self._each(lambda tensor: tensor[~refused]) if clicks and bool(refused.any()) else self
+
     def to(self, device: torch.device) -> "Interactions":
-        moved = {name: each.to(device) for name, each in vars(self).items() if each is not None}
-        return Interactions(**moved)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Interactions":
+        return Interactions(**{name: change(each) for name, each in vars(self).items() if each is not None})
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ def pointers(rows: Tensor, n: int) -> Tensor:
 
 def clicked(data: Data) -> tuple[Tensor, Tensor]:
     """Users and items of the training events, each pair once, sorted."""
-    keys = torch.unique(data.train.users * data.n_items + data.train.items)
+    liked = data.train.liked()
+    keys = torch.unique(liked.users * data.n_items + liked.items)
     return keys // data.n_items, keys % data.n_items
 
 

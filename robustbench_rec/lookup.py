@@ -15,6 +15,10 @@ from torch.autograd.function import once_differentiable
 
 ROWS_ONLY = "rows_only"
 
+with warnings.catch_warnings():  # torch says once a process that CSR is in beta: let it be now, not in every call
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
+
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a table `[n, D]` for an index of any shape `[…]`: `[…, D]`."""
@@ -33,7 +37,7 @@ def pairs(left: Tensor, index: Tensor | None, right: Tensor, candidates: Tensor)
     if _plain(left) or _plain(right) or crowded:
         chosen = left if index is None else rows(left, index)
         return (chosen[:, None] * rows(right, candidates)).sum(2)
-    if index is not None and bool((index[1:] < index[:-1]).any()):
+    if index is not None and not _ascending(index):
         order = index.argsort()
         return pairs(left, index[order], right, candidates[order])[order.argsort()]
     found: Tensor = _Pairs.apply(left, index, right, candidates.contiguous())  # type: ignore[no-untyped-call]
@@ -101,38 +105,34 @@ class _Pairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Tensor, index: Tensor | None, right: Tensor, candidates: Tensor) -> Tensor:
         count, width = candidates.shape
-        ctx.save_for_backward(left, right)
-        ctx.index, ctx.candidates = index, candidates
-        ctx.sparse = [getattr(each, ROWS_ONLY, False) for each in (left, right)]
+        sparse, ctx.sparse = (getattr(each, ROWS_ONLY, False) for each in (left, right))
+        ctx.n, ctx.named, left, right = len(left), None, left.detach(), right.detach()
+        distinct = _distinct(index) if index is not None and sparse else None
         if index is None:
-            ctx.starts = torch.arange(0, count * width + 1, width)
+            row, starts = torch.arange(count), torch.arange(0, count * width + 1, width)
+        elif distinct is not None and count * width <= len(distinct[0]) * len(right):
+            ctx.named, row, starts = distinct
+            left, starts = left.index_select(0, ctx.named), starts * width
         else:
-            ctx.starts = torch.from_numpy(_ends(index.numpy(), len(left)) * width)
+            row, starts = index, torch.from_numpy(_ends(index.numpy(), len(left)) * width)
+        ctx.save_for_backward(left, right, row, starts, candidates)
         size, nothing = (len(left), len(right)), left.new_zeros(count * width)  # garbage times β = 0 could be NaN
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-            places = torch.sparse_csr_tensor(ctx.starts, candidates.view(-1), nothing, size, check_invariants=False)
+        places = torch.sparse_csr_tensor(starts, candidates.view(-1), nothing, size, check_invariants=False)
         found: Tensor = torch.sparse.sampled_addmm(places, left, right.t(), beta=0.0).values()
         return found.view(count, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> Any:
-        left, right = (each.detach() for each in ctx.saved_tensors)
-        index, candidates, (left_sparse, right_sparse) = ctx.index, ctx.candidates, ctx.sparse
-        width, weights = candidates.shape[1], outer.reshape(-1)
-        to_left = to_right = None
+        left, right, row, starts, candidates = ctx.saved_tensors
+        weights, to_left, to_right = outer.reshape(-1), None, None
         if ctx.needs_input_grad[0]:
-            if left_sparse:
-                named, counts = torch.unique_consecutive(index, return_counts=True)
-                ends = F.pad(counts.cumsum(0) * width, (1, 0))
-                to_left = _some(named, _bags(right, candidates.view(-1), ends, weights), len(left))
-            else:
-                to_left = _bags(right, candidates.view(-1), ctx.starts, weights)
+            to_left = _bags(right, candidates.view(-1), starts, weights)
+            to_left = to_left if ctx.named is None else _some(ctx.named, to_left, ctx.n)
         if ctx.needs_input_grad[2]:
-            runs = _Runs(candidates, len(right), right_sparse)
-            row = torch.div(runs.order, width, rounding_mode="floor")
-            to_right = runs.sum(left, row if index is None else index[row], weights[runs.order], len(right))
+            runs = _Runs(candidates, len(right), ctx.sparse)
+            places = row[torch.div(runs.order, candidates.shape[1], rounding_mode="floor")]
+            to_right = runs.sum(left, places, weights[runs.order], len(right))
         return to_left, None, to_right, None
 
 
@@ -157,6 +157,20 @@ class _HalfSquare(torch.autograd.Function):
         if ctx.named is None:
             return scale * table, None
         return _some(ctx.named, scale * table[ctx.named], len(table)), None
+
+
+def _ascending(index: Tensor) -> bool:
+    flat = index.numpy()  # ten times faster than asking torch, where an index is short
+    return bool((flat[1:] >= flat[:-1]).all())
+
+
+def _distinct(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of an ascending index `[N]`: the rows that it names, which of them at each place, and the ends of their runs."""
+    flat = index.numpy()
+    new = np.diff(flat, prepend=-1) > 0
+    first = np.flatnonzero(new)
+    found = (flat[first], new.cumsum() - 1, np.append(first, len(flat)))
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
 
 
 def _ends(flat: Any, n: int) -> Any:

@@ -33,27 +33,32 @@ class LazyAdam(torch.optim.Optimizer):
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            state["moments"] = torch.stack([torch.zeros_like(weight)] * 2, min(weight.ndim, 1))  # row by row, together
         state["step"] += 1
-        (low, high), step = group["betas"], state["step"].item()
-        size = group["lr"] * (1 - high**step) ** 0.5 / (1 - low**step)
-        named, values = None, gradient
-        if gradient.is_sparse:
-            gradient = gradient.coalesce()
-            named, values = gradient.indices()[0], gradient.values()
+        named, values = _named(gradient)
+        moments = state["moments"] if named is None else state["moments"].index_select(0, named)
+        moved = weight if named is None else weight.index_select(0, named)
         if group["weight_decay"]:
-            values = values + group["weight_decay"] * (weight if named is None else weight[named])
-        first, second = state["exp_avg"], state["exp_avg_sq"]
-        if named is None:
-            first.lerp_(values, 1 - low)
-            second.mul_(high).addcmul_(values, values, value=1 - high)
-            weight.addcdiv_(first, second.sqrt().add_(group["eps"]), value=-size)
-            return
-        mean = first.index_select(0, named).lerp_(values, 1 - low)
-        square = second.index_select(0, named).mul_(high).addcmul_(values, values, value=1 - high)
-        first.index_copy_(0, named, mean)
-        second.index_copy_(0, named, square)
-        weight.index_add_(0, named, mean.div_(square.sqrt_().add_(group["eps"])), alpha=-size)
+            values = values + group["weight_decay"] * moved
+        (low, high), step = group["betas"], state["step"].item()
+        mean, square = moments.unbind(min(weight.ndim, 1))
+        mean.lerp_(values, 1 - low)
+        square.mul_(high).addcmul_(values, values, value=1 - high)
+        size = group["lr"] * (1 - high**step) ** 0.5 / (1 - low**step)
+        moved.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
+        if named is not None:
+            state["moments"].index_copy_(0, named, moments)
+            weight.index_copy_(0, named, moved)
+
+
+def _named(gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Rows that a gradient is of, each once, and their values; None for all rows."""
+    if not gradient.is_sparse:
+        return None, gradient
+    index = gradient._indices()[0]
+    if bool((index[1:] <= index[:-1]).any()):  # torch forgets that a gradient is in order
+        gradient = gradient.coalesce()
+    return gradient._indices()[0], gradient._values()
 
 
 OPTIMIZERS = ("adagrad", "adam", "adamw", "lazy_adam", "sgd")

@@ -22,7 +22,7 @@ from robustbench_rec.negatives import Negatives
 class Sampler(ABC):
     """Every training event once an epoch; all randomness comes from the generator that an epoch is asked with.
 
-    batch_size: events in a batch.
+    batch_size: events in a batch. Where clicks have labels, an event with label 0 is an example of `Labelled` alone.
     """
 
     def __init__(self, data: Data, *, batch_size: int) -> None:
@@ -75,7 +75,8 @@ class Events(Sampler):
             raise RrecError(f"negatives={negatives}: must not be negative")
         self.count, self.window = negatives, window
         self.negatives = Negatives(data) if negatives else None
-        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        liked = data.train.liked()
+        self.histories, self.context = Histories(liked, n_users=data.n_users, n_items=data.n_items), liked.context
         starts = self.histories.starts
         self.users = torch.repeat_interleave(torch.arange(data.n_users, device=starts.device), starts.diff())
         self.events = torch.arange(len(self.users), device=starts.device)
@@ -92,11 +93,10 @@ class Events(Sampler):
         if self.negatives is not None:
             lists = torch.cat([lists, self.negatives.draw(users, self.count, generator)], 1)  # [N, 1 + negatives]
         labels = _positives(self.batch_size, lists.shape[1], self.device)
-        context = self.data.train.context
-        for part in torch.arange(len(events), device=self.device).split(self.batch_size):
-            history = self._before(events[part], users[part])
-            example = _example(users[part], lists[part], labels[: len(part)], history)
-            yield example if context is None else replace(example, context=context[events[part]])
+        parts = (each.split(self.batch_size) for each in (events, users, lists))
+        for event, user, row in zip(*parts, strict=True):
+            example = _example(user, row, labels[: len(user)], self._before(event, user))
+            yield example if self.context is None else replace(example, context=self.context[event])
 
     def _before(self, events: Tensor, users: Tensor) -> History | None:
         return self.histories.between(self.histories.starts[users], events, self.window) if self.window else None
@@ -108,7 +108,10 @@ class Labelled(Sampler):
     def __init__(self, data: Data, *, batch_size: int, window: int = 0) -> None:
         super().__init__(data, batch_size=batch_size)
         self.window = window
-        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        liked = data.train.liked()
+        kept = data.train.values != 0 if len(liked) < len(data.train) else torch.ones_like(data.train.items)
+        self.before = kept.cumsum(0) - kept.long()  # place of each event in the histories
+        self.histories = Histories(liked, n_users=data.n_users, n_items=data.n_items)
 
     def __len__(self) -> int:
         return math.ceil(len(self.data.train) / self.batch_size)
@@ -121,7 +124,7 @@ class Labelled(Sampler):
             context = None if train.context is None else train.context[part]
             history = None
             if self.window:  # events of a part stand in the order of the histories
-                history = self.histories.between(self.histories.starts[users], part, self.window)
+                history = self.histories.between(self.histories.starts[users], self.before[part], self.window)
             yield Batch(users, train.items[part, None], train.values[part, None], context=context, history=history)
 
 
@@ -136,7 +139,7 @@ class Steps(Sampler):
         super().__init__(data, batch_size=batch_size)
         self.count, self.window = negatives, window
         self.negatives = Negatives(data) if negatives else None
-        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        self.histories = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
         sizes = self.histories.starts.diff() - 1
         self.users = (sizes > 0).nonzero().squeeze(1)
         self.sizes = sizes[self.users]  # targets a user

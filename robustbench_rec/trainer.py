@@ -68,6 +68,7 @@ class Trainer:
         """Train to the end; the model then has the best state seen."""
         if not self.model.trainable:
             return
+        self.weights = [each for each in self.model.parameters() if each.requires_grad]
         self.optimizers = [optimizers.optimizer(self.model, self.fit) for _ in range(2)]  # ranking, auxiliary phase
         self.best: dict[str, Tensor] = {}
         self._resume()
@@ -132,7 +133,8 @@ class Trainer:
         return epoch_generator(self.seed, epoch, name)
 
     def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
+        for each in self.weights:
+            each.grad = None
         loss.backward()
         if self.fit.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.fit.clip_norm)

@@ -19,6 +19,7 @@ from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Result, evaluator, prediction, worth
 from robustbench_rec.evaluation.prediction import Clicks
+from robustbench_rec.histories import Histories
 from robustbench_rec.losses import loss
 from robustbench_rec.metrics.prediction import CLICKS, RATINGS
 from robustbench_rec.prepare import prepare
@@ -316,3 +317,38 @@ class TestTrainingBatches:
             assert positives is not None
             assert batch.context is not None
             assert torch.equal(batch.context[:, 0], batch.users * data.n_items + positives)
+
+
+def test_a_click_that_was_refused_is_no_positive_anywhere_but_in_its_own_label() -> None:
+    values = (torch.arange(len(DATA.train)) % 2).float()
+    data = replace(
+        DATA, train=replace(DATA.train, values=values), test=replace(DATA.test, values=values[: len(DATA.test)])
+    )
+    refused = set(zip(data.train.users[values == 0].tolist(), data.train.items[values == 0].tolist(), strict=True))
+    liked = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
+    for window in (0, 9):
+        for batch in Events(data, batch_size=9, negatives=2, window=window).epoch(torch.Generator().manual_seed(0)):
+            assert batch.items is not None
+            assert not refused & set(zip(batch.users.tolist(), batch.items[:, 0].tolist(), strict=True))
+    seen = 0
+    for batch in Labelled(data, batch_size=9, window=9).epoch(torch.Generator().manual_seed(0)):
+        assert batch.items is not None
+        assert batch.history is not None
+        for user, item, label, row, size in zip(
+            batch.users.tolist(),
+            batch.items[:, 0].tolist(),
+            batch.labels[:, 0].tolist(),
+            batch.history.items.tolist(),
+            batch.history.lengths.tolist(),
+            strict=True,
+        ):
+            assert ((user, item) in refused) == (label == 0)
+            own = liked.items[liked.starts[user] : liked.starts[user + 1]].tolist()
+            assert row[:size] == (own[: own.index(item)] if label else row[:size])
+            assert set(row[:size]) <= set(own)
+            seen += 1
+    assert seen == len(data.train)
+    scores = torch.zeros(data.n_users, data.n_items)
+    kept = data.test.liked()
+    scores[kept.users, kept.items] = 1.0
+    assert evaluator(data, judge()).evaluate(Shifted(Fixed(scores)), "test").metrics["recall@5"] == 1.0

@@ -43,7 +43,7 @@ class Listwise(Objective):
             raise RrecError("distill.top=1, uniform=0: a list has at least two items")
         super().__init__()
         self.config, self.inner, self.teacher, self.n_items = config, inner, teacher, data.n_items
-        self.histories = Histories(data.train, n_users=data.n_users, n_items=data.n_items)
+        self.histories = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
         self.top = _top(teacher, data, self.histories, config.top)  # [n_users, top]
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:

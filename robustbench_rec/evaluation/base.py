@@ -174,7 +174,7 @@ class Evaluator(ABC, Generic[P]):
         if not window:
             return None
         if part not in self._histories:
-            parts = [self.data.train] if part == "valid" else [self.data.train, self.data.valid]
+            parts = [self.data.part(each).liked() for each in ("train", "valid")[: 1 + (part == "test")]]
             self._histories[part] = Histories(*parts, n_users=self.data.n_users, n_items=self.data.n_items)
         return self._histories[part].of(users, window)
 

@@ -100,9 +100,10 @@ class Full(Ranking):
 
     def split(self, part: str) -> Iterator[Lists]:
         data = self.data
-        wanted = _lists(data.part(part), data)
+        liked = data.part(part).liked()
+        wanted = _lists(liked, data)
         seen = _lists(data.train, data) if part == "valid" else _lists(data.train, data, data.valid)
-        users = torch.unique(data.part(part).users)
+        users = torch.unique(liked.users)
         for chosen in users.split(max(1, CELLS // data.n_items)):
             relevant = wanted.of(chosen)
             excluded = _without(seen.of(chosen), relevant, data.n_items)
@@ -133,7 +134,8 @@ class Sampled(Ranking):
             torch.cat([each.users * data.n_items + each.items for each in map(data.part, ("train", *PARTS))])
         )
         owned = torch.bincount(keys // data.n_items, minlength=data.n_users)
-        users, items = data.part(part).users, data.part(part).items
+        liked = data.part(part).liked()
+        users, items = liked.users, liked.items
         free = data.n_items - owned[users]
         if bool((free < n).any()):
             user = data.user_ids[int(users[free.argmin()])]
@@ -152,7 +154,7 @@ class Sampled(Ranking):
             relevant = (torch.arange(len(chosen), device=chosen.device), first)
             nothing = (first[:0], first[:0])
             candidates = torch.cat([items[rows][:, None], drawn], 1)
-            yield Lists(chosen, candidates, _rows(data.part(part).context, rows), relevant, nothing)
+            yield Lists(chosen, candidates, _rows(liked.context, rows), relevant, nothing)
 
 
 @dataclass(frozen=True)

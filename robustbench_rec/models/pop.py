@@ -24,7 +24,7 @@ class Pop(RecModel):
         self.register_buffer("count", torch.zeros(data.n_items))
 
     def fit(self, data: Data) -> None:
-        self.count.copy_(torch.bincount(data.train.items, minlength=data.n_items))
+        self.count.copy_(torch.bincount(data.train.liked().items, minlength=data.n_items))
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         if batch.items is None:
