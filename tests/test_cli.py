@@ -97,8 +97,8 @@ def test_a_mistake_in_rrec_data_is_one_line(tmp_path: Path) -> None:
     ("line", "cursor", "expected"),
     [
         ("rrec tr", 1, {"train"}),
-        ("rrec train model=k", 2, {"model=kgat"}),
-        ("rrec train model = k", 4, {"kgat"}),
+        ("rrec train model=kga", 2, {"model=kgat"}),
+        ("rrec train model = kga", 4, {"kgat"}),
         ("rrec train -m model = kgat epo", 6, {"epochs=200"}),
         ("rrec data info dataset = syn", 5, {"synthetic"}),
         ("rrec ls mod", 2, {"models"}),

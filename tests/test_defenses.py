@@ -27,8 +27,14 @@ BPR = Plain(loss("bpr"))
 LEARNERS = [name for name in models if build(name).trainable]
 
 
-def defended(name: str, model: RecModel, inner: Objective = BPR, *, epoch: int = 0, **changes: Any) -> Adversarial:
-    built = defenses.build(configured("defense", name, **changes), inner, model)
+def usual(model: RecModel) -> Objective:
+    return Plain(loss(model.loss))
+
+
+def defended(
+    name: str, model: RecModel, inner: Objective | None = None, *, epoch: int = 0, **changes: Any
+) -> Adversarial:
+    built = defenses.build(configured("defense", name, **changes), inner or usual(model), model)
     assert isinstance(built, Adversarial)
     start_epoch(built, epoch, torch.Generator().manual_seed(epoch))
     return built
@@ -86,7 +92,7 @@ class TestAPR:
     def test_the_gradients_of_samples_that_share_a_row_are_summed_first(self) -> None:
         model, batch = build("mf"), batch_of()
         delta = delta_of(defended("apr", model, eps=0.5, relative="no"), model, batch)
-        summed = gradients(model, BPR(Shifted(model), batch))
+        summed = gradients(model, usual(model)(Shifted(model), batch))
         for name, each in delta.items():
             size = summed[name].norm(dim=1, keepdim=True)
             direction = torch.where(size > 0, summed[name] / size, 0.0)
@@ -98,14 +104,17 @@ class TestAPR:
         objective = defended("apr", model, weight=weight)
         delta = delta_of(objective, model, batch)
         there = moved(model, delta)
-        clean, robust = gradients(model, BPR(Shifted(model), batch)), gradients(there, BPR(Shifted(there), batch))
+        clean, robust = (
+            gradients(model, usual(model)(Shifted(model), batch)),
+            gradients(there, usual(model)(Shifted(there), batch)),
+        )
         found = gradients(model, objective(Shifted(model), batch))
         assert_gradients(found, {name: clean[name] + weight * robust[name] for name in clean}, rtol=1e-5, atol=1e-8)
 
     def test_no_eps_doubles_the_plain_gradient(self) -> None:
         model, batch = build("mf"), batch_of()
         found = gradients(model, defended("apr", model, eps=0.0, weight=1.0)(Shifted(model), batch))
-        plain = gradients(model, BPR(Shifted(model), batch))
+        plain = gradients(model, usual(model)(Shifted(model), batch))
         assert_gradients(found, {name: 2 * each for name, each in plain.items()})
 
     def test_a_negative_weight_is_refused(self) -> None:
@@ -116,7 +125,7 @@ class TestAPR:
 def perturb_backward_restore(model: RecModel, batch: Batch, gamma: float, per: str) -> tuple[Tensor, dict[str, Tensor]]:
     """AWP as it is published: move the weights themselves, take the gradient there, move them back."""
     names = surface(model, "weight")
-    first = gradients(model, BPR(Shifted(model), batch))
+    first = gradients(model, usual(model)(Shifted(model), batch))
     kept = {}
     with torch.no_grad():
         for name in names:
@@ -131,7 +140,7 @@ def perturb_backward_restore(model: RecModel, batch: Batch, gamma: float, per: s
                 step = gamma * g.sign() * weight.abs()
             kept[name] = weight.clone()
             weight.add_(step)
-    value = BPR(Shifted(model), batch)
+    value = usual(model)(Shifted(model), batch)
     found = gradients(model, value)
     with torch.no_grad():
         for name, before in kept.items():
@@ -149,24 +158,25 @@ class TestAWP:
         objective = defended("awp", model, gamma=0.05, per=per)
         found = objective(Shifted(model), batch)
         torch.testing.assert_close(found.detach(), value, rtol=1e-6, atol=1e-6)
-        assert_gradients(gradients(model, found), expected, rtol=1e-5, atol=1e-6)
+        largest = max(each.abs().max().item() for each in expected.values())  # single precision, through many layers
+        assert_gradients(gradients(model, found), expected, rtol=1e-5, atol=max(1e-6, 2e-5 * largest))
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_every_layer_moves_by_gamma_times_its_norm_and_biases_not_at_all(self, name: str) -> None:
         model = learner(name)
         batch = batch_for(model)
         delta = delta_of(defended("awp", model, gamma=0.03), model, batch)
-        reached = gradients(model, BPR(Shifted(model), batch))
+        reached = gradients(model, usual(model)(Shifted(model), batch))
         assert set(delta) == {key for key, each in model.named_parameters() if each.ndim > 1}
         for key, each in delta.items():
             own = model.get_parameter(key).norm() if reached[key].any() else torch.tensor(0.0)
-            assert each.norm().item() == pytest.approx(0.03 * own.item(), rel=1e-5), key
+            assert each.norm().item() == pytest.approx(0.03 * own.item(), rel=1e-4), key
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_no_gamma_is_plain_training_bit_for_bit(self, name: str) -> None:
         model = learner(name)
         batch = batch_for(model)
-        plain = BPR(Shifted(model), batch)
+        plain = usual(model)(Shifted(model), batch)
         found = defended("awp", model, gamma=0.0)(Shifted(model), batch)
         assert torch.equal(found, plain)
         assert_gradients(gradients(model, found), gradients(model, plain), rtol=0, atol=0)
@@ -185,7 +195,7 @@ class TestAWP:
     def test_clean_weight_mixes_the_two_terms(self) -> None:
         model = learner("kgat")
         batch = batch_for(model)
-        clean = gradients(model, BPR(Shifted(model), batch))
+        clean = gradients(model, usual(model)(Shifted(model), batch))
         robust = gradients(model, defended("awp", model, gamma=0.05)(Shifted(model), batch))
         found = gradients(model, defended("awp", model, gamma=0.05, clean_weight=0.25)(Shifted(model), batch))
         expected = {key: 0.25 * clean[key] + 0.75 * robust[key] for key in clean}
@@ -265,7 +275,7 @@ class TestRAWP:
     def test_no_gamma_or_no_layer_is_plain_training_bit_for_bit(self, name: str, changes: dict[str, Any]) -> None:
         model = learner(name)
         batch = batch_for(model)
-        plain = BPR(Shifted(model), batch)
+        plain = usual(model)(Shifted(model), batch)
         found = defended("rawp", model, **changes)(Shifted(model), batch)
         assert torch.equal(found, plain)
         assert_gradients(gradients(model, found), gradients(model, plain), rtol=0, atol=0)
@@ -276,7 +286,7 @@ class TestRAWP:
         model = learner("kgat")
         batch = batch_for(model)
         objective, missed = defended("rawp", model, p=0.3, clean_weight=clean_weight), 0
-        plain = BPR(Shifted(model), batch)
+        plain = usual(model)(Shifted(model), batch)
         for epoch in range(60):
             start_epoch(objective, epoch, torch.Generator().manual_seed(epoch))
             value = objective(Shifted(model), batch)
@@ -356,7 +366,7 @@ class TestAdversarialTraining:
         model = learner("mf")
         batch = batch_for(model)
         found = gradients(model, defended("at", model, clean_weight=1.0)(Shifted(model), batch))
-        assert_gradients(found, gradients(model, BPR(Shifted(model), batch)), rtol=0, atol=0)
+        assert_gradients(found, gradients(model, usual(model)(Shifted(model), batch)), rtol=0, atol=0)
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     @pytest.mark.parametrize("clean_weight", [0.0, 0.5])
@@ -366,8 +376,9 @@ class TestAdversarialTraining:
         for kind in surfaces(model):
             attack = configured("attack", "pgd", surface=kind, eps=0.1, steps=3)
             objective = defended("at", model, clean_weight=clean_weight, attack=attack)
-            worse, _ = objective.attack(Shifted(model), batch, BPR)
-            reference = clean_weight * BPR(Shifted(model), batch) + (1 - clean_weight) * BPR(worse, batch)
+            worse, _ = objective.attack(Shifted(model), batch, usual(model))
+            here, there = (usual(model)(at, batch) for at in (Shifted(model), worse))
+            reference = clean_weight * here + (1 - clean_weight) * there
             expected = gradients(model, reference)
             assert_gradients(gradients(model, objective(Shifted(model), batch)), expected, rtol=1e-4, atol=1e-7)
 

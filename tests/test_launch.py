@@ -315,8 +315,9 @@ def test_the_wheel_works_from_another_environment_outside_the_repository(here: P
 
 
 def test_every_imported_package_is_a_declared_dependency() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    names = {re.split(r"[<>=\[;]", each)[0].lower() for each in declared}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"], *project["optional-dependencies"]["text"]]
+    names = {re.split(r"[<>=\[;]", each)[0].lower().replace("_", "-") for each in declared}
     imported: set[str] = set()
     for path in (ROOT / "robustbench_rec").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -326,4 +327,6 @@ def test_every_imported_package_is_a_declared_dependency() -> None:
                 imported.add(node.module.partition(".")[0])
     owners = packages_distributions()
     for package in imported - set(sys.stdlib_module_names) - {"robustbench_rec"}:
-        assert {each.lower() for each in owners.get(package, [package])} & names, f"{package} is not in dependencies"
+        assert {each.lower().replace("_", "-") for each in owners.get(package, [package])} & names, (
+            f"{package} is not in dependencies"
+        )

@@ -325,6 +325,7 @@ def table(tmp_path):
         "users": {**nothing, "id": "user", "numbers": []},
         "kg": {"path": str(tmp_path / "kg.csv"), **layout, "head": "head", "relation": "relation", "tail": "tail"},
         "links": {**nothing, "item": "item", "entity": "entity"},
+        "linked_only": False,
     }
     return recipe(dataset)
 
