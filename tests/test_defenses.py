@@ -152,25 +152,24 @@ class TestAWP:
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     @pytest.mark.parametrize("per", ["layer", "row", "element"])
     def test_its_gradient_is_that_of_perturb_backward_restore(self, name: str, per: str) -> None:
-        model = learner(name)
+        model = learner(name).double()  # so that the bound holds through any number of layers
         batch = batch_for(model)
         value, expected = perturb_backward_restore(model, batch, 0.05, per)
         objective = defended("awp", model, gamma=0.05, per=per)
         found = objective(Shifted(model), batch)
         torch.testing.assert_close(found.detach(), value, rtol=1e-6, atol=1e-6)
-        largest = max(each.abs().max().item() for each in expected.values())  # single precision, through many layers
-        assert_gradients(gradients(model, found), expected, rtol=1e-5, atol=max(1e-6, 2e-5 * largest))
+        assert_gradients(gradients(model, found), expected, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_every_layer_moves_by_gamma_times_its_norm_and_biases_not_at_all(self, name: str) -> None:
-        model = learner(name)
+        model = learner(name).double()
         batch = batch_for(model)
         delta = delta_of(defended("awp", model, gamma=0.03), model, batch)
         reached = gradients(model, usual(model)(Shifted(model), batch))
         assert set(delta) == {key for key, each in model.named_parameters() if each.ndim > 1}
         for key, each in delta.items():
             own = model.get_parameter(key).norm() if reached[key].any() else torch.tensor(0.0)
-            assert each.norm().item() == pytest.approx(0.03 * own.item(), rel=1e-4), key
+            assert each.norm().item() == pytest.approx(0.03 * own.item(), rel=1e-5), key
 
     @pytest.mark.parametrize("name", ["toy", *LEARNERS])
     def test_no_gamma_is_plain_training_bit_for_bit(self, name: str) -> None:

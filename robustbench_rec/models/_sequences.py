@@ -1,5 +1,7 @@
 """What models of histories share."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,8 +29,11 @@ def dots(states: Tensor, table: Tensor, items: Tensor | None) -> Tensor:
     return pairs(states, None, table, items)
 
 
-def checked(name: str, *, dropout: float, **sizes: int) -> None:
-    """RrecError where a size is below 1 or the dropout is no share."""
-    if min(sizes.values()) < 1 or not 0 <= dropout < 1:
+def checked(name: str, config: Any) -> None:
+    """RrecError where a size of a model's config is below 1, heads do not divide dim, or the dropout is no share."""
+    sizes = {key: value for key, value in vars(config).items() if type(value) is int}
+    if min(sizes.values()) < 1 or not 0 <= config.dropout < 1:
         told = ", ".join(f"{key}={value}" for key, value in sizes.items())
-        raise RrecError(f"{name} with {told}, dropout={dropout}: sizes are at least 1, dropout is in [0, 1)")
+        raise RrecError(f"{name} with {told}, dropout={config.dropout}: sizes are at least 1, dropout is in [0, 1)")
+    if sizes["dim"] % sizes.get("heads", 1):
+        raise RrecError(f"model.heads={config.heads}: must divide model.dim={config.dim}")

@@ -40,14 +40,7 @@ class ComiRec(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked(
-            "comirec",
-            dropout=config.dropout,
-            dim=config.dim,
-            hidden=config.hidden,
-            interests=config.interests,
-            window=config.window,
-        )
+        checked("comirec", config)
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)

@@ -39,14 +39,7 @@ class GRU4Rec(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked(
-            "gru4rec",
-            dropout=config.dropout,
-            dim=config.dim,
-            hidden=config.hidden,
-            layers=config.layers,
-            window=config.window,
-        )
+        checked("gru4rec", config)
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
         self.dropout = nn.Dropout(config.dropout)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
-from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.errors import unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._gaussians import TINY, Gaussian, Items, WassersteinBlock, apart, nearness, seen
@@ -58,10 +58,7 @@ class MultiIntentGaussian(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        sizes = {name: getattr(config, name) for name in ("dim", "heads", "layers", "intents", "window", "recent")}
-        checked("multi_intent_gaussian", dropout=config.dropout, **sizes)
-        if config.dim % config.heads:
-            raise RrecError(f"model.heads={config.heads}: must divide model.dim={config.dim}")
+        checked("multi_intent_gaussian", config)
         for key, value, choices in (("fusion", config.fusion, FUSIONS), ("score", config.score, SCORES)):
             if value not in choices:
                 raise unknown(f"{key} of multi_intent_gaussian", value, choices)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
-from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -43,16 +42,7 @@ class SASRec(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked(
-            "sasrec",
-            dropout=config.dropout,
-            dim=config.dim,
-            heads=config.heads,
-            layers=config.layers,
-            window=config.window,
-        )
-        if config.dim % config.heads:
-            raise RrecError(f"model.heads={config.heads}: must divide model.dim={config.dim}")
+        checked("sasrec", config)
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
-from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, nearness
@@ -43,16 +42,7 @@ class STOSA(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked(
-            "stosa",
-            dropout=config.dropout,
-            dim=config.dim,
-            heads=config.heads,
-            layers=config.layers,
-            window=config.window,
-        )
-        if config.dim % config.heads:
-            raise RrecError(f"model.heads={config.heads}: must divide model.dim={config.dim}")
+        checked("stosa", config)
         self.config, self.window = config, config.window
         self.items = Items(data.n_items, config.dim, config.window, config.dropout)
         self.blocks = nn.ModuleList(
