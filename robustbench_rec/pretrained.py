@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from robustbench_rec.data import Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.files import write_bytes
 from robustbench_rec.shifted import Site
@@ -132,7 +133,7 @@ class LoRA(nn.Module):
         weight: Tensor = base.weight  # type: ignore[assignment]
         outer, inner = weight.shape if isinstance(base, nn.Linear) else weight.shape[::-1]  # else Conv1D, transposed
         self.base, self.scale = base, config.alpha / config.rank
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.down = nn.Parameter(weight.new_empty(config.rank, inner))
         self.up = nn.Parameter(weight.new_zeros(outer, config.rank))
         nn.init.kaiming_uniform_(self.down, a=5**0.5)

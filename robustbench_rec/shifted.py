@@ -13,7 +13,6 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.model import Encoded, RecModel
 
 Delta = Mapping[str, Tensor]
-SURFACES = ("embedding", "weight", "feature", "activation")
 
 
 class Site(nn.Module):
@@ -116,7 +115,7 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
     """
     if kind not in SURFACES:
         raise RrecError(f"unknown surface '{kind}' (choices: {', '.join(SURFACES)})")
-    names = _surfaces(model)[kind]
+    names = SURFACES[kind](model)
     if modules is not None:
         wanted = list(modules)
         labels = {label(name): name for name in names}
@@ -126,7 +125,7 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
             raise RrecError(f"{_name(model)} has no module '{missing[0]}' on the {kind} surface (it has: {has})")
         names = [labels[each] for each in wanted]
     if not names:
-        has = ", ".join(each for each, found in _surfaces(model).items() if found) or "none"
+        has = ", ".join(each for each, find in SURFACES.items() if find(model)) or "none"
         raise RrecError(f"{_name(model)} has no {kind} surface to attack (it has: {has})")
     return names
 
@@ -136,14 +135,23 @@ def label(name: str) -> str:
     return name.removesuffix(".weight").removesuffix(".shift")
 
 
-def _surfaces(model: RecModel) -> dict[str, list[str]]:
-    modules = dict(model.named_modules())
-    return {
-        "embedding": [f"{name}.weight" for name, each in modules.items() if isinstance(each, nn.Embedding)],
-        "weight": [name for name, each in model.named_parameters() if each.ndim >= 2],
-        "feature": [name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("feature_")],
-        "activation": [f"{name}.shift" for name, each in modules.items() if isinstance(each, Site)],
-    }
+def _embeddings(model: RecModel) -> list[str]:
+    return [f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Embedding)]
+
+
+def _weights(model: RecModel) -> list[str]:
+    return [name for name, each in model.named_parameters() if each.ndim >= 2]
+
+
+def _features(model: RecModel) -> list[str]:
+    return [name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("feature_")]
+
+
+def _sites(model: RecModel) -> list[str]:
+    return [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Site)]
+
+
+SURFACES = {"embedding": _embeddings, "weight": _weights, "feature": _features, "activation": _sites}
 
 
 def _name(model: RecModel) -> str:

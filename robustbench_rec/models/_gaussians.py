@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_rec.batch import History
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import pairs, rows
 from robustbench_rec.models._sequences import embed, from_the_end
 from robustbench_rec.shifted import Site
@@ -67,7 +68,7 @@ class Items(nn.Module):
         self.mean, self.covariance = nn.Embedding(n_items, dim), nn.Embedding(n_items, dim)
         self.place_mean, self.place_covariance = nn.Embedding(window, dim), nn.Embedding(window, dim)
         self.mean_norm, self.covariance_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.mean_site, self.covariance_site = Site(), Site()
         for table in (self.mean, self.covariance, self.place_mean, self.place_covariance):
             nn.init.normal_(table.weight, 0.01, 0.02)
@@ -92,7 +93,7 @@ class WassersteinBlock(nn.Module):
         super().__init__()
         self.heads, self.span = heads, span
         self.mean, self.covariance = _Path(dim, dropout), _Path(dim, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, events: Gaussian) -> Gaussian:
         """`[B, L, D]` to `[B, L, D]`."""
@@ -133,7 +134,7 @@ class _Path(nn.Module):
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.first, self.last = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.attended, self.hidden, self.fed = Site(), Site(), Site()
         for each in (self.qkv, self.out, self.first, self.last):
             nn.init.normal_(each.weight, 0.01, 0.02)

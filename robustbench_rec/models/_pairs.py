@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import rows
 from robustbench_rec.shifted import Site
@@ -31,7 +32,7 @@ class Pairs(nn.Module):
         self.user, self.width = user, sum(sizes)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([user + item, *sizes]))
         self.sites = nn.ModuleList(Site() for _ in sizes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def user_part(self, users: Tensor) -> Tensor:
         weight, bias = self._first()

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -46,7 +47,7 @@ class ComiRec(RecModel):
         self.position = nn.Embedding(config.window, config.dim)
         self.first = nn.Linear(config.dim, config.hidden, bias=False)
         self.last = nn.Linear(config.hidden, config.interests, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.embedded, self.hidden, self.interests = Site(), Site(), Site()
         for each in (self.item, self.position, self.first, self.last):
             nn.init.xavier_normal_(each.weight)

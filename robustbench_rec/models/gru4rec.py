@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._sequences import checked, dots, embed
@@ -42,7 +43,7 @@ class GRU4Rec(RecModel):
         checked("gru4rec", config)
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         sizes = [config.dim, *[config.hidden] * (config.layers - 1)]
         self.layers = nn.ModuleList(GRU(size, config.hidden) for size in sizes)
         self.dense = nn.Linear(config.hidden, config.dim)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, product
 from robustbench_rec.lookup import half_square, pairs, rows
@@ -89,7 +90,7 @@ class KGAT(RecModel):
         self.product = nn.ModuleList(nn.Linear(a, b) for a, b in pairs if config.aggregator == "bi_interaction")
         self.sites = nn.ModuleList(Site() for _ in pairs)
         self.propagated = Site()
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         for each in (self.node.weight, self.relation.weight, *self.projection):
             nn.init.xavier_uniform_(each)
         for layer in (*self.sum, *self.product):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -46,7 +47,7 @@ class SASRec(RecModel):
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.embedded = Site()
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -73,7 +74,7 @@ class Block(nn.Module):
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.first, self.last = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.attended, self.hidden, self.fed = Site(), Site(), Site()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, sums
 from robustbench_rec.lookup import half_square, rows
@@ -202,7 +203,7 @@ class _Update(nn.Module):
         super().__init__()
         self.value = nn.Linear(dim, dim, bias=False)
         self.sum, self.product = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.norm, self.dropout, self.site = nn.LayerNorm(dim), nn.Dropout(dropout), Site()
+        self.norm, self.dropout, self.site = nn.LayerNorm(dim), Dropout(dropout), Site()
         for each in (self.value, self.sum, self.product):
             nn.init.xavier_uniform_(each.weight)
         for each in (self.sum, self.product):

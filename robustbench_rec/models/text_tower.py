@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.lookup import pairs, rows
 from robustbench_rec.model import RecModel
@@ -95,7 +96,7 @@ class TextTower(RecModel):
         steps = list(pairwise([frozen.shape[1], *config.hidden, config.dim]))
         self.head = nn.ModuleList(nn.Linear(a, b) for a, b in steps)
         self.sites = nn.ModuleList(Site() for _ in steps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         if config.user == "embedding":
             self.user = nn.Embedding(data.n_users, config.dim)
             nn.init.xavier_normal_(self.user.weight)
