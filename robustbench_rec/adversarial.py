@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Ascent, Attack
+from robustbench_rec.ascent import Ascent
+from robustbench_rec.attack import Attack
 from robustbench_rec.batch import Batch
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Objective

@@ -1,54 +1,21 @@
 """Attacks as gradient ascent on a surface, inside a ball."""
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from robustbench_rec.attack import Attack, Scope, settled
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar, known
 from robustbench_rec.shifted import Delta, Shifted, surface
-
-
-class Attack(ABC):
-    """Maps a model at a point and a batch to a worse point and a worse batch, within a budget."""
-
-    @property
-    @abstractmethod
-    def passes(self) -> int:
-        """How often the objective is evaluated."""
-
-    @abstractmethod
-    def check(self, model: RecModel) -> None:
-        """RrecError if the model has nothing that this attack can move."""
-
-    @abstractmethod
-    def shared(self, at: Shifted, batch: Batch) -> bool:
-        """Whether one perturbation serves all batches, or each row of a batch has its own."""
-
-    @abstractmethod
-    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        """Raise `objective`."""
-
-    @abstractmethod
-    def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
-        """The budget actually used between a point and a worse one."""
-
-    def drawing_from(self, generator: torch.Generator) -> "Attack":
-        """The same attack with its randomness from a stream, anew at every call, instead of from its seed."""
-        return self
-
-    def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
-        """The objective at the start, ready for backward, and the attack; adversarial training needs both."""
-        return objective(at, batch), *self(at, batch, objective)
+from robustbench_rec.threat import Threat
 
 
 @dataclass
@@ -71,65 +38,33 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ascent(Attack):
-    """FGSM, FGM, PGD and the inner steps of APR and AWP: δ ← Π(δ + α·radius·steepest(∇)).
+class Perturbation(Attack):
+    """An attack that adds δ to tensors of a surface, inside a ball.
 
-    surface: a kind of `SURFACES`. modules: exactly these modules of it (None: all). steps: 0 leaves δ at its start.
-    step_size: α, in radii. random_start: uniform in the ball, else δ starts at 0. restarts: the best of so many runs.
-    best: keep the best δ seen, the last one included (one more forward pass), else the last. names: exactly these
-    tensors, whatever the surface has, and whether or not they reach the scores. direction: what to climb along instead
-    of the gradient, of (name, gradient).
+    surface: a kind of `SURFACES`. modules: exactly these modules of it (None: all). names: exactly these tensors,
+    whatever the surface has, and whether or not they reach the scores. generator: where to draw from instead of `seed`.
     """
+
+    threat: ClassVar[Threat] = Threat(
+        surface="embedding | weight | feature | activation",
+        knowledge="white-box",
+        scope="all users at once; each user for activations of its own",
+        budget="eps in a norm, for each row, example, layer or element",
+    )
 
     surface: str
     ball: Ball
-    steps: int
-    step_size: float = 1.0
-    random_start: bool = False
-    restarts: int = 1
-    best: bool = False
     seed: int = 0
     modules: tuple[str, ...] | None = None
     names: tuple[str, ...] | None = None
-    direction: Callable[[str, Tensor], Tensor] | None = None
     generator: torch.Generator | None = None
 
-    def __post_init__(self) -> None:
-        if self.steps < 0 or self.restarts < 1 or self.step_size <= 0:
-            raise RrecError(
-                f"steps={self.steps}, restarts={self.restarts}, step_size={self.step_size}: "
-                "steps >= 0, restarts >= 1 and step_size > 0 are needed"
-            )
+    @property
+    def declared(self) -> Threat:
+        where = self.surface if self.modules is None else f"{self.surface} ({', '.join(self.modules)})"
+        return settled(self.threat, surface=where, budget=str(self.ball))
 
-    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        base = self.base(at, batch)
-        if not base:
-            return at, batch
-        generator = self.stream()
-        best, best_value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
-        for _ in range(self.restarts - 1):
-            delta, value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
-            if value > best_value:
-                best, best_value = delta, value
-        return at.shift(best), batch
-
-    def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
-        base = self.base(at, batch)
-        if self.random_start or self.restarts > 1 or not self.steps or not base:
-            return super().beside(at, batch, objective)
-        # the gradient at δ = 0 serves twice: as the first ascent direction and as the clean term's backward
-        weights = [each for each in (*at.model.parameters(), *at.delta.values()) if each.requires_grad]
-        value, direction, gradients = self._gradient(at, batch, objective, base, None, weights)
-        used = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
-        clean = known(value, [w for w, _ in used], [g for _, g in used])
-        delta = self._move(base, None, direction, self._radii(base))
-        if self.steps > 1 or self.best:
-            delta, last = self._run(at, batch, objective, base, delta, self.steps - 1)
-            if self.best and last < value.item():
-                delta = {name: torch.zeros_like(each) for name, each in base.items()}
-        return clean, at.shift(delta), batch
-
-    def drawing_from(self, generator: torch.Generator) -> "Ascent":
+    def drawing_from(self, generator: torch.Generator) -> "Perturbation":
         drawing = copy(self)
         object.__setattr__(drawing, "generator", generator)
         return drawing
@@ -138,33 +73,26 @@ class Ascent(Attack):
         """Where a call draws from."""
         return self.generator or torch.Generator().manual_seed(self.seed)
 
-    @property
-    def passes(self) -> int:
-        return self.restarts * (self.steps + self.best)
-
     def check(self, model: RecModel) -> None:
         if self.names is None:
             surface(model, self.surface, self.modules)
 
-    def shared(self, at: Shifted, batch: Batch) -> bool:
+    def scope(self, at: Shifted, batch: Batch) -> Scope:
         if self.surface != "activation":
-            return True
+            return "all"
         whole, first = self.base(at, batch), self.base(at, batch.rows(torch.zeros(1, dtype=torch.long)))
-        return all(each.shape == first[name].shape for name, each in whole.items()) and len(batch) > 1
+        common = [name for name, each in whole.items() if each.shape == first[name].shape]
+        if len(batch) == 1 or not common:
+            return "row"
+        return "all" if len(common) == len(whole) else "portion"
 
-    def spent(self, at: Shifted, worse: Shifted, batch: Batch) -> dict[str, float]:
-        """Largest and mean norm over the units, and both as shares of the norm of what is perturbed."""
+    def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
+        """Norms of the units, and as shares of the norm of what is perturbed, NaN where that is 0."""
         base = self.base(at, batch)
         delta = {name: worse.delta[name] - at.delta.get(name, 0) for name in base}
         sizes = torch.cat([self.ball.size(each).flatten() for each in delta.values()])
         own = torch.cat([self.ball.size(each).flatten() for each in base.values()])
-        share = sizes[own > 0] / own[own > 0]
-        return {
-            "max_norm": sizes.max().item(),
-            "mean_norm": sizes.mean().item(),
-            "max_relative": share.max().item() if len(share) else float("nan"),
-            "mean_relative": share.mean().item() if len(share) else float("nan"),
-        }
+        return {"norm": sizes, "relative": torch.where(own > 0, sizes / own, float("nan"))}
 
     def base(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """The tensors that δ is added to."""
@@ -172,8 +100,100 @@ class Ascent(Attack):
         found = at.activations(names, batch) if self.surface == "activation" else at.tensors(names)
         return {name: each.detach() for name, each in found.items()}
 
-    def _radii(self, base: Delta) -> dict[str, Tensor]:
+    def radii(self, base: Delta) -> dict[str, Tensor]:
+        """Of the ball of each unit."""
         return {name: self.ball.radius(each) for name, each in base.items()}
+
+    def reached(self, base: Delta, gradients: Mapping[str, Tensor | None]) -> None:
+        """RrecError where no gradient came back: the surface does not matter to the scores."""
+        if self.names is None and all(each is None for each in gradients.values()):
+            raise RrecError(
+                f"the {self.surface} surface ({', '.join(base)}) does not reach the scores: nothing to climb"
+            )
+
+
+def zeros(base: Delta) -> dict[str, Tensor]:
+    """δ = 0."""
+    return {name: torch.zeros_like(each) for name, each in base.items()}
+
+
+def spread(rows: Tensor, over: Tensor) -> Tensor:
+    """One number, or one a row `[B]`, so that it broadcasts against `over` `[B, …]`."""
+    return rows.view(*rows.shape, *(1,) * (over.ndim - rows.ndim)) if rows.ndim else rows
+
+
+def chosen(wins: Tensor, delta: Delta, other: Delta) -> dict[str, Tensor]:
+    """`delta` where it wins, for all or row by row, else `other`."""
+    return {name: torch.where(spread(wins, each), each, other[name]) for name, each in delta.items()}
+
+
+def climb(at: Shifted, batch: Batch, objective: Scalar, delta: Delta) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The objective at θ + δ, without a graph, and its gradient in δ by name; None where δ does not reach it."""
+    leaves = {name: each.detach().requires_grad_() for name, each in delta.items()}
+    value = objective(at.shift(leaves), batch)
+    found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
+    along = [None if each is None else each.to_dense() for each in found]
+    return value.detach(), dict(zip(leaves, along, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent(Perturbation):
+    """FGSM, FGM, PGD and the inner steps of APR and AWP: δ ← Π(δ + α·radius·steepest(∇)).
+
+    steps: 0 leaves δ at its start. step_size: α, in radii. random_start: uniform in the ball, else δ starts at 0.
+    restarts: the best of so many runs. best: keep the best δ seen, the last one included (one more forward pass), else
+    the last; row by row where the objective has a value a row. momentum: μ of g ← μ·g + ∇/‖∇‖₁ (Dong et al., CVPR
+    2018), 0 for none. direction: what to climb along instead of the gradient, of (name, gradient).
+    """
+
+    steps: int
+    step_size: float = 1.0
+    random_start: bool = False
+    restarts: int = 1
+    best: bool = False
+    momentum: float = 0.0
+    direction: Callable[[str, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.restarts < 1 or self.step_size <= 0 or self.momentum < 0:
+            raise RrecError(
+                f"steps={self.steps}, restarts={self.restarts}, step_size={self.step_size}, momentum={self.momentum}: "
+                "steps >= 0, restarts >= 1, step_size > 0, momentum >= 0 are needed"
+            )
+
+    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        base = self.base(at, batch)
+        if not base:
+            return at, batch
+        generator, best, best_value = self.stream(), None, None
+        for _ in range(self.restarts):
+            delta, value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
+            if best is None or best_value is None or value is None:
+                best, best_value = delta, value
+            else:
+                best, best_value = chosen(value > best_value, delta, best), torch.maximum(value, best_value)
+        assert best is not None
+        return at.shift(best), batch
+
+    def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
+        base = self.base(at, batch)
+        if self.random_start or self.restarts > 1 or self.momentum or not self.steps or not base:
+            return super().beside(at, batch, objective)
+        # the gradient at δ = 0 serves twice: as the first ascent direction and as the clean term's backward
+        weights = [each for each in (*at.model.parameters(), *at.delta.values()) if each.requires_grad]
+        value, direction, gradients = self._gradient(at, batch, objective, base, None, weights)
+        used = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
+        clean = known(value, [w for w, _ in used], [g for _, g in used])
+        delta = self._move(base, None, direction, self.radii(base))
+        if self.steps > 1 or self.best:
+            delta, last = self._run(at, batch, objective, base, delta, self.steps - 1)
+            if last is not None:
+                delta = chosen(last >= value, delta, zeros(base))
+        return clean, at.shift(delta), batch
+
+    @property
+    def passes(self) -> int:
+        return self.restarts * (self.steps + self.best)
 
     def _start(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor] | None:
         """None stands for δ = 0."""
@@ -183,22 +203,30 @@ class Ascent(Attack):
 
     def _run(
         self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor] | None, steps: int
-    ) -> tuple[dict[str, Tensor], float]:
-        """δ after so many steps, or the best δ with its value."""
-        radii = self._radii(base)
-        best, best_value = delta, -math.inf
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """δ after so many steps; or the best δ, with its value."""
+        radii, running = self.radii(base), zeros(base) if self.momentum else {}
+        best, best_value = None, None
         for _ in range(steps):
-            value, gradients, _ = self._gradient(at, batch, objective, base, delta, [])
-            if self.best and value.item() > best_value:
-                best, best_value = delta, value.item()
+            value, found, _ = self._gradient(at, batch, objective, base, delta, [])
+            gradients: Mapping[str, Tensor | None] = found
+            if self.best:
+                best, best_value = _better(best, best_value, delta or zeros(base), value)
+            if self.momentum:
+                running = {name: self._run_on(running[name], each) for name, each in found.items()}
+                gradients = running
             delta = self._move(base, delta, gradients, radii)
         if self.best:
             with torch.no_grad():
-                last = objective(at.shift(delta or {}), batch).item()
-            if last < best_value:
-                delta, last = best, best_value
-            best_value = last
-        return delta or {name: torch.zeros_like(each) for name, each in base.items()}, best_value
+                last = objective(at.shift(delta or {}), batch)
+            best, best_value = _better(best, best_value, delta or zeros(base), last)
+            return best, best_value
+        return delta or zeros(base), None
+
+    def _run_on(self, running: Tensor, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
+            return running
+        return self.momentum * running + gradient / self.ball.total(gradient).clamp_min(1e-12)
 
     def _gradient(
         self,
@@ -214,21 +242,17 @@ class Ascent(Attack):
         if own and all(each.requires_grad for each in own.values()):  # at δ = 0 the gradient in δ is that in θ
             leaves, point = own, Shifted(at.model, at.delta)
         else:
-            start = delta or {name: torch.zeros_like(each) for name, each in base.items()}
-            leaves = {name: each.detach().requires_grad_() for name, each in start.items()}
+            leaves = {name: each.detach().requires_grad_() for name, each in (delta or zeros(base)).items()}
             point = at.shift(leaves)
         value = objective(point, batch)
-        found = torch.autograd.grad(value, [*leaves.values(), *weights], allow_unused=True)
+        found = torch.autograd.grad(value.sum(), [*leaves.values(), *weights], allow_unused=True)
         along = [None if each is None else each.to_dense() for each in found[: len(leaves)]]
         return value.detach(), dict(zip(leaves, along, strict=True)), found[len(leaves) :]
 
     def _move(
         self, base: Delta, delta: Delta | None, gradients: Mapping[str, Tensor | None], radii: Delta
     ) -> dict[str, Tensor]:
-        if self.names is None and all(each is None for each in gradients.values()):
-            raise RrecError(
-                f"the {self.surface} surface ({', '.join(base)}) does not reach the scores: nothing to climb"
-            )
+        self.reached(base, gradients)
         moved = {}
         for name, gradient in gradients.items():
             if gradient is None:
@@ -241,3 +265,11 @@ class Ascent(Attack):
             else:
                 moved[name] = self.ball.project(step if delta is None else delta[name] + step, radii[name])
         return moved
+
+
+def _better(
+    best: dict[str, Tensor] | None, best_value: Tensor | None, delta: dict[str, Tensor], value: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    if best is None or best_value is None:
+        return delta, value
+    return chosen(value > best_value, delta, best), torch.maximum(value, best_value)

@@ -41,8 +41,9 @@ class Batch:
     training for ranking column 0 is the positive and the others are sampled negatives; ratings or clicks with C = 1 for
     a model of single events; `[B, 0]` where a batch is only scored. mask: `[B, C]`, False where a candidate does not
     count (None: all count). targets: `[B]`, the positive's index where the whole catalogue is scored in training.
-    context: `[B, K]`, codes of the circumstances of the event. history: of the users, for a model that reads it; where
-    it has steps, every step is an example of its own: items, labels, mask and targets have a row for each, users not.
+    aims: `[B, T]`, columns of the candidates that an attacker is about. context: `[B, K]`, codes of the circumstances
+    of the event. history: of the users, for a model that reads it; where it has steps, every step is an example of its
+    own: items, labels, mask and targets have a row for each, users not.
     """
 
     users: Tensor
@@ -50,6 +51,7 @@ class Batch:
     labels: Tensor
     mask: Tensor | None = None
     targets: Tensor | None = None
+    aims: Tensor | None = None
     context: Tensor | None = None
     history: History | None = None
 

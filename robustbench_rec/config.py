@@ -121,13 +121,14 @@ class Distill(Train):
 class Attack(Judge, Base):
     """ckpt: a run directory or its model.safetensors. eps: budget of the attack.
 
-    loss: what the attack climbs, null for the protocol's own.
+    loss: what the attack climbs, null for the goal's own.
     """
 
     ckpt: str = MISSING
     part: str = MISSING
     eps: float = MISSING
     loss: str | None = MISSING
+    goal: dict[str, Any] = MISSING
     attack: dict[str, Any] = MISSING
 
 

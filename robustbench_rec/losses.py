@@ -1,7 +1,9 @@
 """Losses: (Output, Batch) -> one value an example `[B]`; an attack climbs them, a trainer goes down."""
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -57,13 +59,72 @@ def mse(output: Output, batch: Batch) -> Tensor:
     return (each * batch.mask).sum(1) / batch.mask.sum(1).clamp_min(1)
 
 
-LOSSES: dict[str, Loss] = {"bce": bce, "bpr": bpr, "margin": margin, "mse": mse, "softmax": softmax}
+def topk(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
+    """How far the positives are below the k-th best other candidate: softplus, averaged over the positives."""
+    scores, positive = candidates(output, batch), batch.labels > 0  # [B, C]
+    short = F.softplus(bar(scores, scores, k) - scores).masked_fill(~positive, 0.0)
+    return short.sum(1) / positive.sum(1).clamp_min(1)
+
+
+def dlr(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
+    """The least margin of a positive inside the top k, in units of the spread of the list, negated; 0 with none inside.
+
+    The difference of logits ratio of AutoAttack (Croce & Hein, ICML 2020) with the (k+1)-th score in the place of the
+    runner-up: shifting or scaling all scores changes nothing, so scores that are large or small hide no gradient.
+    """
+    scores, positive = candidates(output, batch), batch.labels > 0
+    top = scores.topk(min(k + 2, scores.shape[1]), 1).values
+    margin = scores - top[:, -2:-1]
+    inside = positive & (margin > 0)
+    least = margin.masked_fill(~inside, float("inf")).amin(1)
+    least = torch.where(least.isinf(), torch.zeros_like(least), least)
+    return -least / spread(top)
+
+
+def candidates(output: Output, batch: Batch) -> Tensor:
+    """Scores in single precision, −∞ where a candidate does not count."""
+    scores = output.scores.float()
+    return scores if batch.mask is None else scores.masked_fill(~batch.mask, float("-inf"))
+
+
+def bar(scores: Tensor, own: Tensor, k: int) -> Tensor:
+    """For each of `own` `[B, T]` the k-th largest of the other scores `[B, C]`."""
+    top = scores.topk(min(k + 1, scores.shape[1]), 1).values
+    return torch.where(own >= top[:, -2:-1], top[:, -1:], top[:, -2:-1])
+
+
+def spread(top: Tensor) -> Tensor:
+    """Between the best score of a list and the one behind its cut."""
+    return (top[:, 0] - top[:, -1]).clamp_min(1e-12)
+
+
+LOSSES: dict[str, Loss] = {
+    "bce": bce,
+    "bpr": bpr,
+    "dlr": dlr,
+    "margin": margin,
+    "mse": mse,
+    "softmax": softmax,
+    "topk": topk,
+}
 POINTWISE = ("bce", "mse")
 """Losses of single candidates, which need nothing to compare them with."""
+TRAINED = ("bce", "bpr", "margin", "mse", "softmax")
+"""Losses that a model can be trained with."""
+CUT = ("dlr", "margin", "topk")
+"""Losses that look at a list of k."""
 
 
-def loss(name: str) -> Loss:
-    """The loss of that name; RrecError names the choices."""
+def loss(name: str, *, k: int | None = None) -> Loss:
+    """The loss of that name; k: where the list ends that it looks at. RrecError names the choices."""
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
+    cut: Callable[..., Tensor] = LOSSES[name]
+    return partial(cut, k=k) if k is not None and name in CUT else cut
+
+
+def trained(name: str) -> Loss:
+    """A loss to train with."""
+    if name not in TRAINED:
+        raise unknown("loss", name, TRAINED)
     return LOSSES[name]

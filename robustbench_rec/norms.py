@@ -8,7 +8,7 @@ from torch import Tensor
 from robustbench_rec.errors import RrecError, unknown
 
 NORMS = ("l2", "linf")
-UNITS = ("row", "layer", "element")
+UNITS = ("row", "example", "layer", "element")
 SCALES = ("no", "own", "median")
 
 
@@ -16,9 +16,9 @@ SCALES = ("no", "own", "median")
 class Ball:
     """All δ whose norm, taken over each unit of a tensor, is at most the radius of that unit.
 
-    norm: l2 or linf. per: the unit, a row (last dimension), a whole layer or a single element. relative: "no" makes eps
-    the radius itself; "own" multiplies it by the same norm of the unit that is perturbed, "median" by the median over
-    the tensor's units.
+    norm: l2 or linf. per: the unit, a row (last dimension), an example (all but the first dimension), a whole layer or
+    a single element. relative: "no" makes eps the radius itself; "own" multiplies it by the same norm of the unit that
+    is perturbed, "median" by the median over the tensor's units.
     """
 
     eps: float
@@ -42,7 +42,7 @@ class Ball:
         if self.per == "element":
             return delta.abs()
         order = 2 if self.norm == "l2" else float("inf")
-        size: Tensor = torch.linalg.vector_norm(delta, order, dim=self._dims(delta), keepdim=True)
+        size: Tensor = torch.linalg.vector_norm(delta, order, dim=self.dims(delta), keepdim=True)
         return size
 
     def radius(self, base: Tensor) -> Tensor:
@@ -58,8 +58,8 @@ class Ball:
             return radius * gradient.sign()
         # in float64, since the squares of a saturated loss's gradient underflow in float32
         length: Tensor = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True, dtype=torch.float64)
-        if self.per == "layer" or gradient.ndim == 1:
-            length = torch.linalg.vector_norm(length)
+        if self.per != "row" or gradient.ndim == 1:
+            length = torch.linalg.vector_norm(length, dim=self.dims(gradient), keepdim=True)
         limits = torch.finfo(gradient.dtype)
         # at most the largest number: infinity times the zeros of a unit without gradient would be NaN
         return gradient * (radius / length.clamp_min(limits.tiny)).clamp_max(limits.max).to(gradient.dtype)
@@ -86,5 +86,16 @@ class Ball:
         drawn = torch.rand(size.shape, generator=generator, dtype=base.dtype, device=generator.device).to(base.device)
         return direction * drawn ** (size.numel() / direction.numel())
 
-    def _dims(self, x: Tensor) -> tuple[int, ...]:
-        return (-1,) if self.per == "row" and x.ndim > 1 else tuple(range(x.ndim))
+    def total(self, delta: Tensor) -> Tensor:
+        """Sum of the absolute values of each unit, with the reduced dimensions kept."""
+        return delta.abs() if self.per == "element" else delta.abs().sum(self.dims(delta), keepdim=True)
+
+    def __str__(self) -> str:
+        of = {"no": "", "own": " × own norm", "median": " × median norm"}[self.relative]
+        return f"{self.norm} ≤ {self.eps:g}{of}, each {self.per}"
+
+    def dims(self, x: Tensor) -> tuple[int, ...]:
+        """Dimensions that make up a unit."""
+        if x.ndim == 1 or self.per == "layer":
+            return tuple(range(x.ndim))
+        return (-1,) if self.per == "row" else tuple(range(1, x.ndim))

@@ -7,7 +7,8 @@ import torch
 from conftest import DATA, Toy, batch_of, build, configured, gradients
 from torch import Tensor, nn
 
-from robustbench_rec.ascent import Ascent, Attack
+from robustbench_rec.ascent import Ascent
+from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
@@ -215,7 +216,7 @@ class TestSteps:
 
     @pytest.mark.parametrize("changes", [{"steps": -1}, {"steps": 1, "restarts": 0}, {"steps": 1, "step_size": 0.0}])
     def test_settings_that_make_no_sense_are_refused(self, changes: dict[str, Any]) -> None:
-        with pytest.raises(RrecError, match="steps >= 0, restarts >= 1 and step_size > 0"):
+        with pytest.raises(RrecError, match="steps >= 0, restarts >= 1, step_size > 0"):
             Ascent(surface="weight", ball=ball(), **changes)
 
     def test_fgsm_refuses_another_norm(self) -> None:

@@ -140,5 +140,5 @@ class TestEveryLoss:
 
 
 def test_an_unknown_loss_names_the_choices() -> None:
-    with pytest.raises(RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, margin, mse, softmax"):
+    with pytest.raises(RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, dlr, margin, mse, softmax, topk"):
         loss("bp")

@@ -30,9 +30,11 @@ def ball(eps: float = 1.0, norm: str = "l2", per: str = "row", relative: str = "
 
 
 def units(per: str, x: Tensor) -> Tensor:
-    """The tensor as `[units, entries]`, by the plain reading of row, layer and element."""
+    """The tensor as `[units, entries]`, by the plain reading of row, example, layer and element."""
     if per == "element":
         return x.reshape(-1, 1)
+    if per == "example" and x.ndim > 1:
+        return x.flatten(1)
     return x.reshape(-1, x.shape[-1]) if per == "row" and x.ndim > 1 else x.reshape(1, -1)
 
 

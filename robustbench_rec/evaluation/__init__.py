@@ -10,7 +10,7 @@ from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
 from robustbench_rec.evaluation.ranking import Full, Sampled
 
-__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Moved", "Result", "evaluator", "worth"]
+__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Full", "Moved", "Result", "evaluator", "worth"]
 
 PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "ratings": Ratings, "sampled": Sampled}
 

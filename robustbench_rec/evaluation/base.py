@@ -10,13 +10,15 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Attack
+from robustbench_rec.aims import aimed
+from robustbench_rec.attack import Attack
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.goal import Goal
 from robustbench_rec.histories import Histories
-from robustbench_rec.losses import Loss, loss
+from robustbench_rec.losses import LOSSES, Loss, loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import streamed
 from robustbench_rec.shifted import Shifted
@@ -89,11 +91,15 @@ class Evaluator(ABC, Generic[P]):
             raise unknown("monitor", monitor, self.names())
         return monitor
 
-    def climbed(self, name: str | None) -> Loss:
-        """The loss that an attack climbs; RrecError when these candidates have no such loss."""
-        if name is not None and name not in self.losses:
-            raise unknown("loss of an attack", name, self.losses)
-        return loss(name or self.losses[0])
+    def climbed(self, name: str | None, goal: Goal | None = None) -> Loss:
+        """The loss that an attack climbs, None for the goal's own; RrecError when it leads nowhere here."""
+        losses = self.losses if goal is None else goal.losses or self.losses
+        if name is not None and name not in losses:
+            raise unknown("loss of an attack", name, losses)
+        chosen = name or losses[0]
+        if goal is None:
+            return loss(chosen)
+        return goal.weigh(loss(chosen, k=goal.k) if chosen in LOSSES else aimed(chosen, k=goal.k))
 
     def portions(self, part: str) -> list[P]:
         """The same, built once; RrecError where the part is unknown or empty."""
@@ -125,50 +131,68 @@ class Evaluator(ABC, Generic[P]):
         finite.
         """
         names, portions = metrics or self.names(), self.portions(part)
+        with self.judged(at, part) as scores:
+            return self.measure(scores, portions, names)
+
+    @contextmanager
+    def judged(self, at: Shifted | Moved, part: str) -> Iterator[Iterator[Tensor]]:
+        """The scores `[B, C]` of one portion after the other, in evaluation mode, to write into."""
         if isinstance(at, Shifted):
             point = Shifted(at.model, at.delta)
             moved: Moved = [(point, batch) for batch in self.inputs(at.model, part)]
         else:
             moved = at
-
         with _judged(moved[0][0].model):
-            return self.measure((point(batch).scores.float() for point, batch in moved), portions, names)
+            yield (point(batch).scores.float() for point, batch in moved)
 
     def attack(
-        self, at: Shifted, attack: Attack, part: str, climbed: Loss, on_pass: Callable[[], object] = lambda: None
+        self,
+        at: Shifted,
+        attack: Attack,
+        part: str,
+        climbed: Loss,
+        *,
+        mark: Callable[[Batch], Batch] = lambda batch: batch,
+        on_pass: Callable[[], object] = lambda: None,
     ) -> tuple[Moved, dict[str, float]]:
         """Attack everyone in the part, climbing a loss on exactly the candidates that are judged.
 
         A perturbation that does not belong to the rows of a batch is one for all, found over the whole part; one that
-        does (an activation, a history) is found portion by portion. on_pass: called at each of the `attack.passes`
-        evaluations of the part. Returns the attacked portions and the budget spent.
+        does (an activation, a history) is found for every row by itself, portion by portion. mark: adds to a labelled
+        batch what the attacker is about. on_pass: called at each of the `attack.passes` evaluations of the part.
+        Returns the attacked portions and the budget spent.
         """
         with _judged(at.model):
             start, inputs = Shifted(at.model, at.delta), list(self.inputs(at.model, part))
-            first = self.label(self.portions(part)[0], inputs[0])
-            if attack.shared(start, first):
+            first = mark(self.label(self.portions(part)[0], inputs[0]))
+            scope = attack.scope(start, first)
+            if scope == "all":
 
                 def objective(at: Shifted, batch: Batch) -> Tensor:
                     on_pass()
-                    return streamed(at, self.batches(at.model, part), climbed)
+                    return streamed(at, map(mark, self.batches(at.model, part)), climbed)
 
                 worse, _ = attack(start, first, objective)
-                return [(worse, batch) for batch in inputs], attack.spent(start, worse, first)
+                used = attack.spent(start, worse, first, first, objective)
+                return [(worse, batch) for batch in inputs], attack.summary(used)
 
             calls = count(1)
 
             def local(at: Shifted, batch: Batch) -> Tensor:
                 if next(calls) % len(inputs) == 0:
                     on_pass()
-                return climbed(at(batch), batch).mean()
+                values = climbed(at(batch), batch)
+                return values if scope == "row" else values.mean()
 
-            moved, spent = [], []
+            moved: list[tuple[Shifted, Batch]] = []
+            spent: list[dict[str, Tensor]] = []
             for portion, batch in zip(self.portions(part), inputs, strict=True):
-                labelled = self.label(portion, batch)
+                labelled = mark(self.label(portion, batch))
                 worse, changed = attack(start, labelled, local)
                 moved.append((worse, changed.question()))
-                spent.append((attack.spent(start, worse, labelled), len(batch)))
-            return moved, _pooled(spent)
+                spent.append(attack.spent(start, worse, labelled, changed, local))
+            joined = {name: torch.cat([each[name] for each in spent]) for name in spent[0]}
+            return moved, attack.summary(joined)
 
     def _history(self, users: Tensor, window: int, part: str) -> History | None:
         if not window:
@@ -177,17 +201,6 @@ class Evaluator(ABC, Generic[P]):
             parts = [self.data.part(each).liked() for each in ("train", "valid")[: 1 + (part == "test")]]
             self._histories[part] = Histories(*parts, n_users=self.data.n_users, n_items=self.data.n_items)
         return self._histories[part].of(users, window)
-
-
-def _pooled(spent: list[tuple[dict[str, float], int]]) -> dict[str, float]:
-    """Budgets of portions as one: largest of `max_…`, mean over rows of the others."""
-    rows = sum(size for _, size in spent)
-    return {
-        name: max(each[name] for each, _ in spent)
-        if name.startswith("max_")
-        else sum(each[name] * size for each, size in spent) / rows
-        for name in spent[0][0]
-    }
 
 
 @contextmanager

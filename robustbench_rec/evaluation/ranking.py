@@ -1,7 +1,7 @@
 """Ranks the candidates of every user and judges the lists."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -12,8 +12,9 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Portion, Result
+from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Moved, Portion, Result
 from robustbench_rec.metrics import ranking
+from robustbench_rec.shifted import Shifted
 
 Pairs = tuple[Tensor, Tensor]
 
@@ -31,7 +32,7 @@ class Ranking(Evaluator[Lists]):
 
     metrics: ClassVar[tuple[str, ...]] = ("ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage")
     monitor: ClassVar[str] = "ndcg@10"
-    losses: ClassVar[tuple[str, ...]] = ("margin", "softmax", "bce")
+    losses: ClassVar[tuple[str, ...]] = ("margin", "softmax", "bce", "topk", "dlr")
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
         super().__init__(data, judge, seed=seed)
@@ -110,6 +111,41 @@ class Full(Ranking):
             if self.judge.seen:
                 excluded = (excluded[0][:0], excluded[1][:0])
             yield Lists(chosen, None, None, relevant, excluded)
+
+    @torch.no_grad()
+    def exposure(
+        self, at: Shifted | Moved, part: str, targets: Tensor, *, top_k: Sequence[int] | None = None
+    ) -> Result:
+        """How far up target items `[T]` stand in the lists of those who do not have them yet.
+
+        t_hr@k: share of (user, target) pairs with the target in the first k; t_ndcg@k; t_rank: the place, from 1;
+        t_score. A user who has the target in train or in the part is not counted for it. per_user: means over the
+        targets, NaN for a user who has them all. Ties are broken against the target.
+        """
+        portions, values = self.portions(part), []
+        with self.judged(at, part) as scores:
+            for chunk, found in zip(portions, scores, strict=True):
+                found[chunk.excluded] = float("-inf")
+                relevant = torch.zeros_like(found, dtype=torch.bool)
+                relevant[chunk.relevant] = True
+                own = found[:, targets]  # [B, T]
+                rank = torch.stack([(found >= each[:, None]).sum(1) for each in own.T], 1).double()
+                counted = own.isfinite() & ~relevant[:, targets]
+                values.append(torch.stack([rank, own.double()]).masked_fill(~counted, float("nan")))
+        rank, score = torch.cat(values, 1)
+        there = ~rank.isnan()
+        measured = {}
+        for k in top_k or self.judge.top_k:
+            measured[f"t_hr@{k}"] = (rank <= k).double()
+            measured[f"t_ndcg@{k}"] = (rank <= k) / (1 + rank).log2()
+        measured |= {"t_rank": rank, "t_score": score}
+        measured = {name: each.where(there, float("nan")) for name, each in measured.items()}
+        users = torch.cat([each.users for each in portions])
+        return Result(
+            {name: each[there].mean().item() for name, each in measured.items()},
+            users,
+            {name: each.nanmean(1) for name, each in measured.items()},
+        )
 
 
 class Sampled(Ranking):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.adversarial import Adversarial, weight_ascent
-from robustbench_rec.ascent import Attack
+from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import Finetune

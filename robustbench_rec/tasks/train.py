@@ -13,7 +13,7 @@ from robustbench_rec.defenses import defenses
 from robustbench_rec.evaluation import PARTS, Evaluator, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
-from robustbench_rec.losses import loss
+from robustbench_rec.losses import trained
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.prepare import load
@@ -38,7 +38,7 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
     name = cfg.loss or model.loss
-    objective = wrap(defenses.build(cfg.defense, Plain(loss(name)), model), model, data).to(device)
+    objective = wrap(defenses.build(cfg.defense, Plain(trained(name)), model), model, data).to(device)
     judging = evaluator(data, cfg)
     monitor = judging.watched(cfg.monitor)
     for part in PARTS:

@@ -1,0 +1,85 @@
+"""What every attack on a trained model is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.goal import Goal
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Scalar
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.threat import Threat
+
+HINGE = "hinge"
+Scope = Literal["all", "row", "portion"]
+
+
+class Attack(ABC):
+    """Maps a model at a point and a batch to a worse point and a worse batch, within a budget.
+
+    threat: what it may do, whatever its config. climbs: the loss that it is defined with, `HINGE` for that of the goal;
+    None for any.
+    """
+
+    threat: ClassVar[Threat]
+    climbs: ClassVar[str | None] = None
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """How often the objective is evaluated, at most."""
+
+    @property
+    def declared(self) -> Threat:
+        """The threat with what the config has settled."""
+        return self.threat
+
+    def loss(self, goal: Goal) -> str | None:
+        """The loss that it climbs whatever is asked for; None for any."""
+        return goal.hinge if self.climbs == HINGE else self.climbs
+
+    @abstractmethod
+    def check(self, model: RecModel) -> None:
+        """RrecError if the model has nothing that this attack can move."""
+
+    @abstractmethod
+    def scope(self, at: Shifted, batch: Batch) -> Scope:
+        """Whether one perturbation serves all batches, or each row has its own, or both move in each batch."""
+
+    @abstractmethod
+    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        """Raise `objective`: a value for each row `[B]` where the scope is "row", else one number."""
+
+    @abstractmethod
+    def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
+        """The budget actually used, from a point and a batch to a worse point and a changed batch: values by name.
+
+        The values `[n]` of portions of users are joined before they are summed up.
+        """
+
+    def summary(self, spent: Mapping[str, Tensor]) -> dict[str, float]:
+        """What is told of the budget."""
+        found = {}
+        for name, each in spent.items():
+            known = each[~each.isnan()].double()
+            found[f"max_{name}"] = known.max().item() if len(known) else float("nan")
+            found[f"mean_{name}"] = known.mean().item()
+        return found
+
+    def drawing_from(self, generator: torch.Generator) -> "Attack":
+        """The same attack with its randomness from a stream, anew at every call, instead of from its seed."""
+        return self
+
+    def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
+        """The objective at the start, ready for backward, and the attack; adversarial training needs both."""
+        return objective(at, batch), *self(at, batch, objective)
+
+
+def settled(threat: Threat, *, surface: str, budget: str) -> Threat:
+    """A threat with its surface and budget as a config has them."""
+    return replace(threat, surface=surface, budget=budget)

@@ -1,0 +1,44 @@
+"""What an attacker wants: which losses lead there, and the numbers that say how far it got."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.losses import Loss
+
+if TYPE_CHECKING:
+    from robustbench_rec.evaluation import Evaluator, Moved, Result
+    from robustbench_rec.shifted import Shifted
+
+
+class Goal:
+    """A goal that attacks climb to, constructed as `cls(config, data)`.
+
+    losses: names that lead to it, the default first; none where the protocol of the evaluation has them. hinge: that
+    among them which is below 0 before the goal is reached for an example and 0 from then on; attacks that look for the
+    smallest perturbation need it. k: length of the lists that it is about. words: the goal in a report.
+    """
+
+    losses: ClassVar[tuple[str, ...]] = ()
+    hinge: ClassVar[str] = "margin"
+    k: int
+    words: str
+
+    def aims(self, users: Tensor) -> Tensor | None:
+        """Columns of the candidates that it is about `[B, T]`; None where it is about what is relevant."""
+        return None
+
+    def mark(self, batch: Batch) -> Batch:
+        """The batch with its aims."""
+        aims = self.aims(batch.users)
+        return batch if aims is None else replace(batch, aims=aims)
+
+    def weigh(self, loss: Loss) -> Loss:
+        """The loss as the attacker counts the users."""
+        return loss
+
+    def measure(self, judging: "Evaluator[Any]", at: "Shifted | Moved", part: str, judged: "Result") -> "Result | None":
+        """How far it is reached, beside what is `judged` anyway; None where that says it."""
+        return None

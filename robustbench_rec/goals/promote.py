@@ -1,0 +1,24 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+from robustbench_rec.goals import goals
+from robustbench_rec.goals._aimed import Aimed, AimedConfig
+
+
+@goals.register
+class Promote(Aimed):
+    """Bring target items into the first k of users who do not have them."""
+
+    @dataclass
+    class Config(AimedConfig):
+        pass
+
+    verb = "promote"
+    losses: ClassVar[tuple[str, ...]] = (
+        "promote",
+        "promote_margin",
+        "promote_dlr",
+        "promote_softmax",
+        "promote_rank",
+    )
+    hinge: ClassVar[str] = "promote_margin"
