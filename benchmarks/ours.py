@@ -286,7 +286,7 @@ class TimedObjective(Objective):
         return value
 
 
-def _compose(overrides: list[str]) -> Train:
+def compose(overrides: list[str]) -> Train:
     for name, schema in ROOTS.items():
         ConfigStore.instance().store(name, schema, group="schema", package="_global_")
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -296,7 +296,7 @@ def _compose(overrides: list[str]) -> Train:
 
 
 def _open(job: Result) -> tuple[Train, Data]:
-    cfg = _compose([*job["overrides"], "device=cpu", f"threads={job['threads']}"])
+    cfg = compose([*job["overrides"], "device=cpu", f"threads={job['threads']}"])
     return cfg, load(cfg, cfg.data_dir).to(setup(cfg))
 
 

@@ -1,15 +1,15 @@
 """What every attack on a trained model is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
-from robustbench_rec.goal import Goal
+from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
@@ -19,14 +19,45 @@ HINGE = "hinge"
 Scope = Literal["all", "row", "portion"]
 
 
-class Attack(ABC):
-    """Maps a model at a point and a batch to a worse point and a worse batch, within a budget.
+@dataclass(frozen=True)
+class Member:
+    """One attack of several, with the loss that it climbs (None: what the config says).
 
-    threat: what it may do, whatever its config. climbs: the loss that it is defined with, `HINGE` for that of the goal;
-    None for any.
+    rival: every user's own aim is the candidate so many places below the cut of the clean list, from 1, instead of what
+    the goal is about.
     """
 
+    name: str
+    attack: "Attack"
+    loss: str | None
+    rival: int | None = None
+
+
+class Suite(ABC):
+    """One attack or several, as a config names them. threat: what it may do, whatever its config."""
+
     threat: ClassVar[Threat]
+
+    @property
+    def declared(self) -> Threat:
+        """The threat with what the config has settled."""
+        return self.threat
+
+    @abstractmethod
+    def check(self, model: RecModel) -> None:
+        """RrecError if the model has nothing that this attack can move."""
+
+    @abstractmethod
+    def members(self, losses: Sequence[str], hinge: str | None) -> list[Member]:
+        """What is run for a goal. losses: that an ensemble climbs for it. hinge: the goal's, None where it has none."""
+
+
+class Attack(Suite):
+    """Maps a model at a point and a batch to a worse point and a worse batch, within a budget.
+
+    climbs: the loss that it is defined with, `HINGE` for that of the goal; None for any.
+    """
+
     climbs: ClassVar[str | None] = None
 
     @property
@@ -34,18 +65,12 @@ class Attack(ABC):
     def passes(self) -> int:
         """How often the objective is evaluated, at most."""
 
-    @property
-    def declared(self) -> Threat:
-        """The threat with what the config has settled."""
-        return self.threat
-
-    def loss(self, goal: Goal) -> str | None:
-        """The loss that it climbs whatever is asked for; None for any."""
-        return goal.hinge if self.climbs == HINGE else self.climbs
-
-    @abstractmethod
-    def check(self, model: RecModel) -> None:
-        """RrecError if the model has nothing that this attack can move."""
+    def members(self, losses: Sequence[str], hinge: str | None) -> list[Member]:
+        if self.climbs == HINGE and hinge is None:
+            raise RrecError(
+                f"attack '{type(self).__name__.lower()}' needs a goal that is reached or not; this has none"
+            )
+        return [Member("", self, hinge if self.climbs == HINGE else self.climbs)]
 
     @abstractmethod
     def scope(self, at: Shifted, batch: Batch) -> Scope:

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 class Goal:
     """A goal that attacks climb to, constructed as `cls(config, data)`.
 
-    losses: names that lead to it, the default first; none where the protocol of the evaluation has them. hinge: that
+    losses: names that lead to it, the default first; none where the protocol of the evaluation has them. ensemble:
+    those of them that an ensemble of attacks climbs. hinge: that
     among them which is below 0 before the goal is reached for an example and 0 from then on; attacks that look for the
     smallest perturbation need it. k: length of the lists that it is about. words: the goal in a report.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()
+    ensemble: ClassVar[tuple[str, ...]] = ()
     hinge: ClassVar[str] = "margin"
     k: int
     words: str
@@ -38,6 +40,10 @@ class Goal:
     def weigh(self, loss: Loss) -> Loss:
         """The loss as the attacker counts the users."""
         return loss
+
+    def serves(self, metric: str, *, smaller: bool) -> int:
+        """1 where a larger value is what the attacker wants, else -1. smaller: whether less is better for the user."""
+        return 1 if smaller else -1
 
     def measure(self, judging: "Evaluator[Any]", at: "Shifted | Moved", part: str, judged: "Result") -> "Result | None":
         """How far it is reached, beside what is `judged` anyway; None where that says it."""

@@ -11,26 +11,23 @@ from torch import Tensor
 from robustbench_rec.ascent import Perturbation, chosen, spread, zeros
 from robustbench_rec.attack import HINGE, settled
 from robustbench_rec.batch import Batch
-from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Delta, Shifted
 from robustbench_rec.threat import Threat
 
 BISECTIONS = 12  # of the ray to the smallest perturbation found: its length is then known to 1 in 4096
-LIMITS = ("no", "own")
 
 
 @dataclass
 class MinimalBudget:
-    """surface, modules: where. eps: the largest l2 norm that counts, null for any.
-
-    relative: no, or own for shares of the norm of what is perturbed.
-    """
+    """surface, modules: where. eps, norm, per, relative: a ball that δ is projected on at last; eps null for none."""
 
     surface: str
     modules: list[str] | None
     eps: float | None
+    norm: str
+    per: str
     relative: str
     seed: int
 
@@ -38,7 +35,8 @@ class MinimalBudget:
 class Minimal(Perturbation):
     """The smallest l2 norm, of a row's own tensors together, or of all tensors where the perturbation is shared.
 
-    Where the goal is not reached within eps, δ is 0. The last step is a bisection of the ray to what was found.
+    The search ends with a bisection of the ray to what was found, and a projection on a ball if there is one. Where the
+    goal is not reached at all, δ is what came nearest to it.
     """
 
     threat: ClassVar[Threat] = Threat(
@@ -50,18 +48,14 @@ class Minimal(Perturbation):
     climbs: ClassVar[str | None] = HINGE
 
     def __init__(self, config: MinimalBudget) -> None:
-        if config.relative not in LIMITS:
-            raise unknown("relative", config.relative, LIMITS)
-        if config.eps is not None and config.eps < 0:
-            raise RrecError(f"eps={config.eps}: a budget is not negative")
         modules = None if config.modules is None else tuple(config.modules)
-        ball = Ball(eps=0.0, norm="l2", per="layer", relative="no")
+        ball = Ball(eps=config.eps or 0.0, norm=config.norm, per=config.per, relative=config.relative)
         super().__init__(surface=config.surface, modules=modules, ball=ball, seed=config.seed)
-        self.eps, self.relative = config.eps, config.relative
+        self.bounded = config.eps is not None
 
     @property
     def declared(self) -> Threat:
-        limit = "" if self.eps is None else f", at most {self.eps:g}{' × own norm' if self.relative == 'own' else ''}"
+        limit = f", projected on {self.ball}" if self.bounded else ""
         return settled(self.threat, surface=super().declared.surface, budget=f"smallest l2{limit}")
 
     @property
@@ -90,10 +84,10 @@ class Minimal(Perturbation):
             with torch.no_grad():
                 reached = objective(at.shift(delta), batch) >= 0
             low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+        high = torch.where(found.norm.isinf(), torch.ones_like(high), high)
         delta = {name: spread(high, each) * each for name, each in found.delta.items()}
-        if self.eps is not None:
-            own = norm(base, start) if self.relative == "own" else 1.0
-            delta = chosen(norm(delta, start) <= self.eps * own, delta, zeros(base))
+        if self.bounded:
+            delta = {name: self.ball.project(each, self.ball.radius(base[name])) for name, each in delta.items()}
         return at.shift(delta), batch
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
@@ -116,18 +110,23 @@ class Minimal(Perturbation):
 
 
 class Search:
-    """The smallest successful δ so far. start: the hinge at δ = 0, one number or one a row; success is 0."""
+    """The smallest successful δ so far, or what came nearest.
+
+    start: the hinge at δ = 0, one number or one a row; success is 0. norm: ∞ where there is no success yet.
+    """
 
     def __init__(self, start: Tensor, base: Delta) -> None:
-        self.start, self.delta = start, zeros(base)
+        self.start, self.delta, self.nearest = start, zeros(base), start
         self.norm = torch.full_like(start, float("inf")).masked_fill(start >= 0, 0.0)
 
     def note(self, delta: Delta, value: Tensor) -> Tensor:
-        """Keep δ where it is successful and smaller; returns where it is successful."""
+        """Keep δ where it is successful and smaller, or nearer; returns where it is successful."""
         reached, size = value >= 0, norm(delta, value)
-        wins = reached & (size < self.norm)
+        smaller = reached & (size < self.norm)
+        wins = smaller | (self.norm.isinf() & (value > self.nearest))
         self.delta = chosen(wins, delta, self.delta)
-        self.norm = torch.where(wins, size, self.norm)
+        self.norm = torch.where(smaller, size, self.norm)
+        self.nearest = torch.maximum(value, self.nearest)
         return reached
 
 

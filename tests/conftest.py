@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_rec import checkpoint, launch
+from robustbench_rec.attack import Attack
+from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Fit, Judge, Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
@@ -35,6 +37,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "defense": ("train",),
     "attack": ("attack", "ckpt=none"),
     "distill": ("distill", "teacher=none"),
+    "goal": ("attack", "ckpt=none"),
 }
 
 
@@ -45,6 +48,7 @@ def compose(verb: str, *overrides: str) -> DictConfig:
         return hydra.compose(verb, list(overrides))
 
 
+SINGLE = [each for each in attacks if issubclass(attacks[each], Attack)]  # without ensembles
 WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
 STANDINS = {"llm_prompt": "causal", "text_tower": "encoder"}  # for models on pretrained ones, which no test fetches
 _folders = tempfile.TemporaryDirectory(prefix="rrec-pretrained-")

@@ -188,7 +188,7 @@ class TestLearner:
         objective = plain(model)
         model.train()
         first = objective(Shifted(model), batch).item()
-        for _ in range(100):
+        for _ in range(150):
             optimizer.zero_grad()
             objective(Shifted(model), batch).backward()
             optimizer.step()

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_rec.adversarial import Adversarial
-from robustbench_rec.attacks import attacks
+from robustbench_rec.attacks import single
 from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
@@ -24,6 +24,6 @@ class AdversarialTraining(Adversarial):
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         if not 0 <= config.clean_weight <= 1:
             raise RrecError(f"defense.clean_weight={config.clean_weight}: a share between 0 and 1")
-        attack = attacks.build(config.attack)
+        attack = single(config.attack)
         attack.check(model)
         super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight)

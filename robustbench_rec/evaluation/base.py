@@ -61,6 +61,8 @@ class Evaluator(ABC, Generic[P]):
     """Metrics of which less is better."""
     losses: ClassVar[tuple[str, ...]]
     """What an attack may climb on these candidates, the default first."""
+    ensemble: ClassVar[tuple[str, ...]]
+    """What an ensemble of attacks climbs."""
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
         self.data, self.judge, self.seed = data, judge, seed

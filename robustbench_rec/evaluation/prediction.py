@@ -69,6 +69,7 @@ class Clicks(Prediction):
     metrics: ClassVar[tuple[str, ...]] = ("auc", "logloss", "accuracy", "precision", "recall", "f1")
     monitor: ClassVar[str] = "auc"
     losses: ClassVar[tuple[str, ...]] = ("bce",)
+    ensemble: ClassVar[tuple[str, ...]] = ("bce",)
 
     def split(self, part: str) -> Iterator[Events]:
         values = self.data.part(part).values
@@ -99,3 +100,4 @@ class Ratings(Prediction):
     metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae")
     monitor: ClassVar[str] = "rmse"
     losses: ClassVar[tuple[str, ...]] = ("mse",)
+    ensemble: ClassVar[tuple[str, ...]] = ("mse",)

@@ -33,6 +33,7 @@ class Ranking(Evaluator[Lists]):
     metrics: ClassVar[tuple[str, ...]] = ("ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage")
     monitor: ClassVar[str] = "ndcg@10"
     losses: ClassVar[tuple[str, ...]] = ("margin", "softmax", "bce", "topk", "dlr")
+    ensemble: ClassVar[tuple[str, ...]] = ("softmax", "dlr", "margin")
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
         super().__init__(data, judge, seed=seed)

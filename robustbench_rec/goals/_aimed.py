@@ -25,9 +25,10 @@ class AimedConfig:
 
 
 class Aimed(Goal):
-    """About the exposure of target items to those who do not have them."""
+    """About the exposure of target items to those who do not have them. upwards: 1 where more is wanted, or -1."""
 
     verb: ClassVar[str]
+    upwards: ClassVar[int]
 
     def __init__(self, config: AimedConfig, data: Data) -> None:
         if config.k < 1:
@@ -40,6 +41,11 @@ class Aimed(Goal):
 
     def aims(self, users: Tensor) -> Tensor:
         return self.items.expand(len(users), -1)
+
+    def serves(self, metric: str, *, smaller: bool) -> int:
+        if not metric.startswith("t_"):
+            return super().serves(metric, smaller=smaller)
+        return -self.upwards if metric == "t_rank" else self.upwards
 
     def measure(self, judging: Evaluator[Any], at: Shifted | Moved, part: str, judged: Result) -> Result:
         return full(judging).exposure(at, part, self.items)

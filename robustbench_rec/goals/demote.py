@@ -15,4 +15,6 @@ class Demote(Aimed):
 
     verb = "demote"
     losses: ClassVar[tuple[str, ...]] = ("demote", "demote_margin", "demote_softmax")
+    ensemble: ClassVar[tuple[str, ...]] = ("demote_softmax", "demote")
     hinge: ClassVar[str] = "demote_margin"
+    upwards: ClassVar[int] = -1

@@ -31,6 +31,7 @@ class Fairness(Goal):
         value: str | None
 
     losses: ClassVar[tuple[str, ...]] = ("topk", "softmax")
+    ensemble: ClassVar[tuple[str, ...]] = ("topk", "softmax")
 
     def __init__(self, config: Config, data: Data) -> None:
         self.k = config.k
@@ -48,6 +49,9 @@ class Fairness(Goal):
             return loss(output, batch) * weights[batch.users]
 
         return weighed
+
+    def serves(self, metric: str, *, smaller: bool) -> int:
+        return 1 if metric.startswith("gap_") else super().serves(metric, smaller=smaller)
 
     def measure(self, judging: Evaluator[Any], at: Shifted | Moved, part: str, judged: Result) -> Result:
         lose = self.losing[judged.users]

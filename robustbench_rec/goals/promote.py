@@ -21,4 +21,6 @@ class Promote(Aimed):
         "promote_softmax",
         "promote_rank",
     )
+    ensemble: ClassVar[tuple[str, ...]] = ("promote_softmax", "promote_dlr", "promote")
     hinge: ClassVar[str] = "promote_margin"
+    upwards: ClassVar[int] = 1

@@ -19,7 +19,9 @@ class Steer(Aimed):
 
     verb = "steer to"
     losses: ClassVar[tuple[str, ...]] = ("promote", "promote_margin", "promote_softmax", "promote_rank")
+    ensemble: ClassVar[tuple[str, ...]] = ("promote_softmax", "promote")
     hinge: ClassVar[str] = "promote_margin"
+    upwards: ClassVar[int] = 1
 
     def __init__(self, config: Config, data: Data) -> None:
         if len(set(config.items)) < len(config.items):

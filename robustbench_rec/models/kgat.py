@@ -14,9 +14,10 @@ from robustbench_rec.data import KG, Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, product
-from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._dots import Dots
 from robustbench_rec.shifted import Site
 
 AGGREGATORS = ("bi_interaction", "gcn", "graphsage")
@@ -89,7 +90,7 @@ class KGAT(RecModel):
         self.sum = nn.ModuleList(nn.Linear(width * a, b) for a, b in pairs)
         self.product = nn.ModuleList(nn.Linear(a, b) for a, b in pairs if config.aggregator == "bi_interaction")
         self.sites = nn.ModuleList(Site() for _ in pairs)
-        self.propagated = Site()
+        self.propagated, self.dots = Site(), Dots()
         self.dropout = Dropout(config.dropout)
         for each in (self.node.weight, self.relation.weight, *self.projection):
             nn.init.xavier_uniform_(each)
@@ -111,9 +112,7 @@ class KGAT(RecModel):
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
-        if batch.items is None:
-            return Output(rows(user_table, batch.users) @ item_table.T)
-        return Output(pairs(user_table, batch.users, item_table, batch.items))
+        return Output(self.dots(user_table, batch.users, item_table, batch.items))
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

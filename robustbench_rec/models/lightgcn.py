@@ -7,9 +7,10 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import normalised, product
-from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.lookup import half_square
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._dots import Dots
 from robustbench_rec.shifted import Site
 
 
@@ -37,6 +38,7 @@ class LightGCN(RecModel):
         self.item = nn.Embedding(data.n_items, config.dim)
         self.graph = normalised(data)
         self.sites = nn.ModuleList(Site() for _ in range(config.layers))
+        self.dots = Dots()
         for table in (self.user, self.item):
             nn.init.xavier_uniform_(table.weight)
 
@@ -51,9 +53,7 @@ class LightGCN(RecModel):
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded
-        if batch.items is None:
-            return Output(rows(users, batch.users) @ items.T)
-        return Output(pairs(users, batch.users, items, batch.items))
+        return Output(self.dots(users, batch.users, items, batch.items))
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

@@ -5,9 +5,10 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.lookup import half_square
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._dots import Dots
 
 
 @models.register
@@ -30,13 +31,12 @@ class MF(RecModel):
         self.l2 = config.l2
         self.user = nn.Embedding(data.n_users, config.dim)
         self.item = nn.Embedding(data.n_items, config.dim)
+        self.dots = Dots()
         for table in (self.user, self.item):
             nn.init.xavier_normal_(table.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
-        if batch.items is None:
-            return Output(rows(self.user.weight, batch.users) @ self.item.weight.T)
-        return Output(pairs(self.user.weight, batch.users, self.item.weight, batch.items))
+        return Output(self.dots(self.user.weight, batch.users, self.item.weight, batch.items))
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

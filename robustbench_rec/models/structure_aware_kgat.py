@@ -15,9 +15,10 @@ from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, sums
-from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.lookup import half_square
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._dots import Dots
 from robustbench_rec.shifted import Site
 
 STRUCTURE = ("degree", "frequency", "jaccard", "adamic_adar")
@@ -87,7 +88,7 @@ class StructureAwareKGAT(RecModel):
         self.attentions = nn.ModuleList(_Attention(config.dim, width) for _ in range(config.layers))
         self.updates = nn.ModuleList(_Update(config.dim, config.dropout) for _ in range(config.layers))
         self.mixture = nn.Parameter(torch.zeros(1 + config.layers)) if config.readout == "weighted" else None
-        self.propagated = Site()
+        self.propagated, self.dots = Site(), Dots()
         for table in (self.node, self.relation):
             nn.init.xavier_uniform_(table.weight)
 
@@ -103,11 +104,7 @@ class StructureAwareKGAT(RecModel):
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
-        users = rows(user_table, batch.users)  # [B, D*]
-        if batch.items is None:
-            return Output(users @ item_table.T, {"user": users})
-        items = rows(item_table, batch.items)  # [B, C, D*]
-        return Output((users[:, None] * items).sum(2), {"user": users, "item": items})
+        return Output(self.dots(user_table, batch.users, item_table, batch.items))
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+Row = Sequence[str | float | int]
 
-def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | float | int]]) -> None:
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Print a table on standard output: names to the left, numbers to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):

@@ -1,19 +1,29 @@
 """rrec attack."""
 
-from dataclasses import replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from robustbench_rec import checkpoint
+from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
-from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation.masking import masking
+from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
+from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.progress import Bar
-from robustbench_rec.reports.tables import show
+from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.train import keep
+
+Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
@@ -23,36 +33,131 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
     judging = evaluator(loaded.data, cfg)
     judging.portions(cfg.part)
     goal = goals.build(cfg.goal, loaded.data)
-    attack = attacks.build(cfg.attack)
-    climbed = judging.climbed(attack.loss(goal) or cfg.loss, goal)
-    attack.check(loaded.model)
+    suite = attacks.build(cfg.attack)
+    suite.check(loaded.model)
+    chosen = members(judging, suite, goal)
+    for each in chosen:
+        if each.rival is None:
+            judging.climbed(each.loss or cfg.loss, goal)
     at = Shifted(loaded.model.requires_grad_(False).eval())
+    threat = replace(suite.declared, goal=goal.words).words()
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
-    threat = replace(attack.declared, goal=goal.words)
-    notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "threat": threat.words()}
+    notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "threat": threat}
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
-        clean = judging.evaluate(at, cfg.part)
-        with Bar("attack", total=1, steps=attack.passes) as bar:
-            passes = iter(bar.each(0, range(attack.passes)))
-            worse, budget = judging.attack(
-                at, attack, cfg.part, climbed, mark=goal.mark, on_pass=lambda: next(passes, None)
-            )
-        attacked = judging.evaluate(worse, cfg.part)
+        clean = judged(judging, at, cfg.part, goal)
+        trials = Trials(cfg, out, judging, at, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
+        found = trials.run(chosen)
+        left = [result for result, _ in found]
+        after = worst(left, goal, judging.smaller)
+        show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], [list(e) for e in threat.items()])
+        told = _compared(clean, after)
+        if len(chosen) > 1:
+            told |= _shared(chosen, found, clean, goal, judging)
+            flags = masking(judging, at, chosen, left, clean, cfg.part, goal)
+            show("signs of a weak attack (0: none)", list(flags), [list(flags.values())])
+            told |= {f"flag/{name}": value for name, value in flags.items()}
+        else:
+            budget = found[0][1]
+            show("budget used", list(budget), [list(budget.values())])
+            told |= {f"budget/{name}": value for name, value in budget.items()}
         if cfg.per_user:
             keep(clean, loaded.data, out / "per_user-clean.csv")
-            keep(attacked, loaded.data, out / "per_user-attacked.csv")
-        reached = [goal.measure(judging, *each) for each in ((at, cfg.part, clean), (worse, cfg.part, attacked))]
-    before, after = clean.metrics, attacked.metrics
-    drop = {name: (value - after[name]) / value if value else float("nan") for name, value in before.items()}
-    title = f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}"
-    show(title, ["threat", ""], [list(each) for each in threat.words().items()])
-    show("quality", ["metric", "clean", "attacked", "drop"], [[n, before[n], after[n], drop[n]] for n in before])
-    sides = {"clean": before, "attacked": after, "drop": drop, "budget": budget}
-    first, last = reached
-    if first is not None and last is not None:
-        rise = {name: last.metrics[name] - value for name, value in first.metrics.items()}
-        rows: list[list[str | float | int]] = [[n, v, last.metrics[n], rise[n]] for n, v in first.metrics.items()]
-        show("goal", ["metric", "clean", "attacked", "rise"], rows)
-        sides = {**sides, "clean": before | first.metrics, "attacked": after | last.metrics, "rise": rise}
-    show("budget used", list(budget), [list(budget.values())])
-    return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()}
+            keep(after, loaded.data, out / "per_user-attacked.csv")
+        trials.finish()
+    return told
+
+
+@dataclass
+class Trials:
+    """Runs the members of an attack one after the other; what is done is kept in `out/resume` until all are."""
+
+    cfg: Attack
+    out: Path
+    judging: Evaluator[Any]
+    at: Shifted
+    goal: Goal
+    about: str
+
+    def run(self, chosen: Sequence[Member]) -> list[Trial]:
+        found = []
+        with Bar("attack", total=len(chosen), steps=max(each.attack.passes for each in chosen)) as bar:
+            for number, member in enumerate(chosen):
+                path = self.out / "resume" / f"{member.name or 'attack'}.safetensors"
+                trial = self._kept(path) or self._tried(number, member, bar)
+                if len(chosen) > 1:
+                    self._keep(path, trial)
+                    name, value = next(iter(trial[0].metrics.items()))
+                    bar.note(number, f"{member.name}: {name} {value:.4f}")
+                found.append(trial)
+        return found
+
+    def finish(self) -> None:
+        """Drop what was kept."""
+        folder = self.out / "resume"
+        for each in folder.glob("*"):
+            each.unlink()
+        if folder.is_dir():
+            folder.rmdir()
+
+    def _tried(self, number: int, member: Member, bar: Bar) -> Trial:
+        passes = iter(bar.each(number, range(member.attack.passes)))
+        moved, budget = attacked(
+            self.judging, self.at, member, self.cfg.part, self.goal, self.cfg.loss, lambda: next(passes, None)
+        )
+        return judged(self.judging, moved, self.cfg.part, self.goal), budget
+
+    def _keep(self, path: Path, trial: Trial) -> None:
+        path.parent.mkdir(exist_ok=True)
+        result, budget = trial
+        notes = {"identity": self._identity(), "metrics": json.dumps(result.metrics), "budget": json.dumps(budget)}
+        checkpoint.save_state(path, {"users": result.users, **result.per_user}, notes)
+
+    def _kept(self, path: Path) -> Trial | None:
+        if not path.is_file():
+            return None
+        tensors, notes = checkpoint.load_state(path, self.judging.data.train.users.device)
+        if notes.get("identity") != self._identity():
+            return None
+        users = tensors.pop("users")
+        return Result(json.loads(notes["metrics"]), users, tensors), json.loads(notes["budget"])
+
+    def _identity(self) -> str:
+        return sha256(self.about.encode()).hexdigest()
+
+
+def _compared(clean: Result, after: Result) -> dict[str, float]:
+    """Clean, attacked and the relative drop, shown; absolute differences for what is no quality."""
+    rows: list[Row] = []
+    told: dict[str, float] = {}
+    for name, value in clean.metrics.items():
+        other = after.metrics[name]
+        told |= {f"clean/{name}": value, f"attacked/{name}": other}
+        if name.startswith(("t_", "gap_")):
+            told[f"rise/{name}"] = other - value
+            rows.append([name, value, other, "", other - value])
+        else:
+            drop = (value - other) / value if value else float("nan")
+            told[f"drop/{name}"] = drop
+            rows.append([name, value, other, drop, ""])
+    show("before and after", ["metric", "clean", "attacked", "drop (share)", "rise"], rows)
+    return told
+
+
+def _shared(
+    chosen: Sequence[Member], found: Sequence[Trial], clean: Result, goal: Goal, judging: Evaluator[Any]
+) -> dict[str, float]:
+    """What each member left by itself, and the share of the users to whom it was the worst."""
+    results = [result for result, _ in found]
+    name = next(iter(results[0].per_user), next(iter(results[0].metrics)))
+    won: Mapping[int, float] = {}
+    if name in results[0].per_user:
+        index = winners(clean, results, goal, name, judging.smaller)
+        won = {number: (index == number).float().mean().item() for number in range(-1, len(chosen))}
+    rows: list[Row] = []
+    told: dict[str, float] = {}
+    for number, (member, result) in enumerate(zip(chosen, results, strict=True)):
+        rows.append([member.name, result.metrics[name], won.get(number, float("nan"))])
+        told[f"member/{member.name}/{name}"] = result.metrics[name]
+        told[f"won/{member.name}"] = won.get(number, float("nan"))
+    show("members", ["attack", name, "won"], rows)
+    return told

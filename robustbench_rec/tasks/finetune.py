@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_rec import checkpoint
 from robustbench_rec.adversarial import Adversarial, weight_ascent
 from robustbench_rec.attack import Attack
-from robustbench_rec.attacks import attacks
+from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import Finetune
 from robustbench_rec.criticality import criticality
@@ -54,7 +54,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     judging.watched(cfg.monitor)
     for part in PARTS:
         judging.portions(part)
-    attack = attacks.build(cfg.attack)
+    attack = single(cfg.attack)
     attack.check(model)
     names = surface(model, "weight")
     if cfg.modules > len(names):

@@ -1,0 +1,93 @@
+"""What an attack, or the worst of several, leaves of a model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.aims import aimed
+from robustbench_rec.attack import Member
+from robustbench_rec.batch import Batch
+from robustbench_rec.evaluation.base import Evaluator, Moved, Result
+from robustbench_rec.evaluation.ranking import Full
+from robustbench_rec.goal import Goal
+from robustbench_rec.shifted import Shifted
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Quality after an attack, and how far its goal was reached (metrics of one kind in one `Result`)."""
+
+    result: Result
+    budget: dict[str, float]
+
+
+def members(judging: Evaluator[Any], attack: Any, goal: Goal) -> list[Member]:
+    """The members of an attack that a goal and a protocol allow."""
+    known = goal.losses or judging.losses
+    chosen = attack.members(goal.ensemble or judging.ensemble, goal.hinge if goal.hinge in known else None)
+    rivals = isinstance(judging, Full)  # elsewhere the lists of candidates are drawn, and have no common items
+    return [each for each in chosen if each.rival is None or rivals]
+
+
+def judged(judging: Evaluator[Any], at: Shifted | Moved, part: str, goal: Goal) -> Result:
+    """Quality and what the goal measures, as one."""
+    quality = judging.evaluate(at, part)
+    own = goal.measure(judging, at, part, quality)
+    if own is None:
+        return quality
+    return Result(quality.metrics | own.metrics, quality.users, quality.per_user | own.per_user)
+
+
+def attacked(
+    judging: Evaluator[Any],
+    at: Shifted,
+    member: Member,
+    part: str,
+    goal: Goal,
+    loss: str | None,
+    on_pass: Callable[[], object],
+) -> tuple[Moved, dict[str, float]]:
+    """What one member makes of the model, and its budget."""
+    if member.rival is None:
+        climbed = judging.climbed(member.loss or loss, goal)
+        return judging.attack(at, member.attack, part, climbed, mark=goal.mark, on_pass=on_pass)
+    rivals = _rivals(judging, at, part, goal.k, member.rival)
+    return judging.attack(at, member.attack, part, aimed("promote", k=goal.k), mark=rivals, on_pass=on_pass)
+
+
+def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Result:
+    """For every metric and user the value that serves the attacker most; a metric without users as a whole."""
+    first = results[0]
+    per_user = {}
+    for name in first.per_user:
+        sign = goal.serves(name, smaller=name in smaller)
+        values = torch.stack([each.per_user[name] for each in results])  # [members, N]
+        per_user[name] = sign * (sign * values).amax(0)
+    metrics = {}
+    for name in first.metrics:
+        sign = goal.serves(name, smaller=name in smaller)
+        whole = sign * max(sign * each.metrics[name] for each in results)
+        metrics[name] = per_user[name].nanmean().item() if name in per_user else whole
+    return Result(metrics, first.users, per_user)
+
+
+def winners(clean: Result, results: Sequence[Result], goal: Goal, metric: str, smaller: frozenset[str]) -> Tensor:
+    """Which member did most harm to each user `[N]`, the first among equals; -1 where none did any."""
+    sign = goal.serves(metric, smaller=metric in smaller)
+    values = sign * torch.stack([each.per_user[metric] for each in results]).nan_to_num(float("-inf"))
+    best, index = values.max(0)
+    return torch.where(best > sign * clean.per_user[metric], index, -1)
+
+
+def _rivals(judging: Evaluator[Any], at: Shifted, part: str, k: int, place: int) -> Callable[[Batch], Batch]:
+    """Marks each user's `place`-th irrelevant candidate below the k-th of the clean list."""
+    table = torch.zeros(judging.data.n_users, 1, dtype=torch.long, device=judging.data.train.users.device)
+    with torch.no_grad(), judging.judged(at, part) as scores:
+        for batch, found in zip(judging.batches(at.model, part), scores, strict=True):
+            assert batch.mask is not None
+            others = found.masked_fill(~batch.mask | (batch.labels > 0), float("-inf"))
+            table[batch.users] = others.topk(min(k + place, others.shape[1]), 1).indices[:, -1:]
+    return lambda batch: replace(batch, aims=table[batch.users])

@@ -1,0 +1,445 @@
+"""Attacks beyond plain ascent: against their published code, against exact radii, and for every goal."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import DATA, build, configured, judge, question
+from test_ascent import Classifier, exact_softmax, labelled
+from torch import Tensor
+
+from robustbench_rec.ascent import Perturbation
+from robustbench_rec.attack import Attack
+from robustbench_rec.attacks import single
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation.masking import masking
+from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
+from robustbench_rec.goals import goals
+from robustbench_rec.minimal import Minimal
+from robustbench_rec.model import RecModel
+from robustbench_rec.shifted import Shifted
+
+GROUPED = replace(DATA, user_table=pd.DataFrame({"group": ["a", "b", "b"] * 4}))
+Rows = Callable[[Shifted, Batch], Tensor]
+
+
+def on_features(name: str, **changes: Any) -> Perturbation:
+    built = single(configured("attack", name, surface="feature", relative="no", **changes))
+    assert isinstance(built, Perturbation)
+    return built
+
+
+def rowwise(loss: Callable[[Output, Batch], Tensor]) -> Rows:
+    return lambda at, batch: loss(at(batch), batch)
+
+
+def misclassified(output: Output, batch: Batch) -> Tensor:
+    """The hinge of Carlini & Wagner: 0 once another class is ahead."""
+    own = (output.scores * batch.labels).sum(1)
+    return -(own - output.scores.masked_fill(batch.labels > 0, float("-inf")).amax(1)).clamp_min(0)
+
+
+class Images(torch.nn.Module):
+    """The classifier as others' code wants it: images in, logits out."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.net = model.net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def centred() -> Classifier:
+    """Its inputs are far from the edges of the box [0, 1] that others' code clips to."""
+    model = Classifier()
+    model.feature_x = 0.5 + 0.05 * model.x
+    return model
+
+
+class TestAPGD:
+    @pytest.mark.parametrize("steps", [1, 7, 40, 100])
+    def test_it_takes_the_steps_of_the_published_code(
+        self, centred: Classifier, steps: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torchattacks = pytest.importorskip("torchattacks")
+        batch, labels = labelled(centred)
+        theirs = torchattacks.APGD(Images(centred).float().eval(), norm="L2", eps=0.2, steps=steps)
+        monkeypatch.setattr(torch, "randn", torch.zeros)  # a start at the input itself
+        x = centred.x.float()[:, None, None]
+        _, _, best, _ = theirs.attack_single_run(x, labels)
+        centred.double()
+        worse, _ = on_features("apgd", eps=0.2, steps=steps)(Shifted(centred), batch, rowwise(exact_softmax))
+        found = exact_softmax(worse(batch), batch)
+        torch.testing.assert_close(found.float(), best, rtol=2e-4, atol=1e-5)
+
+    def test_a_quadratic_is_climbed_to_the_edge_of_the_ball(self) -> None:
+        """J(x) = -‖x - c‖²: the best point of a ball around 0 is c, or the edge in its direction."""
+
+        class Quadratic(RecModel):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("feature_x", torch.zeros(2, 3, dtype=torch.float64))
+
+            def forward(self, batch: Batch, encoded: None) -> Output:
+                centre = torch.tensor([[0.2, -0.1, 0.1], [3.0, 0.0, -4.0]], dtype=torch.float64)
+                return Output(-(self.get_buffer("feature_x") - centre).square().sum(1, keepdim=True))
+
+        batch = Batch(torch.arange(2), None, torch.zeros(2, 1))
+        worse, _ = on_features("apgd", eps=1.0, steps=100)(
+            Shifted(Quadratic()), batch, lambda at, batch: at(batch).scores[:, 0]
+        )
+        expected = torch.tensor([[0.2, -0.1, 0.1], [0.6, 0.0, -0.8]], dtype=torch.float64)
+        torch.testing.assert_close(worse.delta["feature_x"], expected, rtol=0, atol=2e-3)
+
+    def test_every_row_keeps_its_own_best(self, classifier: Classifier) -> None:
+        batch, _ = labelled(classifier)
+        together, _ = on_features("apgd", eps=0.3, steps=20)(Shifted(classifier), batch, rowwise(exact_softmax))
+        values = exact_softmax(together(batch), batch)
+        for row in range(3):
+            one = deepcopy(classifier)
+            one.feature_x = classifier.x[[row]]
+            own = Batch(torch.zeros(1, dtype=torch.long), None, batch.labels[[row]])
+            alone, _ = on_features("apgd", eps=0.3, steps=20)(Shifted(one), own, rowwise(exact_softmax))
+            torch.testing.assert_close(exact_softmax(alone(own), own), values[[row]])
+
+
+@pytest.fixture
+def classifier() -> Classifier:
+    return Classifier()
+
+
+class TestMinimal:
+    def test_cw_finds_norms_no_larger_than_those_of_foolbox(self, centred: Classifier) -> None:
+        foolbox = pytest.importorskip("foolbox")
+        batch, _ = labelled(centred)
+        net = Images(centred).float().eval()
+        theirs = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=9, steps=300, initial_const=1e-2)
+        x = centred.x.float()[:, None, None]
+        wanted = net(x).argmax(1)  # attacked from what is predicted, so that all start unbroken
+        function = foolbox.PyTorchModel(net, bounds=(0, 1))
+        _, clipped, success = theirs(function, x, foolbox.criteria.Misclassification(wanted), epsilons=None)
+        assert success.all()
+        reference = (clipped - x).flatten(1).norm(dim=1)
+        centred.double()
+        predicted = Batch(batch.users, None, torch.nn.functional.one_hot(wanted, 4).double())
+        built = on_features("cw", eps=None, searches=9, steps=300)
+        worse, _ = built(Shifted(centred), predicted, rowwise(misclassified))
+        norms = worse.delta["feature_x"].norm(dim=1).float()
+        assert (misclassified(worse(predicted), predicted) == 0).all()
+        assert (norms / reference).median() <= 1.02
+        assert (norms <= 1.15 * reference).all()
+
+    @pytest.mark.parametrize(("name", "close"), [("cw", 0.05), ("fab", 1e-3)])
+    def test_a_linear_boundary_is_met_at_its_distance(self, name: str, close: float) -> None:
+        """The hinge looks at the class that is next, which now and then is not the nearest one."""
+        model = Classifier(linear=True)
+        layer = model.net[0]
+        logits = layer(model.x)
+        labels = logits.argmax(1)
+        batch = Batch(torch.arange(len(model.x)), None, torch.nn.functional.one_hot(labels, 4).double())
+        gaps = logits.gather(1, labels[:, None]) - logits  # [n, 4]
+        slopes = (layer.weight[labels][:, None] - layer.weight).norm(dim=2)
+        exact = torch.where(gaps > 0, gaps / slopes, float("inf")).amin(1)
+        worse, _ = on_features(name, eps=None)(Shifted(model), batch, rowwise(misclassified))
+        norms = worse.delta["feature_x"].norm(dim=1)
+        assert (norms >= exact * (1 - 1e-6)).all()
+        assert (norms <= exact * (1 + close)).float().mean() > 0.8
+
+    def test_a_failure_is_told_as_infinite(self, classifier: Classifier) -> None:
+        batch, _ = labelled(classifier)
+        built = on_features("fab", eps=1e-6)
+        assert isinstance(built, Minimal)
+        worse, _ = built(Shifted(classifier), batch, rowwise(misclassified))
+        spent = built.spent(Shifted(classifier), worse, batch, batch, rowwise(misclassified))
+        assert spent["norm"].isinf().all()
+        told = built.summary(spent)
+        assert told["success"] == 0
+        assert told["median_norm"] == float("inf")
+
+
+class Pair(RecModel):
+    """Dot products with user and item vectors; δ on the vector of one item, or on that of each user."""
+
+    def __init__(self, users: Tensor, items: Tensor, target: int) -> None:
+        super().__init__()
+        self.register_buffer("feature_item", items[[target]])
+        self.register_buffer("rest", items)
+        self.register_buffer("users", users)
+        self.target = target
+
+    def forward(self, batch: Batch, encoded: None) -> Output:
+        items = self.get_buffer("rest").clone()
+        items[self.target] = self.get_buffer("feature_item")[0]
+        return Output(self.get_buffer("users")[batch.users] @ items.T)
+
+
+class TestRadiiOfMatrixFactorisation:
+    K = 3
+
+    @pytest.mark.parametrize("name", ["cw", "fab"])
+    def test_of_an_item_vector_into_the_list_of_one_user(self, name: str) -> None:
+        """(z_(K) - s_t) / ‖p_u‖, along p_u: exact."""
+        generator, goal = torch.Generator().manual_seed(0), promoting(self.K)
+        users, items = torch.randn(6, 5, generator=generator).double(), torch.randn(30, 5, generator=generator).double()
+        for user in range(6):
+            target = int((users[user] @ items.T).argmin())
+            model, batch = Pair(users, items, target), aimed_at(user, target)
+            scores = (users[user] @ items.T).sort(descending=True).values
+            exact = (scores[self.K - 1] - users[user] @ items[target]) / users[user].norm()
+            worse, _ = on_features(name, eps=None)(Shifted(model), batch, rowwise(goal))
+            found = worse.delta["feature_item"][0]
+            assert exact * (1 - 1e-5) <= found.norm() <= exact * 1.05
+            assert torch.cosine_similarity(found, users[user], dim=0) > 0.95
+
+    @pytest.mark.parametrize("name", ["apgd", "cw", "fab", "pgd", "square"])
+    def test_nothing_beats_the_certified_bound_of_a_user_vector(self, name: str) -> None:
+        """d_(K), the K-th largest distance to a competitor: at most K - 1 of them may stay ahead."""
+        model, goal, target = build("mf", dim=6), promoting(self.K), 4
+        users, items = model.get_parameter("user.weight").detach(), model.get_parameter("item.weight").detach()
+        scores = users @ items.T
+        gaps = (scores - scores[:, [target]]).clamp_min(0) / (items - items[target]).norm(dim=1).clamp_min(1e-12)
+        gaps[:, target] = 0
+        bound = gaps.sort(1, descending=True).values[:, self.K - 1]
+        everyone = torch.arange(DATA.n_users)
+        batch = aimed_at(everyone, target)
+        for share in (0.5, 0.98):
+            changes: dict[str, Any] = {"surface": "activation", "relative": "no", "per": "row"}
+            built = single(configured("attack", name, **changes, eps=float((bound[bound > 0]).min()) * share))
+            worse, _ = built(Shifted(model.eval()), batch, rowwise(goal))
+            rank = (worse(batch).scores > worse(batch).scores[:, [target]]).sum(1)
+            assert (rank[bound > 0] >= self.K).all()
+
+    @pytest.mark.parametrize("name", ["cw", "fab"])
+    def test_a_user_vector_is_nearly_as_near_as_it_can_be(self, name: str) -> None:
+        """With K = 1 the boundary is a polytope around the list; the distance to it comes from quadratic programmes."""
+        scipy = pytest.importorskip("scipy.optimize")
+        model, target, goal = build("mf", dim=6), 4, promoting(1)
+        users, items = model.get_parameter("user.weight").detach(), model.get_parameter("item.weight").detach()
+        batch = aimed_at(torch.arange(DATA.n_users), target)
+        built = single(configured("attack", name, surface="activation", eps=None))
+        worse, _ = built(Shifted(model.eval()), batch, rowwise(goal))
+        reached = goal(worse(batch), batch) == 0
+        assert reached.float().mean() > 0.9
+        norms = next(iter(worse.delta.values())).norm(dim=1).masked_fill(~reached, float("inf"))
+        margins = (items[target] - items).double()  # [n_items, D]: target ahead of k where the product is positive
+        ratios = []
+        for user, found in zip(users.double().numpy(), norms.tolist(), strict=True):
+            wanted = {"type": "ineq", "fun": lambda p: margins.numpy() @ p, "jac": lambda p: margins.numpy()}
+            best = scipy.minimize(
+                lambda p, user=user: ((p - user) ** 2).sum(), user, jac=lambda p, user=user: 2 * (p - user),
+                constraints=[wanted], method="SLSQP", options={"maxiter": 500, "ftol": 1e-14},
+            )  # fmt: skip
+            if best.fun > 1e-9:  # else the target is first already
+                ratios.append(found / best.fun**0.5)
+        assert len(ratios) > 6
+        assert min(ratios) > 0.999
+        assert torch.tensor(ratios).median() < 1.05
+
+
+def promoting(k: int) -> Callable[[Output, Batch], Tensor]:
+    from robustbench_rec.aims import aimed
+
+    return aimed("promote_margin", k=k)
+
+
+def aimed_at(users: int | Tensor, target: int) -> Batch:
+    index = torch.as_tensor(users).reshape(-1)
+    return Batch(index, None, torch.zeros(len(index), 0), aims=torch.full((len(index), 1), target))
+
+
+class TestSquare:
+    def test_it_uses_no_gradient_and_every_query_counts(self, classifier: Classifier) -> None:
+        batch, _ = labelled(classifier)
+        seen = []
+
+        def objective(at: Shifted, batch: Batch) -> Tensor:
+            assert not torch.is_grad_enabled()
+            seen.append(exact_softmax(at(batch), batch))
+            return seen[-1]
+
+        built = on_features("square", eps=0.3, queries=40)
+        worse, _ = built(Shifted(classifier), batch, objective)
+        assert len(seen) == built.passes == 42
+        best = torch.stack(seen).amax(0)
+        torch.testing.assert_close(exact_softmax(worse(batch), batch), best)
+
+    @pytest.mark.parametrize("norm", ["l2", "linf"])
+    def test_it_is_between_noise_and_gradients(self, classifier: Classifier, norm: str) -> None:
+        batch, _ = labelled(classifier)
+
+        def raised(name: str, **changes: Any) -> float:
+            built = on_features(name, eps=0.3, norm=norm, **changes)
+            worse, _ = built(Shifted(classifier), batch, rowwise(exact_softmax))
+            return exact_softmax(worse(batch), batch).mean().item()
+
+        assert raised("noise") < raised("square", queries=200) <= raised("apgd") + 1e-6
+
+
+class TestGoals:
+    @pytest.mark.parametrize("kind", ["embedding", "weight"])
+    def test_targets_rise_or_fall_as_far_as_the_budget_allows(self, kind: str) -> None:
+        model = build("mf").requires_grad_(False).eval()
+        judging = evaluator(DATA, judge())
+        for verb, unlimited in (("promote", 1.0), ("demote", 0.0)):
+            goal = goals.build(configured("goal", verb, k=5, stratum="random", count=2), DATA)
+            before = judged(judging, Shifted(model), "test", goal).metrics["t_hr@5"]
+            found = []
+            for eps in (0.1, 0.5, 30.0):
+                attack = single(configured("attack", "pgd", surface=kind, eps=eps, steps=30))
+                [member] = members(judging, attack, goal)
+                moved, _ = attacked(judging, Shifted(model), member, "test", goal, None, lambda: None)
+                found.append(judged(judging, moved, "test", goal).metrics["t_hr@5"])
+            assert sorted([before, *found], reverse=verb == "demote") == [before, *found]
+            assert found[-1] == pytest.approx(unlimited, abs=0.05)
+
+    def test_a_list_can_be_given_to_everybody(self) -> None:
+        model, judging = build("mf").requires_grad_(False).eval(), evaluator(DATA, judge())
+        ids = [DATA.item_ids[each] for each in (3, 11)]
+        goal = goals.build({"name": "steer", "items": ids}, DATA)
+        [member] = members(judging, single(configured("attack", "pgd", eps=30.0, steps=30)), goal)
+        moved, _ = attacked(judging, Shifted(model), member, "test", goal, None, lambda: None)
+        assert judged(judging, moved, "test", goal).metrics["t_hr@2"] > 0.9
+
+    def test_a_gap_between_groups_widens(self) -> None:
+        model, judging = build("mf").requires_grad_(False).eval(), evaluator(GROUPED, judge())
+        goal = goals.build(configured("goal", "fairness", k=5, attribute="group"), GROUPED)
+        before = judged(judging, Shifted(model), "test", goal).metrics["gap_ndcg@5"]
+        [member] = members(judging, single(configured("attack", "pgd", eps=0.5)), goal)
+        moved, _ = attacked(judging, Shifted(model), member, "test", goal, None, lambda: None)
+        assert judged(judging, moved, "test", goal).metrics["gap_ndcg@5"] > before + 0.1
+
+    @pytest.mark.parametrize(
+        ("goal", "told"),
+        [
+            ({"name": "promote", "k": 5, "items": ["nothing"], "stratum": "", "count": 1, "seed": 0}, "has no item"),
+            (
+                {"name": "promote", "k": 5, "items": None, "stratum": "some", "count": 1, "seed": 0},
+                "popular, random, unpopular",
+            ),
+            ({"name": "demote", "k": 5, "items": None, "stratum": "popular", "count": 99, "seed": 0}, "between 1 and"),
+            ({"name": "steer", "items": ["item0", "item0"]}, "twice|no item"),
+            ({"name": "fairness", "k": 5, "attribute": "shoe", "value": None}, "activity"),
+        ],
+    )
+    def test_a_goal_that_makes_no_sense_is_refused(self, goal: dict[str, Any], told: str) -> None:
+        with pytest.raises(RrecError, match=told):
+            goals.build(goal, DATA)
+
+    def test_targets_need_the_whole_catalogue(self) -> None:
+        judging = evaluator(DATA, judge(protocol="sampled"))
+        goal = goals.build(configured("goal", "promote", stratum="random", count=1), DATA)
+        with pytest.raises(RrecError, match="protocol=full"):
+            judged(judging, Shifted(build("mf").eval()), "test", goal)
+
+
+class TestExposure:
+    def test_it_counts_places_among_candidates_of_those_without_the_target(self) -> None:
+        model, judging = build("mf").eval(), evaluator(DATA, judge(top_k=[3]))
+        target = torch.tensor([7])
+        found = judging.exposure(Shifted(model), "test", target)  # type: ignore[attr-defined]
+        scores = model(question(model, torch.arange(DATA.n_users)), model.encode()).scores.detach()
+        hits, ranks = [], []
+        owned = {(u, i) for part in ("train", "valid", "test") for u, i in zip(*_pairs(part), strict=True)}
+        tested = set(zip(*_pairs("test"), strict=True))
+        for user in sorted(set(DATA.test.users.tolist())):
+            if (user, 7) in owned:
+                continue
+            better = [i for i in range(DATA.n_items) if scores[user, i] > scores[user, 7]]
+            rank = 1 + sum((user, i) not in owned or (user, i) in tested for i in better)
+            ranks.append(rank)
+            hits.append(rank <= 3)
+        assert found.metrics["t_hr@3"] == pytest.approx(sum(hits) / len(hits))
+        assert found.metrics["t_rank"] == pytest.approx(sum(ranks) / len(ranks))
+
+
+def _pairs(part: str) -> tuple[list[int], list[int]]:
+    events = DATA.part(part)
+    return events.users.tolist(), events.items.tolist()
+
+
+class TestRankAutoAttack:
+    @pytest.mark.parametrize("goal", ["untargeted", "promote", "demote", "fairness"])
+    @pytest.mark.parametrize("kind", ["embedding", "activation"])
+    def test_nobody_is_better_off_than_under_any_member(self, goal: str, kind: str) -> None:
+        model, judging = build("mf").requires_grad_(False).eval(), evaluator(GROUPED, judge(metrics=["ndcg", "hr"]))
+        aimed: dict[str, Any] = {"stratum": "random", "count": 2}
+        changes = {"untargeted": {}, "fairness": {"attribute": "group"}}.get(goal, aimed)
+        wanted = goals.build(configured("goal", goal, k=5, **changes), GROUPED)
+        at, results = Shifted(model), []
+        chosen = members(judging, suite(kind), wanted)
+        for member in chosen:
+            moved, _ = attacked(judging, at, member, "test", wanted, None, lambda: None)
+            results.append(judged(judging, moved, "test", wanted))
+        combined, clean = worst(results, wanted, judging.smaller), judged(judging, at, "test", wanted)
+        for name, values in combined.per_user.items():
+            sign = wanted.serves(name, smaller=False)
+            for each in results:
+                assert ((sign * values >= sign * each.per_user[name]) | values.isnan()).all()
+            assert combined.metrics[name] == pytest.approx(values.nanmean().item())
+        primary = "t_hr@5" if goal in ("promote", "demote") else "gap_ndcg@5" if goal == "fairness" else "ndcg@5"
+        assert wanted.serves(primary, smaller=False) * (combined.metrics[primary] - clean.metrics[primary]) >= 0
+        won = winners(clean, results, wanted, "ndcg@5", judging.smaller)
+        assert set(won.tolist()) <= {-1, *range(len(chosen))}
+
+    def test_a_healthy_model_raises_no_flag_and_a_masked_one_does(self) -> None:
+        class Masked(RecModel):
+            """Scores in steps so small that they have no gradient."""
+
+            def __init__(self, inner: RecModel) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, batch: Batch, encoded: None) -> Output:
+                scores = self.inner(batch, None).scores
+                return Output((scores * 1e4).round() / 1e4)
+
+        flags = {}
+        for name, model in (("mf", build("mf")), ("masked", Masked(build("mf")))):
+            model = model.requires_grad_(False).eval()
+            judging, goal = (
+                evaluator(DATA, judge(metrics=["ndcg"])),
+                goals.build(configured("goal", "untargeted"), DATA),
+            )
+            chosen = [
+                each for each in members(judging, suite("embedding"), goal) if each.name in ("apgd_softmax", "square")
+            ]
+            at, results = Shifted(model), []
+            if name == "mf":
+                for member in chosen:
+                    moved, _ = attacked(judging, at, member, "test", goal, None, lambda: None)
+                    results.append(judged(judging, moved, "test", goal))
+            else:
+                results = [judged(judging, at, "test", goal)] * 2
+            flags[name] = masking(judging, at, chosen, results, judged(judging, at, "test", goal), "test", goal)
+        assert flags["mf"]["zero_gradients"] == flags["mf"]["random"] == flags["mf"]["saturated"] == 0
+        assert flags["masked"]["zero_gradients"] == 1
+
+
+def suite(kind: str) -> Any:
+    from robustbench_rec.attacks import attacks
+
+    return attacks.build(configured("attack", "rank_autoattack", surface=kind, eps=0.3, steps=5, queries=5, rivals=2))
+
+
+def test_an_ensemble_is_not_trained_against() -> None:
+    with pytest.raises(RrecError, match="ensemble"):
+        single(configured("attack", "rank_autoattack"))
+
+
+def test_every_attack_declares_what_it_may_do() -> None:
+    from robustbench_rec.attacks import attacks
+    from robustbench_rec.threat import KNOWLEDGE
+
+    for name in attacks:
+        built = attacks.build(configured("attack", name))
+        assert built.threat.knowledge in KNOWLEDGE, name
+        assert all(built.declared.words().values()), name
+        assert isinstance(built, Attack) == (name != "rank_autoattack")
