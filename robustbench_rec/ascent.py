@@ -107,9 +107,8 @@ class Perturbation(Attack):
     def reached(self, base: Delta, gradients: Mapping[str, Tensor | None]) -> None:
         """RrecError where no gradient came back: the surface does not matter to the scores."""
         if self.names is None and all(each is None for each in gradients.values()):
-            raise RrecError(
-                f"the {self.surface} surface ({', '.join(base)}) does not reach the scores: nothing to climb"
-            )
+            where = f"the {self.surface} surface ({', '.join(base)})"
+            raise RrecError(f"{where} does not reach the scores with a gradient: nothing to climb")
 
 
 def zeros(base: Delta) -> dict[str, Tensor]:
@@ -131,9 +130,14 @@ def climb(at: Shifted, batch: Batch, objective: Scalar, delta: Delta) -> tuple[T
     """The objective at θ + δ, without a graph, and its gradient in δ by name; None where δ does not reach it."""
     leaves = {name: each.detach().requires_grad_() for name, each in delta.items()}
     value = objective(at.shift(leaves), batch)
-    found = torch.autograd.grad(value.sum(), list(leaves.values()), allow_unused=True)
-    along = [None if each is None else each.to_dense() for each in found]
-    return value.detach(), dict(zip(leaves, along, strict=True))
+    return value.detach(), dict(zip(leaves, _gradients(value, list(leaves.values())), strict=True))
+
+
+def _gradients(value: Tensor, leaves: list[Tensor]) -> list[Tensor | None]:
+    """Of the sum of the values; None where a leaf does not reach it."""
+    if not value.requires_grad:
+        return [None] * len(leaves)
+    return list(torch.autograd.grad(value.sum(), leaves, allow_unused=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,9 +249,9 @@ class Ascent(Perturbation):
             leaves = {name: each.detach().requires_grad_() for name, each in (delta or zeros(base)).items()}
             point = at.shift(leaves)
         value = objective(point, batch)
-        found = torch.autograd.grad(value.sum(), [*leaves.values(), *weights], allow_unused=True)
+        found = _gradients(value, [*leaves.values(), *weights])
         along = [None if each is None else each.to_dense() for each in found[: len(leaves)]]
-        return value.detach(), dict(zip(leaves, along, strict=True)), found[len(leaves) :]
+        return value.detach(), dict(zip(leaves, along, strict=True)), tuple(found[len(leaves) :])
 
     def _move(
         self, base: Delta, delta: Delta | None, gradients: Mapping[str, Tensor | None], radii: Delta

@@ -48,7 +48,11 @@ def compose(verb: str, *overrides: str) -> DictConfig:
         return hydra.compose(verb, list(overrides))
 
 
-SINGLE = [each for each in attacks if issubclass(attacks[each], Attack)]  # without ensembles
+SINGLE = [  # gradient and score attacks within eps, without ensembles
+    each
+    for each in attacks
+    if issubclass(attacks[each], Attack) and "eps" in attacks[each].Config.__dataclass_fields__  # type: ignore[attr-defined]
+]
 WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
 STANDINS = {"llm_prompt": "causal", "text_tower": "encoder"}  # for models on pretrained ones, which no test fetches
 _folders = tempfile.TemporaryDirectory(prefix="rrec-pretrained-")

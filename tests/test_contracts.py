@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, RECIPE, batch_for, build, buildable, configured, gradients, make_data, question, surfaces
+from conftest import (
+    DATA,
+    RECIPE,
+    SINGLE,
+    batch_for,
+    build,
+    buildable,
+    configured,
+    gradients,
+    make_data,
+    question,
+    surfaces,
+)
 from torch import Tensor
 
 from robustbench_rec import checkpoint
@@ -59,10 +71,8 @@ def defended(name: str, model: RecModel, **changes: Any) -> Objective:
     return built
 
 
-BALLED = [
-    each for each in attacks if issubclass(attacks[each], Perturbation) and not issubclass(attacks[each], Minimal)
-]
-FEW: dict[str, dict[str, Any]] = {"apgd": {"steps": 6}, "square": {"queries": 6}}
+BALLED = [each for each in SINGLE if issubclass(attacks[each], Perturbation) and not issubclass(attacks[each], Minimal)]
+FEW: dict[str, dict[str, Any]] = {"apgd": {"steps": 6}, "square": {"queries": 6}, "simba": {"queries": 6}}
 
 
 def attack_on(name: str, kind: str, **changes: Any) -> Perturbation:

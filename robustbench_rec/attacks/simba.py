@@ -1,0 +1,73 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.ascent import Budget, Perturbation, chosen, zeros
+from robustbench_rec.attacks import attacks
+from robustbench_rec.batch import Batch
+from robustbench_rec.errors import RrecError
+from robustbench_rec.objective import Scalar
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.threat import Threat
+
+
+@attacks.register
+class SimBA(Perturbation):
+    """Coordinate search that sees scores, not gradients: one coordinate a step, up or down (Guo et al., ICML 2019).
+
+    Each unit draws a coordinate; a step up is kept if it raises the loss, else a step down is tried. What is kept is
+    projected on the ball. queries: evaluations. step: in radii of the unit. Coordinates are drawn with replacement,
+    the paper's without.
+    """
+
+    @dataclass
+    class Config(Budget):
+        queries: int
+        step: float
+
+    threat: ClassVar[Threat] = Threat(
+        surface="embedding | weight | feature | activation",
+        knowledge="score",
+        scope="all users at once; each user for activations of its own",
+        budget="eps in a norm, for each row, example or layer; queries",
+    )
+
+    def __init__(self, config: Config) -> None:
+        if config.queries < 1 or config.step <= 0:
+            raise RrecError(
+                f"simba with queries={config.queries}, step={config.step}: queries >= 1 and step > 0 needed"
+            )
+        super().__init__(**config.ascent())
+        self.queries, self.step = config.queries, config.step
+
+    @property
+    def passes(self) -> int:
+        return 1 + self.queries
+
+    @torch.no_grad()
+    def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        base, generator = self.base(at, batch), self.stream()
+        radii = self.radii(base)
+        best, best_value = zeros(base), objective(at, batch)
+        turn: dict[str, Tensor] = {}
+        for query in range(self.queries):
+            if query % 2 == 0:
+                turn = {name: self._coordinate(each, generator) for name, each in base.items()}
+            sign = 1.0 if query % 2 == 0 else -1.0
+            moved = {
+                name: self.ball.project(each + sign * self.step * radii[name] * turn[name], radii[name])
+                for name, each in best.items()
+            }
+            value = objective(at.shift(moved), batch)
+            wins = value > best_value
+            best, best_value = chosen(wins, moved, best), torch.maximum(value, best_value)
+        return at.shift(best), batch
+
+    def _coordinate(self, each: Tensor, generator: torch.Generator) -> Tensor:
+        """1 at a coordinate of each unit, else 0."""
+        drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
+        if self.ball.per == "element":
+            return torch.ones_like(each)
+        return (drawn == drawn.amax(self.ball.dims(drawn), keepdim=True)).to(each.dtype)
