@@ -81,10 +81,9 @@ class Perturbation(Attack):
         if self.surface != "activation":
             return "all"
         whole, first = self.base(at, batch), self.base(at, batch.rows(torch.zeros(1, dtype=torch.long)))
-        common = [name for name, each in whole.items() if each.shape == first[name].shape]
-        if len(batch) == 1 or not common:
+        if all(len(each) == len(batch) and len(first[name]) == 1 for name, each in whole.items()):
             return "row"
-        return "all" if len(common) == len(whole) else "portion"
+        return "all" if all(each.shape == first[name].shape for name, each in whole.items()) else "portion"
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
         """Norms of the units, and as shares of the norm of what is perturbed, NaN where that is 0."""

@@ -1,10 +1,12 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from robustbench_rec.ascent import Ascent, Budget
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.threat import Threat
 
 
 @attacks.register
@@ -19,6 +21,8 @@ class Noise(Ascent):
     @dataclass
     class Config(Budget):
         pass
+
+    threat: ClassVar[Threat] = replace(Ascent.threat, knowledge="none")
 
     def __init__(self, config: Config) -> None:
         super().__init__(**config.ascent(), steps=0)

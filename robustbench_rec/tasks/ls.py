@@ -14,6 +14,10 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.registry import Registry
 
 
+DECLARED = ("attacks",)
+"""Groups whose components declare a threat."""
+
+
 def groups() -> dict[str, str]:
     """Every group with the module that defines it: the registries, the losses, the metrics."""
     found = {}
@@ -36,6 +40,12 @@ def names(group: str) -> dict[str, str]:
     return {name: registry.describe(name) for name in registry}
 
 
+def threats(group: str) -> dict[str, str]:
+    """What each component of a group of attacks may do; these modules are imported."""
+    registry = getattr(import_module(groups()[group]), group)
+    return {name: str(registry[name].threat) for name in registry}
+
+
 def show(group: str | None) -> None:
     """Print one line a name, or one line a group."""
     lines: Mapping[str, str]
@@ -45,8 +55,11 @@ def show(group: str | None) -> None:
         lines = names(group)
     width = max(map(len, lines), default=0)
     console = Console()
+    declared = threats(group) if group in DECLARED else {}
     for name, line in lines.items():
         console.print(f"{name:{width}}  {line}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+        if name in declared:
+            console.print(f"{'':{width}}  {declared[name]}", markup=False, highlight=False, soft_wrap=True, style="dim")
     if group is None:
         console.print("\nrrec ls <group> describes each.", markup=False, highlight=False, soft_wrap=True)
 
