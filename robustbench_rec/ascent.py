@@ -2,28 +2,35 @@
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from robustbench_rec.attack import Attack, Scope, settled
+from robustbench_rec.attack import Attack, Scope
 from robustbench_rec.batch import Batch
-from robustbench_rec.errors import RrecError
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar, known
 from robustbench_rec.shifted import Delta, Shifted, surface
 from robustbench_rec.threat import Threat
 
+REACHES = ("all", "user")
+
 
 @dataclass
 class Budget:
-    """The part of a config that every gradient attack shares: where, how far, and the attack's own seed."""
+    """The part of a config that every gradient attack shares: where, how far, and the attack's own seed.
+
+    scope: all, one perturbation for all users unless the surface is their own; user, another for every user, found and
+    judged by itself, which takes as many passes as there are users.
+    """
 
     surface: str
     modules: list[str] | None
+    scope: str
     eps: float
     norm: str
     per: str
@@ -34,14 +41,15 @@ class Budget:
         """As arguments of `Ascent`."""
         ball = Ball(eps=self.eps, norm=self.norm, per=self.per, relative=self.relative)
         modules = None if self.modules is None else tuple(self.modules)
-        return {"surface": self.surface, "modules": modules, "ball": ball, "seed": self.seed}
+        return {"surface": self.surface, "modules": modules, "reach": self.scope, "ball": ball, "seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation(Attack):
     """An attack that adds δ to tensors of a surface, inside a ball.
 
-    surface: a kind of `SURFACES`. modules: exactly these modules of it (None: all). names: exactly these tensors,
+    surface: a kind of `SURFACES`. modules: exactly these modules of it (None: all). reach: all or user, see `Budget`;
+    whoever judges shows the attack one user at a time for the latter. names: exactly these tensors,
     whatever the surface has, and whether or not they reach the scores. generator: where to draw from instead of `seed`.
     """
 
@@ -56,13 +64,23 @@ class Perturbation(Attack):
     ball: Ball
     seed: int = 0
     modules: tuple[str, ...] | None = None
+    reach: str = "all"
     names: tuple[str, ...] | None = None
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.reach not in REACHES:
+            raise unknown("scope of an attack", self.reach, REACHES)
+
+    @property
+    def alone(self) -> bool:
+        return self.reach == "user"
 
     @property
     def declared(self) -> Threat:
         where = self.surface if self.modules is None else f"{self.surface} ({', '.join(self.modules)})"
-        return settled(self.threat, surface=where, budget=str(self.ball))
+        scope = "each user by itself" if self.alone else self.threat.scope
+        return replace(self.threat, surface=where, budget=str(self.ball), scope=scope)
 
     def drawing_from(self, generator: torch.Generator) -> "Perturbation":
         drawing = copy(self)
@@ -78,6 +96,8 @@ class Perturbation(Attack):
             surface(model, self.surface, self.modules)
 
     def scope(self, at: Shifted, batch: Batch) -> Scope:
+        if self.alone:
+            return "portion"
         if self.surface != "activation":
             return "all"
         whole, first = self.base(at, batch), self.base(at, batch.rows(torch.zeros(1, dtype=torch.long)))
@@ -158,6 +178,7 @@ class Ascent(Perturbation):
     direction: Callable[[str, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 0 or self.restarts < 1 or self.step_size <= 0 or self.momentum < 0:
             raise RrecError(
                 f"steps={self.steps}, restarts={self.restarts}, step_size={self.step_size}, momentum={self.momentum}: "

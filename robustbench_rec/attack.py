@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -42,6 +42,11 @@ class Suite(ABC):
     def declared(self) -> Threat:
         """The threat with what the config has settled."""
         return self.threat
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must be shown one user at a time."""
+        return False
 
     @abstractmethod
     def check(self, model: RecModel) -> None:
@@ -103,8 +108,3 @@ class Attack(Suite):
     def beside(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Tensor, Shifted, Batch]:
         """The objective at the start, ready for backward, and the attack; adversarial training needs both."""
         return objective(at, batch), *self(at, batch, objective)
-
-
-def settled(threat: Threat, *, surface: str, budget: str) -> Threat:
-    """A threat with its surface and budget as a config has them."""
-    return replace(threat, surface=surface, budget=budget)

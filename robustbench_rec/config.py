@@ -121,15 +121,18 @@ class Distill(Train):
 class Attack(Judge, Base):
     """ckpt: a run directory or its model.safetensors. eps: budget of the attack.
 
-    loss: what the attack climbs, null for the goal's own.
+    loss: what the attack climbs, null for the goal's own. labels: true, the worst case, or own: what the model itself
+    takes for relevant, a score above 0, as in the evaluations of the RAWP line.
     """
 
     ckpt: str = MISSING
     part: str = MISSING
     eps: float = MISSING
     loss: str | None = MISSING
+    labels: str = MISSING
     goal: dict[str, Any] = MISSING
     attack: dict[str, Any] = MISSING
+    resume: str | None = MISSING
 
 
 @dataclass

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustbench_rec.ascent import Perturbation, chosen, spread, zeros
-from robustbench_rec.attack import HINGE, settled
+from robustbench_rec.attack import HINGE
 from robustbench_rec.batch import Batch
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar
@@ -21,10 +21,11 @@ BISECTIONS = 12  # of the ray to the smallest perturbation found: its length is 
 
 @dataclass
 class MinimalBudget:
-    """surface, modules: where. eps, norm, per, relative: a ball that δ is projected on at last; eps null for none."""
+    """surface, modules, scope: see `Budget`. eps, norm, per, relative: a ball to project δ on (eps null: none)."""
 
     surface: str
     modules: list[str] | None
+    scope: str
     eps: float | None
     norm: str
     per: str
@@ -50,13 +51,13 @@ class Minimal(Perturbation):
     def __init__(self, config: MinimalBudget) -> None:
         modules = None if config.modules is None else tuple(config.modules)
         ball = Ball(eps=config.eps or 0.0, norm=config.norm, per=config.per, relative=config.relative)
-        super().__init__(surface=config.surface, modules=modules, ball=ball, seed=config.seed)
+        super().__init__(surface=config.surface, modules=modules, reach=config.scope, ball=ball, seed=config.seed)
         self.bounded = config.eps is not None
 
     @property
     def declared(self) -> Threat:
         limit = f", projected on {self.ball}" if self.bounded else ""
-        return settled(self.threat, surface=super().declared.surface, budget=f"smallest l2{limit}")
+        return replace(super().declared, budget=f"smallest l2{limit}")
 
     @property
     @abstractmethod

@@ -21,6 +21,7 @@ from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
 from robustbench_rec.goals import goals
+from robustbench_rec.losses import loss
 from robustbench_rec.minimal import Minimal
 from robustbench_rec.model import RecModel
 from robustbench_rec.shifted import Shifted
@@ -295,7 +296,7 @@ class TestGoals:
             for eps in (0.1, 0.5, 30.0):
                 attack = single(configured("attack", "pgd", surface=kind, eps=eps, steps=30))
                 [member] = members(judging, attack, goal)
-                moved, _ = attacked(judging, Shifted(model), member, "test", goal, None, lambda: None)
+                moved, _ = attacked(judging, Shifted(model), member, "test", goal, None)
                 found.append(judged(judging, moved, "test", goal).metrics["t_hr@5"])
             assert sorted([before, *found], reverse=verb == "demote") == [before, *found]
             assert found[-1] == pytest.approx(unlimited, abs=0.05)
@@ -305,7 +306,7 @@ class TestGoals:
         ids = [DATA.item_ids[each] for each in (3, 11)]
         goal = goals.build({"name": "steer", "items": ids}, DATA)
         [member] = members(judging, single(configured("attack", "pgd", eps=30.0, steps=30)), goal)
-        moved, _ = attacked(judging, Shifted(model), member, "test", goal, None, lambda: None)
+        moved, _ = attacked(judging, Shifted(model), member, "test", goal, None)
         assert judged(judging, moved, "test", goal).metrics["t_hr@2"] > 0.9
 
     def test_a_gap_between_groups_widens(self) -> None:
@@ -313,7 +314,7 @@ class TestGoals:
         goal = goals.build(configured("goal", "fairness", k=5, attribute="group"), GROUPED)
         before = judged(judging, Shifted(model), "test", goal).metrics["gap_ndcg@5"]
         [member] = members(judging, single(configured("attack", "pgd", eps=0.5)), goal)
-        moved, _ = attacked(judging, Shifted(model), member, "test", goal, None, lambda: None)
+        moved, _ = attacked(judging, Shifted(model), member, "test", goal, None)
         assert judged(judging, moved, "test", goal).metrics["gap_ndcg@5"] > before + 0.1
 
     @pytest.mark.parametrize(
@@ -376,7 +377,7 @@ class TestRankAutoAttack:
         at, results = Shifted(model), []
         chosen = members(judging, suite(kind), wanted)
         for member in chosen:
-            moved, _ = attacked(judging, at, member, "test", wanted, None, lambda: None)
+            moved, _ = attacked(judging, at, member, "test", wanted, None)
             results.append(judged(judging, moved, "test", wanted))
         combined, clean = worst(results, wanted, judging.smaller), judged(judging, at, "test", wanted)
         for name, values in combined.per_user.items():
@@ -414,7 +415,7 @@ class TestRankAutoAttack:
             at, results = Shifted(model), []
             if name == "mf":
                 for member in chosen:
-                    moved, _ = attacked(judging, at, member, "test", goal, None, lambda: None)
+                    moved, _ = attacked(judging, at, member, "test", goal, None)
                     results.append(judged(judging, moved, "test", goal))
             else:
                 results = [judged(judging, at, "test", goal)] * 2
@@ -443,3 +444,51 @@ def test_every_attack_declares_what_it_may_do() -> None:
         assert built.threat.knowledge in KNOWLEDGE, name
         assert all(built.declared.words().values()), name
         assert isinstance(built, Attack) == (name != "rank_autoattack")
+
+
+class TestEachUserByItself:
+    """The form in which the RAWP line measures weights: nothing adds up across users."""
+
+    def test_it_is_the_attack_on_a_part_with_one_event(self) -> None:
+        model = build("mf").requires_grad_(False).eval()
+        judging = evaluator(DATA, judge(metrics=["ndcg"]), alone=True)
+        attack = single(configured("attack", "fgm", surface="weight", scope="user", eps=0.3))
+        moved, spent = judging.attack(Shifted(model), attack, "test", loss("bce"))
+        assert len(moved) == len(judging.portions("test")) == len(set(DATA.test.users.tolist()))
+        for portion, found in zip(judging.portions("test"), moved, strict=True):
+            assert isinstance(found, Tensor)
+            alone = replace(DATA, test=_only(DATA.test, portion.users))
+            shared = single(configured("attack", "fgm", surface="weight", eps=0.3))
+            [(point, batch)] = evaluator(alone, judge()).attack(Shifted(model), shared, "test", loss("bce"))[0]  # type: ignore[misc]
+            torch.testing.assert_close(point(batch).scores, found)
+        assert spent["max_relative"] == pytest.approx(0.3, rel=1e-4)
+
+    def test_no_user_is_better_off_than_with_one_perturbation_for_all(self) -> None:
+        model = build("mf").requires_grad_(False).eval()
+        climbed = {}
+        for alone in (False, True):
+            judging = evaluator(DATA, judge(metrics=["ndcg"]), alone=alone)
+            attack = single(configured("attack", "pgd", surface="weight", scope="user" if alone else "all", eps=0.2))
+            moved, _ = judging.attack(Shifted(model), attack, "test", loss("softmax"))
+            with judging.judged(moved, "test") as scores:
+                values = [
+                    loss("softmax")(Output(found), batch)
+                    for found, batch in zip(scores, judging.batches(model, "test"), strict=True)
+                ]
+            climbed[alone] = torch.cat(values)
+        assert (climbed[True] >= climbed[False] - 1e-4).all()
+
+    def test_what_the_model_decides_is_a_weaker_guide_than_the_labels(self) -> None:
+        model = build("mf").requires_grad_(False).eval()
+        judging, goal = evaluator(DATA, judge(metrics=["ndcg"])), goals.build(configured("goal", "untargeted"), DATA)
+        [member] = members(judging, single(configured("attack", "fgm", surface="weight", eps=0.3)), goal)
+        left = {}
+        for own in (False, True):
+            moved, _ = attacked(judging, Shifted(model), member, "test", goal, "bce", own_labels=own)
+            left[own] = judging.evaluate(moved, "test").metrics["ndcg@5"]
+        assert left[False] < left[True]
+
+
+def _only(events: Any, users: Tensor) -> Any:
+    there = torch.isin(events.users, users)
+    return type(events)(**{name: each[there] for name, each in vars(events).items() if each is not None})

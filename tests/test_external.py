@@ -52,7 +52,7 @@ def shown(judging: Full, external: External, name: str, **changes: Any) -> dict[
     attack = on_rows(name, **changes)
     attack.check(external)
     [member] = members(judging, attack, goal)
-    moved, budget = attacked(judging, Shifted(external), member, "test", goal, None, lambda: None)
+    moved, budget = attacked(judging, Shifted(external), member, "test", goal, None)
     before = judged(judging, Shifted(external), "test", goal).metrics["t_rank"]
     return {"before": before, "after": judged(judging, moved, "test", goal).metrics["t_rank"], **budget}
 

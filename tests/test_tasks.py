@@ -12,6 +12,7 @@ from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
 
 from robustbench_rec import launch
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
 from robustbench_rec.tasks import attack, distill, finetune, train
 from robustbench_rec.tasks import eval as evaluate
@@ -262,6 +263,54 @@ class TestAttack:
         one = self.attacked(runs, tmp_path / "1", "mf", "attack.modules=[user]", "eps=0.3")
         both = self.attacked(runs, tmp_path / "2", "mf", "eps=0.3")
         assert both["attacked/ndcg@10"] < one["attacked/ndcg@10"] <= one["clean/ndcg@10"]
+
+    ENSEMBLE = ("attack=rank_autoattack", "attack.steps=4", "attack.queries=4", "attack.rivals=1", "eps=0.2")
+
+    def test_an_ensemble_is_at_least_as_strong_as_each_member(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = self.attacked(runs, tmp_path, "mf", *self.ENSEMBLE)
+        alone = {name: value for name, value in metrics.items() if name.startswith("member/")}
+        assert len(alone) == 6
+        assert metrics["attacked/ndcg@5"] <= min(alone.values()) < metrics["clean/ndcg@5"]
+        assert sum(value for name, value in metrics.items() if name.startswith("won/")) <= 1
+        assert metrics["flag/random"] == metrics["flag/zero_gradients"] == 0
+        assert read(tmp_path / "run.json")["threat"]["budget"] == "l2 ≤ 0.2 × own norm, each row"
+
+    def test_an_interrupted_ensemble_goes_on_where_it_was(
+        self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = self.attacked(runs, tmp_path / "whole", "mf", *self.ENSEMBLE)
+        calls = []
+
+        def stopping(judging: Any, at: Any, member: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(member.name)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return attacked(judging, at, member, *args, **kwargs)
+
+        monkeypatch.setattr(attack, "attacked", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE)
+        assert self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE) == whole
+        assert len(calls) == 3 + 4
+        assert not (tmp_path / "cut" / "resume").exists()
+
+    def test_what_was_kept_of_another_attack_is_not_taken_up(self, runs: Runs, tmp_path: Path) -> None:
+        from robustbench_rec.checkpoint import save_state
+
+        (tmp_path / "cut" / "resume").mkdir(parents=True)
+        notes = {"identity": "another", "told": "{}"}
+        save_state(tmp_path / "cut" / "resume" / "fab.safetensors", {"users": torch.zeros(1)}, notes)
+        whole = self.attacked(runs, tmp_path / "whole", "mf", *self.ENSEMBLE)
+        assert self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE) == whole
+
+    @pytest.mark.parametrize("goal", ["promote", "demote", "fairness"])
+    def test_goals_are_reported_beside_the_quality(self, runs: Runs, tmp_path: Path, goal: str) -> None:
+        metrics = self.attacked(runs, tmp_path, "mf", f"goal={goal}", "attack=pgd", "eps=0.5")
+        name = "gap_ndcg@5" if goal == "fairness" else "t_hr@5"
+        sign = -1 if goal == "demote" else 1
+        assert sign * metrics[f"rise/{name}"] > 0
+        assert metrics[f"rise/{name}"] == pytest.approx(metrics[f"attacked/{name}"] - metrics[f"clean/{name}"])
+        assert read(tmp_path / "run.json")["threat"]["goal"].startswith(goal)
 
     def test_a_model_without_parameters_has_nothing_to_attack(self, runs: Runs, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="model 'pop' has no embedding surface"):

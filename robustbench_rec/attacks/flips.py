@@ -1,11 +1,10 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustbench_rec.ascent import Perturbation, chosen, zeros
-from robustbench_rec.attack import settled
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -55,7 +54,7 @@ class Flips(Perturbation):
     @property
     def declared(self) -> Threat:
         budget = f"{self.edits} flips ({self.direction}) of each row; {self.queries} queries"
-        return settled(self.threat, surface=super().declared.surface, budget=budget)
+        return replace(super().declared, budget=budget)
 
     @property
     def passes(self) -> int:

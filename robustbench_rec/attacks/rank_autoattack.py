@@ -1,8 +1,8 @@
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from robustbench_rec.attack import Attack, Member, Suite, settled
+from robustbench_rec.attack import Attack, Member, Suite
 from robustbench_rec.attacks import attacks, single
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
@@ -32,6 +32,7 @@ class RankAutoAttack(Suite):
     class Config:
         surface: str
         modules: list[str] | None
+        scope: str
         eps: float
         norm: str
         per: str
@@ -56,7 +57,11 @@ class RankAutoAttack(Suite):
     @property
     def declared(self) -> Threat:
         own = self.apgd.declared
-        return settled(self.threat, surface=own.surface, budget=own.budget)
+        return replace(self.threat, surface=own.surface, budget=own.budget)
+
+    @property
+    def alone(self) -> bool:
+        return self.apgd.alone
 
     def check(self, model: RecModel) -> None:
         self.apgd.check(model)

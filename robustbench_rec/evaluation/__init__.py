@@ -15,11 +15,14 @@ __all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Full", "Moved", "Result", "evalua
 PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "ratings": Ratings, "sampled": Sampled}
 
 
-def evaluator(data: Data, judge: Judge, *, seed: int = 0) -> Evaluator[Any]:
-    """The evaluator of a protocol: full, sampled, clicks or ratings; what is drawn comes from `seed`."""
+def evaluator(data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> Evaluator[Any]:
+    """The evaluator of a protocol: full, sampled, clicks or ratings; what is drawn comes from `seed`.
+
+    alone: row by row, for attacks that give every user a perturbation of its own on what all users share.
+    """
     if judge.protocol not in PROTOCOLS:
         raise unknown("protocol", judge.protocol, PROTOCOLS)
-    return PROTOCOLS[judge.protocol](data, judge, seed=seed)
+    return PROTOCOLS[judge.protocol](data, judge, seed=seed, alone=alone)
 
 
 def worth(judge: Judge, monitor: str | None, metrics: Mapping[str, float]) -> float | None:

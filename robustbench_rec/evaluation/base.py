@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar, Generic, TypeVar
@@ -26,7 +26,8 @@ from robustbench_rec.shifted import Shifted
 PARTS = ("valid", "test")
 CELLS = 2**25  # scores held at once: 128 MiB of float32
 
-Moved = Sequence[tuple[Shifted, Batch]]  # the attacked model and input of each portion
+Moved = Sequence[tuple[Shifted, Batch] | Tensor]
+"""The attacked model and input of each portion, or its scores where a perturbation of each row would not fit."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ P = TypeVar("P", bound=Portion)
 
 
 class Evaluator(ABC, Generic[P]):
-    """A protocol of evaluation over the valid and the test part."""
+    """A protocol of evaluation over the valid and the test part. alone: every portion is a single row of scores."""
 
     metrics: ClassVar[tuple[str, ...]]
     """What is reported where the config names nothing."""
@@ -64,8 +65,8 @@ class Evaluator(ABC, Generic[P]):
     ensemble: ClassVar[tuple[str, ...]]
     """What an ensemble of attacks climbs."""
 
-    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
-        self.data, self.judge, self.seed = data, judge, seed
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
+        self.data, self.judge, self.seed, self.alone = data, judge, seed, alone
         self._parts: dict[str, list[P]] = {}
         self._histories: dict[str, Histories] = {}
 
@@ -144,8 +145,11 @@ class Evaluator(ABC, Generic[P]):
             moved: Moved = [(point, batch) for batch in self.inputs(at.model, part)]
         else:
             moved = at
-        with _judged(moved[0][0].model):
-            yield (point(batch).scores.float() for point, batch in moved)
+        models = {each[0].model for each in moved if not isinstance(each, Tensor)}
+        with ExitStack() as stack:
+            for each in models:
+                stack.enter_context(_judged(each))
+            yield (each.clone() if isinstance(each, Tensor) else each[0](each[1]).scores.float() for each in moved)
 
     def attack(
         self,
@@ -186,12 +190,16 @@ class Evaluator(ABC, Generic[P]):
                 values = climbed(at(batch), batch)
                 return values if scope == "row" else values.mean()
 
-            moved: list[tuple[Shifted, Batch]] = []
+            moved: list[tuple[Shifted, Batch] | Tensor] = []
             spent: list[dict[str, Tensor]] = []
             for portion, batch in zip(self.portions(part), inputs, strict=True):
                 labelled = mark(self.label(portion, batch))
                 worse, changed = attack(start, labelled, local)
-                moved.append((worse, changed.question()))
+                if self.alone:
+                    with torch.no_grad():
+                        moved.append(worse(changed.question()).scores.float())
+                else:
+                    moved.append((worse, changed.question()))
                 spent.append(attack.spent(start, worse, labelled, changed, local))
             joined = {name: torch.cat([each[name] for each in spent]) for name in spent[0]}
             return moved, attack.summary(joined)

@@ -32,8 +32,8 @@ class Prediction(Evaluator[Events]):
     known: ClassVar[Mapping[str, PredictionMetric]]
     smaller: ClassVar[frozenset[str]] = prediction.SMALLER
 
-    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
-        super().__init__(data, judge, seed=seed)
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
+        super().__init__(data, judge, seed=seed, alone=alone)
         for name in judge.metrics or ():
             if name not in self.known:
                 raise unknown(f"metric of protocol '{judge.protocol}'", name, self.known)
@@ -46,7 +46,7 @@ class Prediction(Evaluator[Events]):
 
     def split(self, part: str) -> Iterator[Events]:
         events = self.data.part(part)
-        for rows in torch.arange(len(events), device=events.users.device).split(min(ROWS, CELLS)):
+        for rows in torch.arange(len(events), device=events.users.device).split(1 if self.alone else min(ROWS, CELLS)):
             context = None if events.context is None else events.context[rows]
             yield Events(events.users[rows], events.items[rows, None], context, events.values[rows, None])
 

@@ -35,8 +35,8 @@ class Ranking(Evaluator[Lists]):
     losses: ClassVar[tuple[str, ...]] = ("margin", "softmax", "bce", "topk", "dlr")
     ensemble: ClassVar[tuple[str, ...]] = ("softmax", "dlr", "margin")
 
-    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
-        super().__init__(data, judge, seed=seed)
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
+        super().__init__(data, judge, seed=seed, alone=alone)
         ranking.check(judge.metrics or self.metrics, judge.top_k, self.n_candidates)
 
     @property
@@ -106,7 +106,7 @@ class Full(Ranking):
         wanted = _lists(liked, data)
         seen = _lists(data.train, data) if part == "valid" else _lists(data.train, data, data.valid)
         users = torch.unique(liked.users)
-        for chosen in users.split(max(1, CELLS // data.n_items)):
+        for chosen in users.split(1 if self.alone else max(1, CELLS // data.n_items)):
             relevant = wanted.of(chosen)
             excluded = _without(seen.of(chosen), relevant, data.n_items)
             if self.judge.seen:
@@ -155,11 +155,11 @@ class Sampled(Ranking):
     A user's value is the mean over the user's events. Numbers cannot be compared with those of full ranking.
     """
 
-    def __init__(self, data: Data, judge: Judge, *, seed: int = 0) -> None:
+    def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
         self.n = 99 if judge.n_negatives is None else judge.n_negatives
         if self.n < 1:
             raise RrecError(f"n_negatives={self.n}: must be at least 1")
-        super().__init__(data, judge, seed=seed)
+        super().__init__(data, judge, seed=seed, alone=alone)
 
     @property
     def n_candidates(self) -> int:
@@ -181,7 +181,7 @@ class Sampled(Ranking):
                 "lower n_negatives or use protocol=full"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        for rows in torch.arange(len(users)).split(max(1, CELLS // data.n_items)):
+        for rows in torch.arange(len(users)).split(1 if self.alone else max(1, CELLS // data.n_items)):
             chosen = users[rows]
             weights = torch.rand(len(rows), data.n_items, generator=generator).to(users.device)
             seen = _lists_of_keys(keys, data.n_items, data.n_users).of(chosen)

@@ -48,12 +48,21 @@ def attacked(
     part: str,
     goal: Goal,
     loss: str | None,
-    on_pass: Callable[[], object],
+    *,
+    own_labels: bool = False,
+    on_pass: Callable[[], object] = lambda: None,
 ) -> tuple[Moved, dict[str, float]]:
-    """What one member makes of the model, and its budget."""
+    """What one member makes of the model, and its budget.
+
+    own_labels: the attacker does not know the labels and takes for them what the clean model scores above 0.
+    """
     if member.rival is None:
         climbed = judging.climbed(member.loss or loss, goal)
-        return judging.attack(at, member.attack, part, climbed, mark=goal.mark, on_pass=on_pass)
+
+        def mark(batch: Batch) -> Batch:
+            return goal.mark(_decided(at, batch) if own_labels else batch)
+
+        return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass)
     rivals = _rivals(judging, at, part, goal.k, member.rival)
     return judging.attack(at, member.attack, part, aimed("promote", k=goal.k), mark=rivals, on_pass=on_pass)
 
@@ -80,6 +89,12 @@ def winners(clean: Result, results: Sequence[Result], goal: Goal, metric: str, s
     values = sign * torch.stack([each.per_user[metric] for each in results]).nan_to_num(float("-inf"))
     best, index = values.max(0)
     return torch.where(best > sign * clean.per_user[metric], index, -1)
+
+
+@torch.no_grad()
+def _decided(at: Shifted, batch: Batch) -> Batch:
+    """The batch with the model's own decisions for labels."""
+    return replace(batch, labels=(at(batch).scores > 0).float())
 
 
 def _rivals(judging: Evaluator[Any], at: Shifted, part: str, k: int, place: int) -> Callable[[Batch], Batch]:

@@ -11,6 +11,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
+from robustbench_rec.errors import unknown
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
@@ -23,18 +24,21 @@ from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.train import keep
 
+LABELS = ("true", "own")
 Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
-    """Attack a checkpoint and judge it before and after, with the true labels of the part (the worst case)."""
+    """Attack a checkpoint and judge it before and after, with the true labels of the part unless told otherwise."""
     device = setup(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
-    judging = evaluator(loaded.data, cfg)
-    judging.portions(cfg.part)
-    goal = goals.build(cfg.goal, loaded.data)
+    if cfg.labels not in LABELS:
+        raise unknown("labels", cfg.labels, LABELS)
     suite = attacks.build(cfg.attack)
     suite.check(loaded.model)
+    judging = evaluator(loaded.data, cfg, alone=suite.alone)
+    judging.portions(cfg.part)
+    goal = goals.build(cfg.goal, loaded.data)
     chosen = members(judging, suite, goal)
     for each in chosen:
         if each.rival is None:
@@ -42,7 +46,7 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
     at = Shifted(loaded.model.requires_grad_(False).eval())
     threat = replace(suite.declared, goal=goal.words).words()
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
-    notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "threat": threat}
+    notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "labels": cfg.labels, "threat": threat}
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         clean = judged(judging, at, cfg.part, goal)
         trials = Trials(cfg, out, judging, at, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
@@ -102,14 +106,22 @@ class Trials:
     def _tried(self, number: int, member: Member, bar: Bar) -> Trial:
         passes = iter(bar.each(number, range(member.attack.passes)))
         moved, budget = attacked(
-            self.judging, self.at, member, self.cfg.part, self.goal, self.cfg.loss, lambda: next(passes, None)
+            self.judging,
+            self.at,
+            member,
+            self.cfg.part,
+            self.goal,
+            self.cfg.loss,
+            own_labels=self.cfg.labels == "own",
+            on_pass=lambda: next(passes, None),
         )
         return judged(self.judging, moved, self.cfg.part, self.goal), budget
 
     def _keep(self, path: Path, trial: Trial) -> None:
         path.parent.mkdir(exist_ok=True)
         result, budget = trial
-        notes = {"identity": self._identity(), "metrics": json.dumps(result.metrics), "budget": json.dumps(budget)}
+        told = {"metrics": result.metrics, "names": list(result.per_user), "budget": budget}
+        notes = {"identity": self._identity(), "told": json.dumps(told)}
         checkpoint.save_state(path, {"users": result.users, **result.per_user}, notes)
 
     def _kept(self, path: Path) -> Trial | None:
@@ -118,8 +130,9 @@ class Trials:
         tensors, notes = checkpoint.load_state(path, self.judging.data.train.users.device)
         if notes.get("identity") != self._identity():
             return None
-        users = tensors.pop("users")
-        return Result(json.loads(notes["metrics"]), users, tensors), json.loads(notes["budget"])
+        told = json.loads(notes["told"])
+        per_user = {name: tensors[name] for name in told["names"]}
+        return Result(told["metrics"], tensors["users"], per_user), told["budget"]
 
     def _identity(self) -> str:
         return sha256(self.about.encode()).hexdigest()
