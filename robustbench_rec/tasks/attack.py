@@ -25,7 +25,7 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
     goal = goals.build(cfg.goal, loaded.data)
     attack = attacks.build(cfg.attack)
     climbed = judging.climbed(attack.loss(goal) or cfg.loss, goal)
-    attack.check(loaded.model)
+    attack = attack.prepared(loaded.model, loaded.data)
     at = Shifted(loaded.model.requires_grad_(False).eval())
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     threat = replace(attack.declared, goal=goal.words)
