@@ -24,10 +24,11 @@ CELLS = 2**25  # gains held at once: 128 MiB of float32
 class HistoryFlip(HistoryAttack):
     """Events replaced along the gradient, each edit confirmed by forward passes (HotFlip: Ebrahimi et al., ACL 2018).
 
-    op: replace an event by another item, no event twice; or insert an item after the latest event. edits: how many, one
-    after the other. candidates: the pairs of place and item with the largest first-order gain (e_b − e_a)·∇ at the
-    vectors that the model reads, summed over its tables; each is scored, and the best is kept where it raises the
-    objective of the row. All rows at once. HotFlip edits characters, with a beam in the place of the forward passes.
+    op: replace an event by another item, no event twice; or insert an item after the latest event, for which the oldest
+    goes where the window is full. edits: how many, one after the other. candidates: the pairs of place and item with
+    the largest first-order gain (e_b − e_a)·∇ at the vectors that the model reads, summed over its tables; each is
+    scored, and the best is kept where it raises the objective of the row. All rows at once. HotFlip edits characters,
+    with a beam in the place of the forward passes.
     """
 
     @dataclass
