@@ -16,6 +16,8 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
 
+GAMMA = -0x61C8864680B583EB
+
 
 class HistoryAttack(Attack):
     """Changes `Batch.history` alone, every row by itself; δ stays what it is."""
@@ -56,6 +58,35 @@ def read(model: RecModel) -> Iterator[list[Reading]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class Draws:
+    """Uniform numbers in [0, 1) for the rows of users `[B]`, which do not depend on the rows beside them.
+
+    Counter-based: splitmix64 (Steele et al., OOPSLA 2014) of seed, user, number of the call and place.
+    """
+
+    def __init__(self, users: Tensor, seed: int) -> None:
+        self.keys, self.calls = _mixed(_mixed(torch.full_like(users, seed)) + users), 0
+
+    def __call__(self, width: int) -> Tensor:
+        """`[B, width]`, others at every call; those of a wider row begin with the same."""
+        self.calls += 1
+        places = torch.arange(1, 1 + width, device=self.keys.device) * GAMMA
+        mixed = _mixed(_mixed(self.keys + self.calls)[:, None] + places)
+        return _shifted(mixed, 11).double() * 2.0**-53
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x + GAMMA) ^ _shifted(x + GAMMA, 30)
+    x = x * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """To the right, as if without sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def lookups(model: RecModel) -> list[Events]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_rec import checkpoint, launch
+from robustbench_rec.ascent import Perturbation
+from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Fit, Judge, Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
@@ -46,6 +48,7 @@ def compose(verb: str, *overrides: str) -> DictConfig:
         return hydra.compose(verb, list(overrides))
 
 
+SHIFTING = [each for each in attacks if issubclass(attacks[each], Perturbation)]  # the attacks that any model has δ for
 WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
 STANDINS = {"llm_prompt": "causal", "text_tower": "encoder"}  # for models on pretrained ones, which no test fetches
 _folders = tempfile.TemporaryDirectory(prefix="rrec-pretrained-")

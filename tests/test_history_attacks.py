@@ -16,9 +16,10 @@ from robustbench_rec.attacks.history import ITEMS, OPS, PLACES
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data
-from robustbench_rec.edits import distance, jaccard, known, read
+from robustbench_rec.edits import GAMMA, Draws, _mixed, distance, jaccard, known, read
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation import ranking as module
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
@@ -140,7 +141,7 @@ class TestEdits:
     def test_popular_items_are_put_in_by_their_share_of_the_training_events(self) -> None:
         popular = interactions([0] * 9 + [1] * 3, [5] * 9 + [6] * 3)
         data = replace(LONG, train=popular)
-        model, batch = small(), labelled([[1, 2, 3, 4]] * 300)
+        model, batch = small(), replace(labelled([[1, 2, 3, 4]] * 300), users=torch.arange(300))
         shares = {}
         for items in ("popular", "unpopular", "uniform"):
             built = attack("history", model, data, op="replace", share=1.0, items=items)
@@ -216,6 +217,28 @@ class TestFlip:
         assert not softmax(Shifted(model), batch).requires_grad
 
 
+class TestDraws:
+    def test_they_are_uniform_and_independent(self) -> None:
+        draws = Draws(torch.arange(400), 0)
+        one, two = draws(300), draws(300)
+        assert 0 <= one.min() < one.max() < 1
+        for each in (one, two):
+            assert each.mean().item() == pytest.approx(0.5, abs=0.005)
+            assert each.std().item() == pytest.approx(12**-0.5, abs=0.005)
+            assert torch.histc(each, 20, 0, 1).sub(6000).abs().max() < 400  # 5 standard deviations
+        columns = torch.stack([one[:, 0], one[:, 1], two[:, 0], Draws(torch.arange(400), 1)(1)[:, 0], one[:, 2]])
+        assert torch.corrcoef(columns).fill_diagonal_(0).abs().max() < 0.25
+        assert torch.corrcoef(one[:20]).fill_diagonal_(0).abs().max() < 0.3
+
+    def test_it_is_splitmix64(self) -> None:
+        """The first outputs of the generator seeded with 1234567, as published with it."""
+        state, outputs = torch.tensor(1234567), []
+        for _ in range(3):
+            outputs.append(int(_mixed(state)) % 2**64)
+            state = state + GAMMA
+        assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
 class TestDistance:
     @pytest.mark.parametrize(
         ("old", "new", "edits", "alike"),
@@ -268,6 +291,27 @@ class TestJudged:
             assert torch.equal(batch.users, clean.users)
             assert known(batch).items.tolist() != known(clean).items.tolist()
         assert judging.evaluate(moved, "test").metrics != judging.evaluate(at, "test").metrics
+
+    @pytest.mark.parametrize("changes", [{"op": op} for op in OPS])
+    def test_edits_do_not_depend_on_the_portions(
+        self, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, found = small(), []
+        for cells in (module.CELLS, LONG.n_items * 5):
+            monkeypatch.setattr(module, "CELLS", cells)
+            built = attack("history", model, **changes)
+            moved, spent = evaluator(LONG, self.JUDGE).attack(Shifted(model), built, "test", loss("softmax"))
+            found.append(([row for _, batch in moved for row in lists(known(batch))], spent))
+        assert found[0][0] == found[1][0]
+        assert found[0][1] == pytest.approx(found[1][1])
+
+    @pytest.mark.parametrize("name", ["history", "history_flip"])
+    def test_the_announced_passes_are_made(self, name: str) -> None:
+        model, passes = small(), iter(range(1000))
+        built = attack(name, model)
+        judging = evaluator(LONG, self.JUDGE)
+        judging.attack(Shifted(model), built, "test", loss("softmax"), on_pass=passes.__next__)
+        assert next(passes) == built.passes
 
     def test_a_budget_of_nothing_leaves_every_score(self) -> None:
         model, batch = small(), labelled(ROWS)

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import Data
-from robustbench_rec.edits import HistoryAttack, known, latest, ordered, read, vectors
+from robustbench_rec.edits import Draws, HistoryAttack, known, latest, ordered, read, vectors
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
@@ -94,14 +94,14 @@ class HistoryEdit(HistoryAttack):
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         history, config = known(batch), self.config
-        generator = torch.Generator().manual_seed(config.seed)
+        draws = Draws(batch.users, config.seed)
         count = self._count(history.lengths)  # [B]
         if config.op in ("insert", "replace"):
-            edited = self._put(at, batch, count, generator)
+            edited = self._put(at, batch, count, draws)
         elif config.op in ("reverse", "swap"):
-            edited = self._moved(history, count, generator)
+            edited = self._moved(history, count, draws)
         else:
-            edited = self._resized(history, count, generator)
+            edited = self._resized(history, count, draws)
         return at, replace(batch, history=latest(edited, self.window))
 
     @property
@@ -117,78 +117,78 @@ class HistoryEdit(HistoryAttack):
         count = torch.minimum(count, lengths - 1).clamp_min(0) if config.op in SHORTER else count
         return count.masked_fill(count < least, 0)
 
-    def _chosen(self, history: History, count: Tensor, generator: torch.Generator) -> Tensor:
+    def _chosen(self, history: History, count: Tensor, draws: Draws) -> Tensor:
         """The events that are edited, bool `[B, L]`."""
         places = torch.arange(history.items.shape[1], device=count.device).expand_as(history.items)
         if self.config.where == "any":
-            drawn = _uniform(history.items.shape, generator, count.device).masked_fill(~history.real, 2.0)
+            drawn = draws(history.items.shape[1]).masked_fill(~history.real, 2.0)
             return drawn.argsort(1).argsort(1) < count[:, None]
-        first = self._first(history.lengths, count, generator)[:, None]
+        first = self._first(history.lengths, count, draws)[:, None]
         return (places >= first) & (places < first + count[:, None])
 
-    def _first(self, lengths: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+    def _first(self, lengths: Tensor, count: Tensor, draws: Draws) -> Tensor:
         """Where a run of `count` events begins `[B]`."""
         room = lengths - count
         if self.config.where == "any":
-            drawn = _uniform(room.shape, generator, room.device) * (room + 1)
+            drawn = draws(1)[:, 0] * (room + 1)
             return torch.minimum(drawn.long(), room)
         return {"start": torch.zeros_like(room), "middle": room // 2, "end": room}[self.config.where]
 
-    def _resized(self, history: History, count: Tensor, generator: torch.Generator) -> History:
+    def _resized(self, history: History, count: Tensor, draws: Draws) -> History:
         places = torch.arange(history.items.shape[1], device=count.device).expand_as(history.items)
         keys = places.float().masked_fill(~history.real, torch.inf)
         padding = len(self.counts)
         if self.config.op == "crop":
-            front = self._front(count, generator)
+            front = self._front(count, draws)
             out = (places < front[:, None]) | (places >= (history.lengths - count + front)[:, None])
             return ordered(history.items, keys.masked_fill(out, torch.inf), padding)
-        chosen = self._chosen(history, count, generator)
+        chosen = self._chosen(history, count, draws)
         if self.config.op == "delete":
             return ordered(history.items, keys.masked_fill(chosen, torch.inf), padding)
         twice = (keys + 0.5).masked_fill(~chosen, torch.inf)
         return ordered(torch.cat([history.items] * 2, 1), torch.cat([keys, twice], 1), padding)
 
-    def _front(self, count: Tensor, generator: torch.Generator) -> Tensor:
+    def _front(self, count: Tensor, draws: Draws) -> Tensor:
         """How many of the events that a crop takes are the oldest `[B]`."""
         if self.config.where == "any":
-            return torch.minimum((_uniform(count.shape, generator, count.device) * (count + 1)).long(), count)
+            return torch.minimum((draws(1)[:, 0] * (count + 1)).long(), count)
         return {"start": count, "middle": count // 2, "end": torch.zeros_like(count)}[self.config.where]
 
-    def _moved(self, history: History, count: Tensor, generator: torch.Generator) -> History:
+    def _moved(self, history: History, count: Tensor, draws: Draws) -> History:
         places, many = torch.arange(history.items.shape[1], device=count.device), count[:, None]
         if self.config.op == "reverse":
-            first = self._first(history.lengths, count, generator)[:, None]
+            first = self._first(history.lengths, count, draws)[:, None]
             turned = (places >= first) & (places < first + many)
             origin = torch.where(turned, 2 * first + many - 1 - places, places)
             return replace(history, items=history.items.gather(1, origin))
-        chosen = self._chosen(history, count, generator)
-        drawn = _uniform(history.items.shape, generator, count.device).masked_fill(~chosen, 2.0)
+        chosen = self._chosen(history, count, draws)
+        drawn = draws(history.items.shape[1]).masked_fill(~chosen, 2.0)
         order = drawn.argsort(1)  # the chosen ones first, in a random order: each takes the place of the one before it
         following = torch.where(places + 1 < many, places + 1, torch.where(places < many, 0, places))
         origin = torch.empty_like(order).scatter_(1, order, order.gather(1, following))
         return replace(history, items=history.items.gather(1, origin))
 
-    def _put(self, at: Shifted, batch: Batch, count: Tensor, generator: torch.Generator) -> History:
+    def _put(self, at: Shifted, batch: Batch, count: Tensor, draws: Draws) -> History:
         """Other items in the place of events, or between them."""
         history = known(batch)
         if self.config.op == "replace":
-            chosen = self._chosen(history, count, generator)
-            other = self._others(at, batch, history.items, generator)
+            chosen = self._chosen(history, count, draws)
+            other = self._others(at, batch, history.items, draws)
             return replace(history, items=torch.where(chosen, other, history.items))
         lengths, width = history.lengths[:, None], max(int(count.max()), 1)
-        drawn = (_uniform((len(count), width), generator, count.device) * (lengths + 1)).long()
+        drawn = (draws(width) * (lengths + 1)).long()
         gaps = {"any": torch.minimum(drawn, lengths), "start": 0 * drawn, "end": 0 * drawn + lengths}
         gap = gaps.get(self.config.where, 0 * drawn + lengths // 2)  # [B, K], before the event of that place
         beside = history.items.gather(1, (gap - 1).clamp_min(0))
         absent = torch.arange(width, device=count.device) >= count[:, None]
-        other = self._others(at, batch, beside, generator)
+        other = self._others(at, batch, beside, draws)
         places = torch.arange(history.items.shape[1], device=count.device).expand_as(history.items)
         keys = torch.cat(
             [places.float().masked_fill(~history.real, torch.inf), (gap - 0.5).masked_fill(absent, torch.inf)], 1
         )
         return ordered(torch.cat([history.items, other], 1), keys, len(self.counts))
 
-    def _others(self, at: Shifted, batch: Batch, items: Tensor, generator: torch.Generator) -> Tensor:
+    def _others(self, at: Shifted, batch: Batch, items: Tensor, draws: Draws) -> Tensor:
         """For each item another one, of the same shape."""
         n, device = len(self.counts), items.device
         own = items.clamp_max(n - 1)  # padding gets something too, which nobody reads
@@ -197,7 +197,7 @@ class HistoryEdit(HistoryAttack):
         shares = {"popular": self.counts.double(), "unpopular": 1 / (1 + self.counts.double())}
         weights = shares.get(self.config.items, torch.ones(n, dtype=torch.double)).to(device)
         ends = weights.cumsum(0)
-        point = _uniform(items.shape, generator, device).double() * (ends[-1] - weights[own])
+        point = draws(items.shape[1]) * (ends[-1] - weights[own])
         point = point + weights[own] * (point >= ends[own] - weights[own])  # as if the item itself had no share
         return torch.searchsorted(ends, point, right=True).clamp_max(n - 1)
 
@@ -213,8 +213,3 @@ def _nearest(at: Shifted, batch: Batch) -> Tensor:
         near[torch.arange(len(part), device=unit.device), part] = -torch.inf
         found.append(near.argmax(1))
     return torch.cat(found)
-
-
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Uniform numbers in [0, 1), drawn on the generator's device."""
-    return torch.rand(shape, generator=generator).to(device)
