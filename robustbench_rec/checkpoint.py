@@ -94,12 +94,16 @@ def load(
             f"{data.fingerprint[:12]}; "
             "restore the files it was trained on"
         )
-    where = f"{key}={path}"
-    if noise is not None:
-        data, where = noises.build(noise)(data), f"{where} on data with noise '{noise['name']}'"
+    trained, data = data, data if noise is None else noises.build(noise)(data)
     data = data.to(device)
     model = build(config, data)
-    _fill(model, tensors, where)
+    try:
+        _fill(model, tensors, f"{key}={path}")
+    except RrecError as error:
+        if noise is None or data.fingerprint == trained.fingerprint:
+            raise
+        told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
+        raise RrecError(f"{error}; {told}") from error
     return Loaded(model.to(device), data, config, recipe)
 
 

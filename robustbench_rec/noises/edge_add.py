@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robustbench_rec.data import Data
 from robustbench_rec.noise import Level, Noise
@@ -30,9 +31,16 @@ class EdgeAdd(Noise):
         train, count = data.train, self.count(len(data.train))
         degrees = torch.bincount(train.items, minlength=data.n_items).float()
         popularity = degrees if self.bias == "degree" else torch.ones(data.n_items)
-        many = torch.bincount(train.users, minlength=data.n_users)[train.users].float()
-        share = torch.ones(len(train)) if self.bias == "degree" else 1 / many
-        base = torch.multinomial(share, count, replacement=True, generator=generator)
+        base = self._bases(data, count, generator)
         false, origin = added(data, base, popularity, generator)
         noise = torch.cat([torch.zeros(len(train), dtype=torch.bool), torch.ones(len(origin), dtype=torch.bool)])
         return with_train(data, joined(train, false), torch.cat([torch.arange(len(train)), origin]), noise)
+
+    def _bases(self, data: Data, count: int, generator: torch.Generator) -> Tensor:
+        """Training events whose users get an edge: any, or any of a user."""
+        if self.bias == "degree":
+            return torch.randint(len(data.train), (count,), generator=generator)
+        events = torch.bincount(data.train.users, minlength=data.n_users)
+        users = torch.randint(data.n_users, (count,), generator=generator)
+        within = (torch.rand(count, generator=generator) * events[users]).long()
+        return (events.cumsum(0) - events)[users] + within  # events of a part are ordered by user
