@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from robustbench_rec.attack import Attack, Scope
 from robustbench_rec.batch import Batch, History
+from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import Events
 from robustbench_rec.model import RecModel
@@ -20,7 +22,25 @@ GAMMA = -0x61C8864680B583EB
 
 
 class HistoryAttack(Attack):
-    """Changes `Batch.history` alone, every row by itself; δ stays what it is."""
+    """Changes `Batch.history` alone, every row by itself; δ stays what it is.
+
+    n_items, window: of the data and of the model that it is prepared for.
+    """
+
+    n_items: int = 0
+    window: int
+
+    def prepared(self, model: RecModel, data: Data) -> Self:
+        self.check(model)
+        held = copy(self)
+        held.n_items, held.window = data.n_items, model.window
+        return held
+
+    def history(self, batch: Batch) -> History:
+        """What is edited; RrecError in training, where an attack is not prepared and a history has many steps."""
+        if not self.n_items:
+            raise RrecError("histories are edited by rrec attack, not in training: choose an attack with a surface")
+        return known(batch)
 
     def check(self, model: RecModel) -> None:
         if not model.window:

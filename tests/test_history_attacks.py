@@ -341,6 +341,12 @@ class TestRefused:
         with pytest.raises(RrecError, match=message):
             attacks.build(configured("attack", name, **changes))
 
+    @pytest.mark.parametrize("name", ["history", "history_flip"])
+    def test_training(self, name: str) -> None:
+        model = small("comirec")
+        with pytest.raises(RrecError, match="edited by rrec attack, not in training"):
+            attacks.build(configured("attack", name))(Shifted(model), labelled(ROWS), softmax)
+
     def test_the_command_line_composes_every_op(self) -> None:
         for op in OPS:
             assert compose("attack", "ckpt=x", "attack=history", f"attack.op={op}").attack.op == op

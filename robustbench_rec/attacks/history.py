@@ -1,6 +1,5 @@
-from copy import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +51,6 @@ class HistoryEdit(HistoryAttack):
         budget="a share of the events",
     )
     counts: Tensor
-    window: int
 
     def __init__(self, config: Config) -> None:
         for what, name, choices in (
@@ -80,10 +78,9 @@ class HistoryEdit(HistoryAttack):
         knowledge = "white-box" if self._similar else "none"
         return replace(self.threat, budget=f"{told}, {config.items} items", knowledge=knowledge)
 
-    def prepared(self, model: RecModel, data: Data) -> "HistoryEdit":
-        self.check(model)
-        held = copy(self)
-        held.counts, held.window = torch.bincount(data.train.liked().items, minlength=data.n_items), model.window
+    def prepared(self, model: RecModel, data: Data) -> Self:
+        held = super().prepared(model, data)
+        held.counts = torch.bincount(data.train.liked().items, minlength=data.n_items)
         return held
 
     def check(self, model: RecModel) -> None:
@@ -93,7 +90,7 @@ class HistoryEdit(HistoryAttack):
 
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        history, config = known(batch), self.config
+        history, config = self.history(batch), self.config
         draws = Draws(batch.users, config.seed)
         count = self._count(history.lengths)  # [B]
         if config.op in ("insert", "replace"):
@@ -137,16 +134,15 @@ class HistoryEdit(HistoryAttack):
     def _resized(self, history: History, count: Tensor, draws: Draws) -> History:
         places = torch.arange(history.items.shape[1], device=count.device).expand_as(history.items)
         keys = places.float().masked_fill(~history.real, torch.inf)
-        padding = len(self.counts)
         if self.config.op == "crop":
             front = self._front(count, draws)
             out = (places < front[:, None]) | (places >= (history.lengths - count + front)[:, None])
-            return ordered(history.items, keys.masked_fill(out, torch.inf), padding)
+            return ordered(history.items, keys.masked_fill(out, torch.inf), self.n_items)
         chosen = self._chosen(history, count, draws)
         if self.config.op == "delete":
-            return ordered(history.items, keys.masked_fill(chosen, torch.inf), padding)
+            return ordered(history.items, keys.masked_fill(chosen, torch.inf), self.n_items)
         twice = (keys + 0.5).masked_fill(~chosen, torch.inf)
-        return ordered(torch.cat([history.items] * 2, 1), torch.cat([keys, twice], 1), padding)
+        return ordered(torch.cat([history.items] * 2, 1), torch.cat([keys, twice], 1), self.n_items)
 
     def _front(self, count: Tensor, draws: Draws) -> Tensor:
         """How many of the events that a crop takes are the oldest `[B]`."""
@@ -186,11 +182,11 @@ class HistoryEdit(HistoryAttack):
         keys = torch.cat(
             [places.float().masked_fill(~history.real, torch.inf), (gap - 0.5).masked_fill(absent, torch.inf)], 1
         )
-        return ordered(torch.cat([history.items, other], 1), keys, len(self.counts))
+        return ordered(torch.cat([history.items, other], 1), keys, self.n_items)
 
     def _others(self, at: Shifted, batch: Batch, items: Tensor, draws: Draws) -> Tensor:
         """For each item another one, of the same shape."""
-        n, device = len(self.counts), items.device
+        n, device = self.n_items, items.device
         own = items.clamp_max(n - 1)  # padding gets something too, which nobody reads
         if self.config.items == "similar":
             return _nearest(at, batch)[own]

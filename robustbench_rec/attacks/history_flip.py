@@ -1,4 +1,3 @@
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,7 +7,6 @@ from torch import Tensor
 
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, History
-from robustbench_rec.data import Data
 from robustbench_rec.edits import HistoryAttack, known, latest, read, vectors
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
@@ -43,8 +41,6 @@ class HistoryFlip(HistoryAttack):
         scope="each user",
         budget="a number of events",
     )
-    n_items: int
-    window: int
 
     def __init__(self, config: Config) -> None:
         if config.op not in OPS:
@@ -62,20 +58,15 @@ class HistoryFlip(HistoryAttack):
     def declared(self) -> Threat:
         return replace(self.threat, budget=f"{self.config.op} {self.config.edits} events")
 
-    def prepared(self, model: RecModel, data: Data) -> "HistoryFlip":
-        self.check(model)
-        held = copy(self)
-        held.n_items, held.window = data.n_items, model.window
-        return held
-
     def check(self, model: RecModel) -> None:
         super().check(model)
         vectors(model)
 
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        best = self.history(batch)
         with torch.no_grad():
             value = objective(at, batch)  # [B]
-        best, replaced = known(batch), torch.zeros_like(known(batch).items, dtype=torch.bool)
+        replaced = torch.zeros_like(best.items, dtype=torch.bool)
         for _ in range(self.config.edits):
             if self.config.op == "insert":
                 base = self._appended(best)
