@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
@@ -51,6 +52,11 @@ class Suite(ABC):
     @abstractmethod
     def check(self, model: RecModel) -> None:
         """RrecError if the model has nothing that this attack can move."""
+
+    def prepared(self, model: RecModel, data: Data) -> Self:
+        """A checked copy that holds what it needs from the data."""
+        self.check(model)
+        return self
 
     @abstractmethod
     def members(self, losses: Sequence[str], hinge: str | None) -> list[Member]:

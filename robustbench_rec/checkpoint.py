@@ -18,6 +18,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_json
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
 
 FORMAT = 1
@@ -41,17 +42,31 @@ def save(out: Path, model: RecModel, config: Mapping[str, Any], recipe: Recipe, 
     card = {
         "format": FORMAT,
         "model": dict(config),
-        "recipe": {"dataset": recipe.dataset, "split": recipe.split, "prepare": asdict(recipe.prepare)},
+        "recipe": {
+            "dataset": recipe.dataset,
+            "split": recipe.split,
+            "prepare": asdict(recipe.prepare),
+            "noise": recipe.noise,
+        },
         "fingerprint": data.fingerprint,
         "sha256": sha256(content).hexdigest(),
     }
     write_json(out / CARD, card)
 
 
-def load(path: str, *, data_dir: str | None, device: torch.device, key: str = "ckpt") -> Loaded:
+def load(
+    path: str,
+    *,
+    data_dir: str | None,
+    device: torch.device,
+    key: str = "ckpt",
+    noise: Mapping[str, Any] | None = None,
+) -> Loaded:
     """The model and the data of a run directory (or of its `model.safetensors`).
 
-    RrecError when a file is missing, truncated, of another format, of another model or does not fit the data.
+    noise: what is done to the data afterwards: the model has the parameters that it was trained to, on the graph, the
+    histories and the features of the changed data. RrecError when a file is missing, truncated, of another format, of
+    another model or does not fit the data.
     """
     folder = Path(path).parent if Path(path).name == TENSORS else Path(path)
     if not (folder / TENSORS).is_file():
@@ -72,15 +87,23 @@ def load(path: str, *, data_dir: str | None, device: torch.device, key: str = "c
         raise RrecError(
             f"{key}={path}: not a checkpoint of robustbench_rec ({type(error).__name__}: {error})"
         ) from error
-    data = load_data(recipe, data_dir).to(device)
+    data = load_data(recipe, data_dir)
     if data.fingerprint != fingerprint:
         raise RrecError(
             f"{key}={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
             f"{data.fingerprint[:12]}; "
             "restore the files it was trained on"
         )
+    trained, data = data, data if noise is None else noises.build(noise)(data)
+    data = data.to(device)
     model = build(config, data)
-    _fill(model, tensors, f"{key}={path}")
+    try:
+        _fill(model, tensors, f"{key}={path}")
+    except RrecError as error:
+        if noise is None or data.fingerprint == trained.fingerprint:
+            raise
+        told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
+        raise RrecError(f"{error}; {told}") from error
     return Loaded(model.to(device), data, config, recipe)
 
 

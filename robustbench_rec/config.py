@@ -46,11 +46,15 @@ class Prepare:
 
 @dataclass
 class Recipe:
-    """Everything that decides which data a model sees; stored in every checkpoint."""
+    """Everything that decides which data a model sees; stored in every checkpoint.
+
+    noise: what is done to the prepared data.
+    """
 
     dataset: dict[str, Any] = MISSING
     split: dict[str, Any] = MISSING
     prepare: Prepare = field(default_factory=Prepare)
+    noise: dict[str, Any] = field(default_factory=lambda: {"name": "none"})  # checkpoints from before it have none
 
 
 def typed_recipe(values: Mapping[str, Any]) -> Recipe:
@@ -137,8 +141,11 @@ class Attack(Judge, Base):
 
 @dataclass
 class Eval(Judge, Base):
+    """noise: what is done to the data that the model was trained on, before it is judged."""
+
     ckpt: str = MISSING
     part: str = MISSING
+    noise: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
 
 
 @dataclass

@@ -80,8 +80,9 @@ class Data:
     item_table, user_table: side information, row i belongs to index i (None where the source has none).
     ordered: the events of a user stand in the order in which they happened. context_sizes: number of codes of each
     context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
-    truth: ground truth of synthetic data, named tensors. place: folder for what is computed once from the data (None:
-    it is kept nowhere).
+    truth: ground truth of synthetic data, named tensors. hidden: events that a noise took out of train, which nothing
+    learns from and which are no candidates of a ranking (None: there are none). place: folder for what is computed once
+    from the data (None: it is kept nowhere).
     """
 
     name: str
@@ -98,6 +99,7 @@ class Data:
     context_sizes: Mapping[str, int] = field(default_factory=dict)
     report: Mapping[str, int] = field(default_factory=dict)
     truth: Mapping[str, Tensor] = field(default_factory=dict)
+    hidden: Interactions | None = None
     place: Path | None = None
 
     @property
@@ -137,4 +139,5 @@ class Data:
 
     def to(self, device: torch.device) -> "Data":
         train, valid, test = (self.part(name).to(device) for name in ("train", "valid", "test"))
-        return replace(self, kg=self.kg and self.kg.to(device), train=train, valid=valid, test=test)
+        kg, hidden = self.kg and self.kg.to(device), None if self.hidden is None else self.hidden.to(device)
+        return replace(self, kg=kg, train=train, valid=valid, test=test, hidden=hidden)

@@ -1,4 +1,4 @@
-"""Constant sparse matrices times dense ones: sums over neighbours in a graph, or over what a user has."""
+"""Sparse matrices times dense ones: sums over neighbours in a graph, or over what a user has."""
 
 from typing import Any, NamedTuple
 
@@ -57,11 +57,11 @@ class Sparse(nn.Module):
 
 
 def product(x: Tensor, matrix: Csr, transposed: Csr) -> Tensor:
-    """`matrix` `[n, m]` times `x` `[m, D]`, in single precision at least; differentiable in `x` alone.
+    """`matrix` `[n, m]` times `x` `[m, D]`, in single precision at least; differentiable in `x` and in its values.
 
     transposed: what the backward multiplies with; a symmetric matrix is its own.
     """
-    found: Tensor = _Product.apply(x, matrix, transposed)  # type: ignore[no-untyped-call]
+    found: Tensor = _Product.apply(x, matrix.values, matrix, transposed)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -97,13 +97,34 @@ def normalised(data: Data) -> Sparse:
     return Sparse(rows, columns, n, share[rows] * share[columns])
 
 
+def mirrored(matrix: Csr, n: int) -> Tensor:
+    """Of a symmetric bipartite matrix, n rows the first side: for each entry of the others, its mirror image `[E]`."""
+    half = len(matrix.columns) // 2
+    rows = torch.repeat_interleave(matrix.starts.diff())[:half]
+    return (matrix.columns[:half] * n + rows).argsort()
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Csr, transposed: Csr) -> Tensor:
-        ctx.transposed, ctx.dtype = transposed, x.dtype
+    def forward(ctx: Any, x: Tensor, values: Tensor | None, matrix: Csr, transposed: Csr) -> Tensor:
+        ctx.matrix, ctx.transposed, ctx.dtype = matrix, transposed, x.dtype
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(x)
         return sums(x, matrix)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> Any:
-        return sums(outer, ctx.transposed).to(ctx.dtype), None, None
+        to_x = sums(outer, ctx.transposed).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        to_values = _slopes(outer, ctx.saved_tensors[0], ctx.matrix) if ctx.needs_input_grad[1] else None
+        return to_x, to_values, None, None
+
+
+def _slopes(outer: Tensor, x: Tensor, matrix: Csr) -> Tensor:
+    """What the product's value at each entry is worth: outer[row] · x[column], `[nnz]`."""
+    nothing = outer.new_zeros(len(matrix.columns))
+    places = torch.sparse_csr_tensor(
+        matrix.starts, matrix.columns, nothing, (len(outer), len(x)), check_invariants=False
+    )
+    found: Tensor = torch.sparse.sampled_addmm(places, outer.contiguous(), x.to(outer.dtype).t(), beta=0.0).values()
+    return found if matrix.values is None else found.to(matrix.values.dtype)

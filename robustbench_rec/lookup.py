@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from robustbench_rec.batch import History
 
 ROWS_ONLY = "rows_only"
 
@@ -55,6 +57,17 @@ def half_square(table: Tensor, index: Tensor) -> Tensor:
 def rows_only(table: Tensor) -> None:
     """From now on the gradient of `table` is sparse: the rows of a batch alone, for optimisers that know it."""
     setattr(table, ROWS_ONLY, True)
+
+
+class Events(nn.Module):
+    """Rows of an item table `[n_items, D]` for the events of a history `[B, L, D]`, 0 where there is none.
+
+    A module, so that an attack can see what a model reads of a history, and the gradient there.
+    """
+
+    def forward(self, table: Tensor, history: History) -> Tensor:
+        found = rows(table, history.items.clamp_max(len(table) - 1))
+        return found * history.real[..., None]
 
 
 def _plain(table: Tensor) -> bool:

@@ -44,6 +44,18 @@ class RecModel(nn.Module):
         """Regularisation of what a training batch touches; added once a step at θ, never climbed by an adversary."""
         return 0.0
 
+    @property
+    def n_edges(self) -> int:
+        """Edges of its graph, each in both directions, that can have other weights than 1; 0 where it has none."""
+        return 0
+
+    def weighed(self, weights: Tensor) -> dict[str, Tensor]:
+        """The buffers that hold the graph, by name, when its edges have weights `[n_edges]`; differentiable.
+
+        A weight of 0 gives what the graph without the edge has.
+        """
+        raise NotImplementedError
+
     def fit(self, data: Data) -> None:
         """Closed-form part of the training, run once before the first epoch."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_rec import checkpoint, launch
-from robustbench_rec.attack import Attack
+from robustbench_rec.ascent import Perturbation
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Fit, Judge, Prepare, Recipe
@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "attack": ("attack", "ckpt=none"),
     "distill": ("distill", "teacher=none"),
     "goal": ("attack", "ckpt=none"),
+    "noise": ("train",),
 }
 
 
@@ -48,10 +49,10 @@ def compose(verb: str, *overrides: str) -> DictConfig:
         return hydra.compose(verb, list(overrides))
 
 
-SINGLE = [  # gradient and score attacks within eps, without ensembles
+SHIFTING = [  # the attacks within eps that any model has δ for
     each
     for each in attacks
-    if issubclass(attacks[each], Attack) and "eps" in attacks[each].Config.__dataclass_fields__  # type: ignore[attr-defined]
+    if issubclass(attacks[each], Perturbation) and "eps" in attacks[each].Config.__dataclass_fields__
 ]
 WORDS = ["red", "old", "sea", "night", "song", "house", "winter"]
 STANDINS = {"llm_prompt": "causal", "text_tower": "encoder"}  # for models on pretrained ones, which no test fetches

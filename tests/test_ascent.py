@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, SINGLE, Toy, batch_of, build, configured, gradients
+from conftest import DATA, SHIFTING, Toy, batch_of, build, configured, gradients
 from torch import Tensor, nn
 
 from robustbench_rec.ascent import Ascent
@@ -275,7 +275,7 @@ class TestBeside:
         for key in expected:
             torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-8)
 
-    @pytest.mark.parametrize("attack", SINGLE)
+    @pytest.mark.parametrize("attack", SHIFTING)
     def test_every_attack_offers_it(self, attack: str) -> None:
         model, batch, objective = build("mf"), batch_of(), Plain(loss("bpr"))
         built = attacks.build(configured("attack", attack))

@@ -9,7 +9,7 @@ import torch
 from conftest import (
     DATA,
     RECIPE,
-    SINGLE,
+    SHIFTING,
     batch_for,
     build,
     buildable,
@@ -30,13 +30,20 @@ from robustbench_rec.losses import POINTWISE, loss
 from robustbench_rec.minimal import Minimal
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.noises import noises
 from robustbench_rec.norms import NORMS, SCALES, UNITS, Ball
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.registry import Registry
 from robustbench_rec.sampling import epoch_generator
 from robustbench_rec.shifted import Shifted
 
-REGISTRIES: dict[str, Registry[Any]] = {"model": models, "attack": attacks, "defense": defenses, "distill": distills}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "model": models,
+    "attack": attacks,
+    "defense": defenses,
+    "distill": distills,
+    "noise": noises,
+}
 MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]
@@ -71,7 +78,9 @@ def defended(name: str, model: RecModel, **changes: Any) -> Objective:
     return built
 
 
-BALLED = [each for each in SINGLE if issubclass(attacks[each], Perturbation) and not issubclass(attacks[each], Minimal)]
+BALLED = [
+    each for each in SHIFTING if issubclass(attacks[each], Perturbation) and not issubclass(attacks[each], Minimal)
+]
 FEW: dict[str, dict[str, Any]] = {"apgd": {"steps": 6}, "square": {"queries": 6}, "simba": {"queries": 6}}
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, SINGLE, Fixed, Toy, build, configured, interactions, judge, make_data
+from conftest import DATA, SHIFTING, Fixed, Toy, build, configured, interactions, judge, make_data
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -197,7 +197,7 @@ class TestPortions:
             torch.testing.assert_close(found.per_user[name], expected.per_user[name])
 
     @pytest.mark.parametrize("name", ["mf", "kgat"])
-    @pytest.mark.parametrize("attack", SINGLE)
+    @pytest.mark.parametrize("attack", SHIFTING)
     def test_they_do_not_change_an_attack(self, name: str, attack: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model, found = build(name).requires_grad_(False), []
         for cells in (module.CELLS, N_ITEMS * 5):
@@ -305,7 +305,7 @@ class TestAttacked:
 
     def test_the_announced_passes_are_made(self) -> None:
         model = build("mf").requires_grad_(False)
-        for name in SINGLE:
+        for name in SHIFTING:
             attack, passes = attacks.build(configured("attack", name)), iter(range(1000))
             evaluator(DATA, judge()).attack(Shifted(model), attack, "test", loss("margin"), on_pass=passes.__next__)
             made = next(passes)
@@ -335,7 +335,7 @@ class TestAttacked:
     def test_a_zero_budget_attack_leaves_the_metrics(self) -> None:
         model, built = build("mf").requires_grad_(False), evaluator(DATA, judge())
         clean = built.evaluate(Shifted(model), "test").metrics
-        for name in SINGLE:
+        for name in SHIFTING:
             attack = attacks.build(configured("attack", name, eps=0.0))
             worse, spent = built.attack(Shifted(model), attack, "test", loss("margin"))
             assert built.evaluate(worse, "test").metrics == clean

@@ -90,7 +90,7 @@ class TestTrain:
         record = read(out / "run.json")
         assert record["status"] == "done"
         assert record["task"] == "train"
-        assert record["seeds"] == {"seed": 0, "split.seed": 0}
+        assert record["seeds"] == {"seed": 0, "split.seed": 0, "noise.seed": None}
         assert record["fingerprint"] == read(out / "model.json")["fingerprint"]
         assert {"versions", "device", "threads", "start", "end", "seconds", "peak_memory_mib"} <= record.keys()
         assert set(metrics) == {

@@ -92,7 +92,8 @@ class Ranking(Evaluator[Lists]):
 class Full(Ranking):
     """Full ranking of the catalogue, for every user with an event in the part.
 
-    What a user has in train (and, for test, in valid) is no candidate unless `seen` is set; everything the user has in
+    What a user has in train (and, for test, in valid), or had there before a noise, is no candidate unless `seen` is
+    set; everything the user has in
     the part is relevant.
     """
 
@@ -104,7 +105,8 @@ class Full(Ranking):
         data = self.data
         liked = data.part(part).liked()
         wanted = _lists(liked, data)
-        seen = _lists(data.train, data) if part == "valid" else _lists(data.train, data, data.valid)
+        hidden = [] if data.hidden is None else [data.hidden]
+        seen = _lists(data.train, data, *hidden, *([] if part == "valid" else [data.valid]))
         users = torch.unique(liked.users)
         for chosen in users.split(1 if self.alone else max(1, CELLS // data.n_items)):
             relevant = wanted.of(chosen)
@@ -167,9 +169,8 @@ class Sampled(Ranking):
 
     def split(self, part: str) -> Iterator[Lists]:
         data, n = self.data, self.n
-        keys = torch.unique(
-            torch.cat([each.users * data.n_items + each.items for each in map(data.part, ("train", *PARTS))])
-        )
+        parts = [*map(data.part, ("train", *PARTS)), *([] if data.hidden is None else [data.hidden])]
+        keys = torch.unique(torch.cat([each.users * data.n_items + each.items for each in parts]))
         owned = torch.bincount(keys // data.n_items, minlength=data.n_users)
         liked = data.part(part).liked()
         users, items = liked.users, liked.items

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import History
 from robustbench_rec.dropout import Dropout
-from robustbench_rec.lookup import pairs, rows
-from robustbench_rec.models._sequences import embed, from_the_end
+from robustbench_rec.lookup import Events, pairs, rows
+from robustbench_rec.models._sequences import from_the_end
 from robustbench_rec.shifted import Site
 
 TINY = 1e-24
@@ -68,7 +68,7 @@ class Items(nn.Module):
         self.mean, self.covariance = nn.Embedding(n_items, dim), nn.Embedding(n_items, dim)
         self.place_mean, self.place_covariance = nn.Embedding(window, dim), nn.Embedding(window, dim)
         self.mean_norm, self.covariance_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.dropout = Dropout(dropout)
+        self.events, self.dropout = Events(), Dropout(dropout)
         self.mean_site, self.covariance_site = Site(), Site()
         for table in (self.mean, self.covariance, self.place_mean, self.place_covariance):
             nn.init.normal_(table.weight, 0.01, 0.02)
@@ -80,8 +80,8 @@ class Items(nn.Module):
     def forward(self, history: History) -> Gaussian:
         """The events `[B, L, D]`."""
         places = from_the_end(history, len(self.place_mean.weight))
-        mean = embed(self.mean.weight, history) + rows(self.place_mean.weight, places)
-        raw = embed(self.covariance.weight, history) + rows(self.place_covariance.weight, places)
+        mean = self.events(self.mean.weight, history) + rows(self.place_mean.weight, places)
+        raw = self.events(self.covariance.weight, history) + rows(self.place_covariance.weight, places)
         mean = F.elu(self.mean_site(self.dropout(self.mean_norm(mean))))
         return Gaussian(mean, deviation(self.covariance_site(self.dropout(self.covariance_norm(raw)))).square())
 

@@ -7,13 +7,7 @@ from torch import Tensor
 
 from robustbench_rec.batch import History
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import pairs, rows
-
-
-def embed(table: Tensor, history: History) -> Tensor:
-    """Rows of an item table `[n_items, D]` for the events of a history `[B, L, D]`, 0 where there is none."""
-    found = rows(table, history.items.clamp_max(len(table) - 1))
-    return found * history.real[..., None]
+from robustbench_rec.lookup import pairs
 
 
 def from_the_end(history: History, window: int) -> Tensor:

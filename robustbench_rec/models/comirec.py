@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
-from robustbench_rec.lookup import rows
+from robustbench_rec.lookup import Events, rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._sequences import checked, dots, embed, from_the_end
+from robustbench_rec.models._sequences import checked, dots, from_the_end
 from robustbench_rec.shifted import Site
 
 
@@ -47,14 +47,14 @@ class ComiRec(RecModel):
         self.position = nn.Embedding(config.window, config.dim)
         self.first = nn.Linear(config.dim, config.hidden, bias=False)
         self.last = nn.Linear(config.hidden, config.interests, bias=False)
-        self.dropout = Dropout(config.dropout)
+        self.events, self.dropout = Events(), Dropout(config.dropout)
         self.embedded, self.hidden, self.interests = Site(), Site(), Site()
         for each in (self.item, self.position, self.first, self.last):
             nn.init.xavier_normal_(each.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         assert batch.history is not None
-        events = self.embedded(self.dropout(embed(self.item.weight, batch.history)))  # [B, L, D]
+        events = self.embedded(self.dropout(self.events(self.item.weight, batch.history)))  # [B, L, D]
         shares = self.attention(batch, events)
         interests = self.interests(shares @ events)  # [B, K, D], of values without positions
         scores = dots(interests[:, 0], self.item.weight, batch.items)

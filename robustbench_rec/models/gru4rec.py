@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
+from robustbench_rec.lookup import Events
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._sequences import checked, dots, embed
+from robustbench_rec.models._sequences import checked, dots
 from robustbench_rec.shifted import Site
 
 
@@ -43,7 +44,7 @@ class GRU4Rec(RecModel):
         checked("gru4rec", config)
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.events, self.dropout = Events(), Dropout(config.dropout)
         sizes = [config.dim, *[config.hidden] * (config.layers - 1)]
         self.layers = nn.ModuleList(GRU(size, config.hidden) for size in sizes)
         self.dense = nn.Linear(config.hidden, config.dim)
@@ -53,7 +54,7 @@ class GRU4Rec(RecModel):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         assert batch.history is not None
-        x = self.embedded(self.dropout(embed(self.item.weight, batch.history)))  # [B, L, D]
+        x = self.embedded(self.dropout(self.events(self.item.weight, batch.history)))  # [B, L, D]
         for layer in self.layers:
             x = layer(x)  # [B, L, H]
         users = self.user(self.dense(batch.history.read(x)))  # [N, D]

@@ -110,6 +110,22 @@ class KGAT(RecModel):
         final = self.propagated(torch.cat(kept, 1))  # [users + items, D + sum of layers]
         return final[: self.n_users], final[self.n_users :]
 
+    @property
+    def n_edges(self) -> int:
+        return len(self.heads) // 2
+
+    def weighed(self, weights: Tensor) -> dict[str, Tensor]:
+        inverse = self.n_relations // 2
+        there, back = ((self.relations // inverse == way).nonzero().squeeze(1) for way in (0, 1))
+        ends = self.heads[there] * self.n_nodes + self.tails[there], self.tails[back] * self.n_nodes + self.heads[back]
+        kind = self.relations % inverse
+        there = there[torch.argsort(ends[0] * inverse + kind[there], stable=True)]
+        back = back[torch.argsort(ends[1] * inverse + kind[back], stable=True)]
+        each = torch.zeros_like(self.attention).index_add(0, torch.cat([there, back]), weights.repeat(2))
+        parts = each * self.attention
+        total = torch.zeros(self.n_nodes, device=weights.device).index_add(0, self.heads, parts)
+        return {"attention": parts / total[self.heads].clamp_min(torch.finfo(parts.dtype).tiny)}
+
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.graph import normalised, product
+from robustbench_rec.graph import mirrored, normalised, product
 from robustbench_rec.lookup import half_square
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
@@ -50,6 +50,19 @@ class LightGCN(RecModel):
             total = total + x
         users, items = (total / (1 + len(self.sites))).split([self.user.num_embeddings, self.item.num_embeddings])
         return users, items
+
+    @property
+    def n_edges(self) -> int:
+        return len(self.graph.columns) // 2
+
+    def weighed(self, weights: Tensor) -> dict[str, Tensor]:
+        graph, n = self.graph.csr, self.user.num_embeddings
+        users, items = torch.repeat_interleave(graph.starts.diff())[: self.n_edges], graph.columns[: self.n_edges]
+        degrees = torch.zeros(len(graph.starts) - 1, device=weights.device)
+        degrees = degrees.index_add(0, users, weights).index_add(0, items, weights)
+        roots = degrees.clamp_min(1).rsqrt()
+        values = weights * roots[users] * roots[items]
+        return {"graph.values": torch.cat([values, values[mirrored(graph, n)]])}
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded

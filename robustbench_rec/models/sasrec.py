@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
-from robustbench_rec.lookup import rows
+from robustbench_rec.lookup import Events, rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._sequences import checked, dots, embed, from_the_end
+from robustbench_rec.models._sequences import checked, dots, from_the_end
 from robustbench_rec.shifted import Site
 
 
@@ -47,7 +47,7 @@ class SASRec(RecModel):
         self.window = config.window
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
-        self.dropout = Dropout(config.dropout)
+        self.events, self.dropout = Events(), Dropout(config.dropout)
         self.embedded = Site()
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
@@ -56,7 +56,7 @@ class SASRec(RecModel):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         assert batch.history is not None
-        x = embed(self.item.weight, batch.history)  # [B, L, D]
+        x = self.events(self.item.weight, batch.history)  # [B, L, D]
         x = x * math.sqrt(x.shape[2]) + rows(self.position.weight, from_the_end(batch.history, self.window))
         x = self.embedded(self.dropout(x))
         for block in self.blocks:

@@ -13,6 +13,7 @@ from robustbench_rec.config import Prepare, Recipe
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.datasets import datasets, root
 from robustbench_rec.errors import RrecError
+from robustbench_rec.noises import noises
 from robustbench_rec.prepare import cache
 from robustbench_rec.prepare.events import clean, thin
 from robustbench_rec.prepare.graph import index_kg
@@ -23,19 +24,19 @@ from robustbench_rec.splits._shares import TEST, TRAIN, VALID, Split
 
 
 def load(recipe: Recipe, data_dir: str | None) -> Data:
-    """The data that a recipe describes, fetched, prepared and cached as needed.
+    """The data that a recipe describes, fetched, prepared and cached as needed; noise comes last and is not cached.
 
     data_dir: see `datasets.root`. Data computed from a seed, without files, is made anew each time. RrecError for
     everything that is wrong with the files or the recipe.
     """
     place = root(data_dir)
     name = str(recipe.dataset.get("name", "???"))
-    source, split = datasets.build(recipe.dataset), splits.build(recipe.split)
+    source, split, noise = datasets.build(recipe.dataset), splits.build(recipe.split), noises.build(recipe.noise)
     _check(recipe.prepare)
     source.fetch(place)
     files = source.files(place)
     if not files:
-        return replace(prepare(source.load(place), name, split, recipe.prepare), place=place)
+        return noise(replace(prepare(source.load(place), name, split, recipe.prepare), place=place))
     config = {"dataset": recipe.dataset, "split": recipe.split, "prepare": asdict(recipe.prepare)}
     digests = []
     for path in files:
@@ -48,7 +49,7 @@ def load(recipe: Recipe, data_dir: str | None) -> Data:
     described = json.dumps([cache.FORMAT, config, digests], sort_keys=True)
     entry = cache.folder(place) / f"{name}-{sha256(described.encode()).hexdigest()[:32]}"
     data = cache.recall(entry) or cache.keep(entry, prepare(source.load(place), name, split, recipe.prepare))
-    return replace(data, place=place)
+    return noise(replace(data, place=place))
 
 
 def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:

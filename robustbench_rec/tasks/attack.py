@@ -34,8 +34,7 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     if cfg.labels not in LABELS:
         raise unknown("labels", cfg.labels, LABELS)
-    suite = attacks.build(cfg.attack)
-    suite.check(loaded.model)
+    suite = attacks.build(cfg.attack).prepared(loaded.model, loaded.data)
     judging = evaluator(loaded.data, cfg, alone=suite.alone)
     judging.portions(cfg.part)
     goal = goals.build(cfg.goal, loaded.data)

@@ -13,12 +13,14 @@ from robustbench_rec.tasks.train import keep, title
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
-    """Judge a checkpoint on a part of the data that it was trained on."""
+    """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise."""
     device = setup(cfg)
-    loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
+    loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
     judging.portions(cfg.part)
-    with Run(out, "eval", seeds={"seed": cfg.seed}, device=device, ckpt=cfg.ckpt, fingerprint=loaded.data.fingerprint):
+    seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
+    notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "fingerprint": loaded.data.fingerprint}
+    with Run(out, "eval", seeds=seeds, device=device, **notes):
         result = judging.evaluate(Shifted(loaded.model), cfg.part)
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         if cfg.per_user:

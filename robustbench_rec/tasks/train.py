@@ -56,7 +56,7 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
         out=out,
         about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **about},
     )
-    seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed")}
+    seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
     with Run(out, task, seeds=seeds, device=device, dataset=data.name, fingerprint=data.fingerprint):
         model.fit(data)
         trainer.run()

@@ -1,0 +1,59 @@
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.data import Data
+from robustbench_rec.errors import unknown
+from robustbench_rec.noise import Level, Noise, drawn
+from robustbench_rec.noises import noises
+from robustbench_rec.noises._events import added, rows, with_train
+
+OPS = ("replace", "swap")
+
+
+@noises.register
+class HistoryNoise(Noise):
+    """Training histories whose order or content is wrong (after Betello et al., ECIR 2024).
+
+    level: share of the events. op: swap, they take one another's places within a user, times stay; replace, their items
+    are others, uniform, that the user has in no part (`train/noise` of the ground truth). Valid and test stay; what a
+    model reads before a test event changes as well.
+    """
+
+    @dataclass
+    class Config(Level):
+        op: str
+
+    needs: ClassVar[frozenset[str]] = frozenset({"order"})
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.op not in OPS:
+            raise unknown("noise.op", config.op, OPS)
+        self.op = config.op
+
+    def change(self, data: Data, generator: torch.Generator) -> Data:
+        train = data.train
+        chosen = drawn(torch.ones(len(train)), self.count(len(train)), generator)
+        origin, noise = torch.arange(len(train)), None
+        if self.op == "swap":
+            origin = _shuffled(train.users, chosen, generator)
+            return with_train(data, replace(rows(train, origin), times=train.times), origin)
+        false, places = added(data, chosen, torch.ones(data.n_items), generator)
+        items, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
+        items[places], noise[places] = false.items, True
+        return with_train(data, replace(train, items=items), origin, noise)
+
+
+def _shuffled(users: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Where each event comes from, when the chosen ones of each user go round in a random cycle `[N]`."""
+    chosen = chosen[torch.randperm(len(chosen), generator=generator)]
+    chosen = chosen[users[chosen].argsort(stable=True)]  # a run for each user
+    owner, place = users[chosen], torch.arange(len(chosen))
+    counts = torch.bincount(owner, minlength=int(users.max()) + 1)
+    start = (counts.cumsum(0) - counts)[owner]
+    origin = torch.arange(len(users))
+    origin[chosen] = chosen[start + (place - start + 1) % counts[owner]]
+    return origin

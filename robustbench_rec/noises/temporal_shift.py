@@ -1,0 +1,34 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from robustbench_rec.data import Data
+from robustbench_rec.noise import Level, Noise
+from robustbench_rec.noises import noises
+from robustbench_rec.noises._events import without
+
+
+@noises.register
+class TemporalShift(Noise):
+    """A model that is out of date: the latest training events are missing.
+
+    level: share of the training events that go, the latest of all; a user's first one stays. Valid and test stay.
+    """
+
+    @dataclass
+    class Config(Level):
+        pass
+
+    needs: ClassVar[frozenset[str]] = frozenset({"time"})
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+
+    def change(self, data: Data, generator: torch.Generator) -> Data:
+        train = data.train
+        assert train.times is not None
+        first = torch.ones(len(train), dtype=torch.bool)
+        first[1:] = train.users[1:] != train.users[:-1]  # events of a part are ordered by user and time
+        order = train.times.argsort(stable=True, descending=True)
+        return without(data, order[~first[order]][: self.count(len(train))])

@@ -1,0 +1,61 @@
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.noise import Level, Noise, drawn
+from robustbench_rec.noises import noises
+from robustbench_rec.noises._events import spared, with_test, without
+
+
+@noises.register
+class UnseenCategory(Noise):
+    """A test on items of a category that train does not show.
+
+    level: share of the category's items, drawn at random, that train loses and test alone has; a user with nothing else
+    keeps one event. column: of the item table, null for the one with the fewest different words. value: a word there,
+    null for that of most items, but of at most half of them. Valid stays.
+    """
+
+    @dataclass
+    class Config(Level):
+        column: str | None
+        value: str | None
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.column, self.value = config.column, config.value
+
+    def change(self, data: Data, generator: torch.Generator) -> Data:
+        if data.item_table is None or data.item_table.empty:
+            raise RrecError(f"noise '{self.name}' needs an item table, which dataset '{data.name}' does not have")
+        words = self._words(data, data.item_table)
+        counts = words.value_counts()
+        common = counts[counts <= data.n_items / 2]
+        value = self.value if self.value is not None else (common if len(common) else counts).index[0]
+        if value not in counts.index:
+            raise unknown("noise.value", str(value), map(str, counts.index))
+        members = torch.zeros(data.n_items)
+        members[torch.tensor(words.index[words == value].to_numpy())] = 1
+        unseen = torch.zeros(data.n_items, dtype=torch.bool)
+        unseen[drawn(members, max(1, self.count(int(members.sum()))), generator)] = True
+        kept = spared(data, generator) & ~_others(data, unseen)
+        train = without(data, (unseen[data.train.items] & ~kept).nonzero().squeeze(1))
+        return with_test(train, unseen[data.test.items], f"on items with '{value}'")
+
+    def _words(self, data: Data, table: pd.DataFrame) -> "pd.Series[str]":
+        """The different words of each item, by the item's index."""
+        if self.column is not None and self.column not in table.columns:
+            raise unknown("noise.column", self.column, map(str, table.columns))
+        columns = [self.column] if self.column is not None else list(table.columns)
+        split = [table[name].dropna().astype(str).str.split().map(set).explode().dropna() for name in columns]
+        return min((each for each in split if len(each)), key=lambda each: each.nunique())
+
+
+def _others(data: Data, unseen: torch.Tensor) -> torch.Tensor:
+    """Which training events are of users with an event on another item, bool `[N]`."""
+    users = data.train.users
+    rest = torch.bincount(users[~unseen[data.train.items]], minlength=data.n_users)
+    return rest[users] > 0

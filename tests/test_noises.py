@@ -1,0 +1,467 @@
+"""Noise and shift of data: what changes, what stays, by how much, and a checkpoint judged on noisy data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build, compose, configured, interactions, judge, make_data
+from torch import Tensor
+
+from robustbench_rec import checkpoint, launch
+from robustbench_rec.config import Prepare, Recipe
+from robustbench_rec.data import KG, Data, Interactions
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import evaluator
+from robustbench_rec.noise import cycle, drawn, pairs, repeated
+from robustbench_rec.noises import noises
+from robustbench_rec.prepare import load
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks import data as data_task
+from robustbench_rec.tasks import eval as evaluate
+from robustbench_rec.tasks import train
+
+TOUCHED = {  # what a noise may change; everything else stays bit for bit
+    "edge_add": "train",
+    "edge_drop": "train",
+    "edge_rewire": "train",
+    "history": "train",
+    "kg_add": "kg",
+    "kg_align": "kg",
+    "kg_drop": "kg",
+    "kg_relation": "kg",
+    "kg_rewire": "kg",
+    "label_flip": "train",
+    "popularity_shift": "test",
+    "rating_noise": "train",
+    "sparsify": "train",
+    "subpopulation": "test",
+    "temporal_shift": "train",
+    "unseen_category": "train test",
+}
+DECIDED = {"temporal_shift"}  # nothing is drawn
+WAYS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in TOUCHED),
+    *((name, {"bias": "degree"}) for name in ("edge_add", "edge_drop", "edge_rewire", "kg_drop")),
+    ("history", {"op": "swap"}),
+    ("subpopulation", {"among": "items", "share": 0.5}),
+    ("subpopulation", {"among": "gender", "value": "F"}),
+    ("unseen_category", {"column": "genres", "value": "old"}),
+]
+IDS = ["-".join([name, *map(str, changes.values())]) for name, changes in WAYS]
+
+
+def sample() -> Data:
+    """Every part of the data, with ground truth that names its event."""
+    made = make_data(n_users=30, n_items=60, train=10, valid=1, test=4)
+    assert made.kg is not None
+    generator = torch.Generator().manual_seed(3)
+    heads = torch.randint(60, (300,), generator=generator)
+    tails = 60 + torch.randint(6, (300,), generator=generator)
+    relations = torch.randint(3, (300,), generator=generator)
+    unique = torch.unique(torch.stack([heads, relations, tails], 1), dim=0)
+    graph = replace(made.kg, heads=unique[:, 0], relations=unique[:, 1], tails=unique[:, 2])
+    truth = {f"{part}/pair": pairs(made.part(part), made) for part in ("train", "valid", "test")}
+    return replace(made, kg=graph, truth=truth)
+
+
+CLEAN = sample()
+CLICKS = replace(CLEAN, train=replace(CLEAN.train, values=(CLEAN.train.values > 2).float()))
+
+
+def noisy(name: str, data: Data = CLEAN, **changes: Any) -> Data:
+    return noises.build(configured("noise", name, **changes))(data)
+
+
+def graph(data: Data) -> KG:
+    assert data.kg is not None
+    return data.kg
+
+
+def triples(data: Data) -> Tensor:
+    kg = graph(data)
+    return (kg.heads * kg.n_relations + kg.relations) * kg.n_entities + kg.tails
+
+
+def same(one: Interactions, two: Interactions) -> bool:
+    return all(torch.equal(each, getattr(two, name)) for name, each in vars(one).items() if each is not None)
+
+
+def changed(data: Data, clean: Data = CLEAN) -> int:
+    """Events of train and test that came or went, rows of train that differ, triples that came or went."""
+    events = sum(
+        int((~torch.isin(pairs(one.part(part), one), pairs(two.part(part), two))).sum())
+        for part in ("train", "test")
+        for one, two in ((data, clean), (clean, data))
+    )
+    rows = 0
+    if len(data.train) == len(clean.train):
+        rows = int(((data.train.items != clean.train.items) | (data.train.values != clean.train.values)).sum())
+    a, b = triples(data), triples(clean)
+    return events + rows + int((~torch.isin(a, b)).sum() + (~torch.isin(b, a)).sum())
+
+
+def test_every_noise_says_what_it_touches() -> None:
+    assert {*TOUCHED, "none"} == set(noises)
+
+
+@pytest.mark.parametrize(("name", "changes"), WAYS, ids=IDS)
+class TestNoise:
+    def test_level_0_changes_nothing(self, name: str, changes: dict[str, Any]) -> None:
+        assert noisy(name, level=0.0, **changes) is CLEAN
+
+    def test_the_seed_decides(self, name: str, changes: dict[str, Any]) -> None:
+        one, two, other = (noisy(name, level=0.5, seed=seed, **changes) for seed in (1, 1, 2))
+        assert one.fingerprint == two.fingerprint
+        assert all(same(one.part(part), two.part(part)) for part in ("train", "valid", "test"))
+        assert torch.equal(triples(one), triples(two))
+        assert len({one.fingerprint, other.fingerprint, CLEAN.fingerprint}) == 3
+        if name not in DECIDED:
+            assert changed(one, other)
+
+    def test_what_it_does_not_touch_stays(self, name: str, changes: dict[str, Any]) -> None:
+        data, touched = noisy(name, level=0.5, **changes), TOUCHED[name].split()
+        for part in ("train", "valid", "test"):
+            assert same(data.part(part), CLEAN.part(part)) != (part in touched), part
+            if part not in touched:
+                assert torch.equal(data.truth[f"{part}/pair"], CLEAN.truth[f"{part}/pair"])
+        assert ("kg" in touched) != torch.equal(triples(data), triples(CLEAN))
+        assert (data.user_ids, data.item_ids) == (CLEAN.user_ids, CLEAN.item_ids)
+        assert data.item_table is CLEAN.item_table
+        assert sorted(graph(data).entity_ids) == sorted(graph(CLEAN).entity_ids)
+        assert graph(data).relation_ids == graph(CLEAN).relation_ids
+
+    def test_a_higher_level_changes_more(self, name: str, changes: dict[str, Any]) -> None:
+        found = [changed(noisy(name, level=level, **changes)) for level in (0.1, 0.4, 0.8)]
+        assert found == sorted(found)
+        assert found[-1] > found[0]
+
+    def test_every_user_keeps_a_training_event_and_events_stay_in_order(
+        self, name: str, changes: dict[str, Any]
+    ) -> None:
+        for level in (0.3, 1.0):
+            train = noisy(name, level=level, **changes).train
+            assert torch.equal(torch.unique(train.users), torch.arange(CLEAN.n_users))
+            assert train.times is not None
+            order = train.users * (1 + train.times.max()) + train.times
+            assert torch.equal(order, order.sort().values)
+
+    def test_no_pair_is_twice_in_train_and_no_held_out_pair_gets_there(
+        self, name: str, changes: dict[str, Any]
+    ) -> None:
+        data = noisy(name, level=0.6, **changes)
+        keys = pairs(data.train, data)
+        assert len(torch.unique(keys)) == len(keys)
+        held = torch.cat([pairs(CLEAN.part(part), CLEAN) for part in ("valid", "test")])
+        assert not torch.isin(keys, held).any()
+
+    def test_what_went_is_hidden(self, name: str, changes: dict[str, Any]) -> None:
+        data = noisy(name, level=0.6, **changes)
+        gone = pairs(CLEAN.train, CLEAN)
+        gone = gone[~torch.isin(gone, pairs(data.train, data))]
+        hidden = gone[:0] if data.hidden is None else pairs(data.hidden, data)
+        assert torch.equal(hidden.sort().values, gone.sort().values)
+
+    def test_ground_truth_follows_its_events(self, name: str, changes: dict[str, Any]) -> None:
+        data = noisy(name, level=0.6, **changes)
+        for part in ("train", "test"):
+            made_up = data.truth.get(f"{part}/noise", torch.zeros(len(data.part(part)), dtype=torch.bool))
+            own, told = pairs(data.part(part), data), data.truth[f"{part}/pair"]
+            assert torch.equal(own[~made_up], told[~made_up])
+            assert not torch.isin(own[made_up], CLEAN.truth[f"{part}/pair"]).any()
+
+    def test_noise_upon_noise_hides_what_either_took(self, name: str, changes: dict[str, Any]) -> None:
+        twice = noisy(name, noisy("sparsify", level=0.3), level=0.5, **changes)
+        assert twice.hidden is not None
+        known = torch.cat([pairs(twice.hidden, twice), pairs(twice.train, twice)])
+        assert torch.isin(pairs(CLEAN.train, CLEAN), known).all()
+
+
+class TestEvents:
+    def test_flipped_labels_are_marked_and_a_user_keeps_a_click(self) -> None:
+        data = noisy("label_flip", CLICKS, level=0.4)
+        flipped = data.train.values != CLICKS.train.values
+        assert torch.equal(flipped, data.truth["train/noise"])
+        assert int(flipped.sum()) == round(0.4 * len(CLICKS.train))
+        assert torch.equal(data.train.items, CLICKS.train.items)
+        liked = CLICKS.train.liked().users.unique()
+        assert torch.equal(noisy("label_flip", CLICKS, level=1.0).train.liked().users.unique(), liked)
+
+    def test_as_many_false_positives_come_as_true_ones_go(self) -> None:
+        data = noisy("label_flip", level=0.3)
+        count = round(0.3 * len(CLEAN.train))
+        assert len(data.train) == len(CLEAN.train)
+        assert int(data.truth["train/noise"].sum()) == count
+        assert data.hidden is not None
+        assert len(data.hidden) == count
+
+    def test_noise_of_the_source_stays_marked(self) -> None:
+        marked = torch.zeros(len(CLEAN.train), dtype=torch.bool)
+        marked[:7] = True
+        data = noisy("edge_add", replace(CLEAN, truth={"train/noise": marked}), level=0.1)
+        assert int(data.truth["train/noise"].sum()) == 7 + len(data.train) - len(CLEAN.train)
+
+    def test_noisy_ratings_stay_on_the_scale_with_about_the_spread_asked_for(self) -> None:
+        scale = torch.arange(1000).float() / 10
+        wide = replace(CLEAN, train=replace(CLEAN.train, values=scale[300 + torch.arange(len(CLEAN.train))]))
+        data = noisy("rating_noise", wide, level=2.0)
+        assert set(data.train.values.tolist()) <= set(wide.train.values.tolist())
+        inner = slice(100, 200)  # away from the ends of the scale
+        spread = (data.train.values - wide.train.values)[inner].std().item()
+        assert spread == pytest.approx(2.0, rel=0.2)
+        assert torch.equal(data.truth["train/rating"], wide.train.values)
+
+    def test_sparsify_takes_the_same_share_of_every_user(self) -> None:
+        counts = torch.bincount(noisy("sparsify", level=0.3).train.users)
+        assert counts.tolist() == [7] * CLEAN.n_users
+
+    def test_temporal_shift_takes_the_latest_events(self) -> None:
+        scattered = torch.randperm(len(CLEAN.train), generator=torch.Generator().manual_seed(0))
+        order = (scattered + CLEAN.train.users * len(scattered)).argsort()
+        times = scattered[order]  # ascending for each user, mixed between them
+        clean = replace(CLEAN, train=replace(CLEAN.train, times=times))
+        data = noisy("temporal_shift", clean, level=0.25)
+        assert data.train.times is not None
+        assert len(data.train) == 225
+        assert int(data.train.times.max()) < 230  # a user's first event may be later than others that went
+
+    def test_popularity_shift_keeps_rare_items(self) -> None:
+        users, items = torch.arange(1000) % 30, torch.arange(1000) % 2
+        clean = replace(CLEAN, test=interactions(users, items), truth={})
+        counts = torch.cat([torch.zeros(90, dtype=torch.long), torch.ones(10, dtype=torch.long)])
+        clean = replace(clean, train=interactions(torch.arange(100) % 30, counts))
+        kept = torch.bincount(noisy("popularity_shift", clean, level=1.0).test.items)
+        assert int(kept.sum()) == 500
+        assert kept[1] > 4 * kept[0]
+
+    def test_an_unseen_category_is_in_test_alone(self) -> None:
+        table = CLEAN.item_table
+        assert table is not None
+        members = torch.tensor(table["genres"].str.contains("sea").to_numpy())
+        data = noisy("unseen_category", level=1.0)  # its own choice: genres, and of its words the one of a third
+        assert not members[data.train.items].any()
+        assert members[data.test.items].all()
+        half = noisy("unseen_category", level=0.5)
+        assert len(half.test.items.unique()) <= round(0.5 * int(members.sum()))
+
+    @pytest.mark.parametrize("among", ["users", "items"])
+    def test_the_coldest_are_left_in_test(self, among: str) -> None:
+        train = interactions([0] * 5 + [1] * 2 + list(range(2, 30)), [1, 2, 3, 4, 5, 1, 2, *[1] * 28])
+        data = noisy("subpopulation", replace(CLEAN, train=train, truth={}), among=among, share=0.9)
+        assert 0 < len(data.test) < len(CLEAN.test)
+        assert (0 if among == "users" else 1) not in getattr(data.test, among).tolist()
+
+    def test_users_with_a_value_are_left_in_test(self) -> None:
+        table = CLEAN.user_table
+        assert table is not None
+        data = noisy("subpopulation", among="gender", value="M")
+        assert set(table["gender"][data.test.users.unique().tolist()]) == {"M"}
+
+    def test_swapped_histories_have_the_same_events_in_another_order(self) -> None:
+        data = noisy("history", op="swap", level=0.5)
+        assert torch.equal(pairs(data.train, data).sort().values, pairs(CLEAN.train, CLEAN).sort().values)
+        assert data.hidden is None
+        assert torch.equal(data.train.times, CLEAN.train.times)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("bias", ["none", "degree"])
+    def test_rewiring_keeps_every_degree(self, bias: str) -> None:
+        data = noisy("edge_rewire", level=0.5, bias=bias)
+        assert torch.equal(torch.bincount(data.train.users), torch.bincount(CLEAN.train.users))
+        lost = torch.bincount(data.train.items, minlength=60) - torch.bincount(CLEAN.train.items, minlength=60)
+        assert lost.abs().sum() <= 4  # of the few that stay what they were
+
+    def test_edges_between_hubs_are_drawn_more_often(self) -> None:
+        users, items = (
+            torch.arange(30).repeat_interleave(20),
+            torch.cat([torch.arange(20)] * 29 + [torch.arange(40, 60)]),
+        )
+        clean = replace(CLEAN, train=interactions(users, items), truth={})
+        shares = {bias: noisy("edge_drop", clean, level=0.3, bias=bias).train.items for bias in ("none", "degree")}
+        rare = {bias: int((each >= 40).sum()) for bias, each in shares.items()}
+        assert rare["degree"] > rare["none"]
+        popular = [int((noisy("edge_add", clean, level=0.3, bias=bias).train.items < 20).sum()) for bias in shares]
+        assert popular[1] >= popular[0]
+
+
+class TestTriples:
+    def test_a_share_of_them_goes(self) -> None:
+        kept = triples(noisy("kg_drop", level=0.25))
+        assert len(kept) == len(triples(CLEAN)) - round(0.25 * len(triples(CLEAN)))
+        assert torch.isin(kept, triples(CLEAN)).all()
+
+    def test_false_ones_have_tails_that_their_relation_has(self) -> None:
+        data = noisy("kg_add", level=0.5)
+        false = ~torch.isin(triples(data), triples(CLEAN))
+        assert false.any()
+        types = {
+            name: graph(each).relations * 100 + graph(each).tails for name, each in (("old", CLEAN), ("new", data))
+        }
+        assert torch.isin(types["new"], types["old"]).all()
+        assert len(torch.unique(triples(data))) == len(data.kg)  # type: ignore[arg-type]
+
+    def test_rewiring_keeps_heads_and_relations(self) -> None:
+        data = noisy("kg_rewire", level=0.5)
+        assert torch.equal(graph(data).heads, graph(CLEAN).heads)
+        assert torch.equal(graph(data).relations, graph(CLEAN).relations)
+        assert len(torch.unique(triples(data))) == len(graph(data))
+
+    def test_relations_are_others(self) -> None:
+        data = noisy("kg_relation", level=0.5)
+        other = graph(data).relations != graph(CLEAN).relations
+        assert 0 < int(other.sum()) <= round(0.5 * len(graph(CLEAN)))
+        assert torch.equal(graph(data).tails, graph(CLEAN).tails)
+
+    def test_misaligned_items_have_the_neighbourhood_and_the_name_of_another(self) -> None:
+        data, clean = graph(noisy("kg_align", level=0.5)), graph(CLEAN)
+        moved = [place for place in range(60) if data.entity_ids[place] != clean.entity_ids[place]]
+        assert len(moved) == 30
+        assert data.entity_ids[60:] == clean.entity_ids[60:]
+        named = [
+            (each.entity_ids[h], each.entity_ids[t])
+            for each in (clean, data)
+            for h, t in zip(each.heads, each.tails, strict=True)
+        ]
+        assert named[: len(clean)] == named[len(clean) :]
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("name", "changes", "message"),
+        [
+            ("sparsify", {"level": 1.5}, r"noise.level=1.5: noise 'sparsify' has levels between 0 and 1"),
+            ("rating_noise", {"level": -1.0}, "has levels at least 0"),
+            ("edge_drop", {"bias": "rank"}, "unknown noise.bias 'rank'"),
+            ("history", {"op": "delete"}, "unknown noise.op 'delete'"),
+            ("unseen_category", {"column": "color"}, "unknown noise.column 'color'"),
+            ("unseen_category", {"column": "genres", "value": "opera"}, "unknown noise.value 'opera'"),
+            ("subpopulation", {"among": "tribe"}, "unknown noise.among 'tribe'"),
+            ("subpopulation", {"among": "gender", "value": "X"}, "unknown noise.value in column 'gender' 'X'"),
+            ("subpopulation", {"share": 0.0}, "noise.share=0.0"),
+        ],
+    )
+    def test_what_makes_no_sense(self, name: str, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(RrecError, match=message):
+            noisy(name, **changes)
+
+    def test_data_without_what_a_noise_needs(self) -> None:
+        with pytest.raises(RrecError, match="noise 'kg_drop' needs kg, which dataset 'tiny' does not have"):
+            noisy("kg_drop", replace(CLEAN, kg=None))
+        timeless = replace(CLEAN, train=replace(CLEAN.train, times=None))
+        with pytest.raises(RrecError, match="noise 'temporal_shift' needs time"):
+            noisy("temporal_shift", timeless)
+        with pytest.raises(RrecError, match="needs an item table"):
+            noisy("unseen_category", replace(CLEAN, item_table=None))
+
+
+class TestDraws:
+    def test_weights_decide_and_zero_is_never_drawn(self) -> None:
+        weights, generator = torch.tensor([0.0, 1.0, 9.0, 0.0]), torch.Generator().manual_seed(0)
+        first = torch.stack([drawn(weights, 1, generator) for _ in range(2000)]).flatten()
+        assert torch.bincount(first, minlength=4).tolist()[::3] == [0, 0]
+        assert (first == 2).float().mean().item() == pytest.approx(0.9, abs=0.03)
+        assert sorted(drawn(weights, 4, generator).tolist()) == [1, 2]
+
+    def test_a_cycle_moves_everything(self) -> None:
+        for count in (0, 1, 2, 9):
+            order = cycle(count, torch.Generator().manual_seed(count))
+            assert sorted(order.tolist()) == list(range(count))
+            assert count < 2 or all(place != each for place, each in enumerate(order.tolist()))
+
+    def test_repeats(self) -> None:
+        assert repeated(torch.tensor([4, 7, 4, 1, 7]), torch.tensor([1])).tolist() == [False, False, True, True, True]
+
+
+SYNTHETIC = (
+    "dataset=synthetic",
+    "dataset.n_users=60",
+    "dataset.n_items=40",
+    "dataset.events_per_user=12",
+    "dataset.n_intents=4",
+    "dataset.n_entities=12",
+)
+RECIPE = Recipe(
+    dataset={**compose("train", *SYNTHETIC).dataset},
+    split={"name": "leave_one_out"},
+    prepare=Prepare(threshold=None, label=None, user_core=0, item_core=0, defects="drop"),
+)
+
+
+class TestRecipe:
+    def test_noise_is_a_part_of_it(self, tmp_path: Path) -> None:
+        clean = load(RECIPE, str(tmp_path))
+        sparse = load(replace(RECIPE, noise=configured("noise", "sparsify")), str(tmp_path))
+        assert len(sparse.train) < len(clean.train)
+        assert sparse.fingerprint != clean.fingerprint
+        assert load(replace(RECIPE, noise={"name": "none"}), str(tmp_path)).fingerprint == clean.fingerprint
+
+    def test_a_checkpoint_knows_its_noise_and_one_from_before_has_none(self, tmp_path: Path) -> None:
+        recipe = replace(RECIPE, noise=configured("noise", "sparsify"))
+        for folder, each in (("noisy", recipe), ("old", RECIPE)):
+            (tmp_path / folder).mkdir()
+            data = load(each, None)
+            checkpoint.save(tmp_path / folder, build("mf", data), configured("model", "mf"), each, data)
+        card = json.loads((tmp_path / "old" / "model.json").read_text())
+        del card["recipe"]["noise"]
+        (tmp_path / "old" / "model.json").write_text(json.dumps(card))
+        for folder, each in (("noisy", recipe), ("old", RECIPE)):
+            loaded = checkpoint.load(str(tmp_path / folder), data_dir=None, device=torch.device("cpu"))
+            assert loaded.recipe == each
+
+    @pytest.mark.parametrize(
+        ("model", "noise"), [("lightgcn", "edge_drop"), ("kgcn", "kg_rewire"), ("sasrec", "history"), ("mf", "none")]
+    )
+    def test_a_checkpoint_is_judged_on_changed_data_with_its_own_parameters(
+        self, tmp_path: Path, model: str, noise: str
+    ) -> None:
+        clean = load(RECIPE, None)
+        checkpoint.save(tmp_path, build(model, clean), configured("model", model), RECIPE, clean)
+        loaded = [
+            checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=each)
+            for each in (None, configured("noise", noise))
+        ]
+        for (name, one), (_, two) in zip(*(each.model.named_parameters() for each in loaded), strict=True):
+            assert torch.equal(one, two), name
+        fingerprints = {each.data.fingerprint for each in loaded}
+        values = [evaluator(each.data, judge()).evaluate(Shifted(each.model), "test").metrics for each in loaded]
+        assert (len(fingerprints) == 1) == (noise == "none") == (values[0] == values[1])
+
+    def test_noise_that_changes_the_sizes_of_a_model_is_refused(self, tmp_path: Path) -> None:
+        clean, config = load(RECIPE, None), configured("model", "kgat", min_triples=3)
+        torch.manual_seed(0)
+        checkpoint.save(tmp_path, checkpoint.build(config, clean), config, RECIPE, clean)
+        noise = configured("noise", "kg_drop", level=0.9)
+        with pytest.raises(RrecError, match=r"tensor '.*' has shape .* change with noise=kg_drop"):
+            checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=noise)
+
+    def test_the_verbs_take_noise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        words = (*SYNTHETIC, "device=cpu", "epochs=1", "model=lightgcn")
+        (tmp_path / "run").mkdir()
+        trained = train.run(launch._typed(compose("train", *words, "noise=label_flip"), "train"), tmp_path / "run")
+        assert json.loads((tmp_path / "run" / "model.json").read_text())["recipe"]["noise"]["name"] == "label_flip"
+        metrics = {}
+        for noise in ("none", "edge_drop"):
+            (tmp_path / noise).mkdir()
+            typed = launch._typed(compose("eval", f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"noise={noise}"), "eval")
+            metrics[noise] = evaluate.run(typed, tmp_path / noise)
+        assert metrics["none"]["test/ndcg@10"] == pytest.approx(trained["test/ndcg@10"])
+        assert metrics["none"] != metrics["edge_drop"]
+        data_task.info(launch._typed(compose("data", *SYNTHETIC, "noise=sparsify", "noise.level=0.5"), "data"))
+        assert load(RECIPE, None).fingerprint not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", ["full", "sampled"])
+def test_an_event_that_noise_took_from_train_is_no_candidate(protocol: str) -> None:
+    data = noisy("sparsify", level=0.6)
+    assert data.hidden is not None
+    judging = evaluator(data, judge(protocol=protocol, n_negatives=20))
+    gone = torch.zeros(data.n_users, data.n_items, dtype=torch.bool)
+    gone[data.hidden.users, data.hidden.items] = True
+    for portion in judging.portions("test"):
+        if protocol == "sampled":
+            assert not gone[portion.users[:, None], portion.items[:, 1:]].any()
+        else:
+            excluded = torch.zeros(len(portion.users), data.n_items, dtype=torch.bool)
+            excluded[portion.excluded] = True
+            assert excluded[gone[portion.users]].all()
