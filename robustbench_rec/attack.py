@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
 from robustbench_rec.goal import Goal
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
@@ -46,6 +47,11 @@ class Attack(ABC):
     @abstractmethod
     def check(self, model: RecModel) -> None:
         """RrecError if the model has nothing that this attack can move."""
+
+    def prepared(self, model: RecModel, data: Data) -> "Attack":
+        """The same attack with what it needs to know of a model and its data; RrecError as from `check`."""
+        self.check(model)
+        return self
 
     @abstractmethod
     def scope(self, at: Shifted, batch: Batch) -> Scope:

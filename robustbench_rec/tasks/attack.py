@@ -7,10 +7,12 @@ from robustbench_rec import checkpoint
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
 from robustbench_rec.evaluation import evaluator
+from robustbench_rec.files import write_text
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import show
+from robustbench_rec.rewording import Reworded
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.train import keep
@@ -25,7 +27,7 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
     goal = goals.build(cfg.goal, loaded.data)
     attack = attacks.build(cfg.attack)
     climbed = judging.climbed(attack.loss(goal) or cfg.loss, goal)
-    attack.check(loaded.model)
+    attack = attack.prepared(loaded.model, loaded.data)
     at = Shifted(loaded.model.requires_grad_(False).eval())
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     threat = replace(attack.declared, goal=goal.words)
@@ -38,6 +40,8 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
                 at, attack, cfg.part, climbed, mark=goal.mark, on_pass=lambda: next(passes, None)
             )
         attacked = judging.evaluate(worse, cfg.part)
+        if isinstance(worse[0][0], Reworded):
+            write_text(out / "texts.csv", worse[0][0].frame.to_csv(index=False))
         if cfg.per_user:
             keep(clean, loaded.data, out / "per_user-clean.csv")
             keep(attacked, loaded.data, out / "per_user-attacked.csv")
@@ -54,5 +58,5 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
         rows: list[list[str | float | int]] = [[n, v, last.metrics[n], rise[n]] for n, v in first.metrics.items()]
         show("goal", ["metric", "clean", "attacked", "rise"], rows)
         sides = {**sides, "clean": before | first.metrics, "attacked": after | last.metrics, "rise": rise}
-    show("budget used", list(budget), [list(budget.values())])
+    show("budget used", ["", ""], [[name, value] for name, value in budget.items()])
     return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()}
