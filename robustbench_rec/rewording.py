@@ -130,10 +130,17 @@ class Rewording(Attack):
     threat: ClassVar[Threat] = Threat(
         surface="texts of items", knowledge="none", scope="all users at once", budget="edits"
     )
-    ready: Column
 
     def __init__(self, column: str | None, seed: int) -> None:
         self.column, self.seed = column, seed
+        self._ready: Column | None = None
+
+    @property
+    def ready(self) -> Column:
+        """What it edits, once it is prepared."""
+        if self._ready is None:
+            raise RrecError("texts of items are edited of a trained model: this attack cannot be part of a training")
+        return self._ready
 
     @property
     def declared(self) -> Threat:
@@ -153,7 +160,7 @@ class Rewording(Attack):
     def prepared(self: A, model: RecModel, data: Data) -> A:
         self.check(model)
         found = copy(self)
-        found.ready = Column.of(data, self.column, model)
+        found._ready = Column.of(data, self.column, model)
         return found
 
     def scope(self, at: Shifted, batch: Batch) -> Scope:

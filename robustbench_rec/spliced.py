@@ -56,8 +56,9 @@ class Spliced(Shifted):
         if batch.items is not None:
             return here(batch)
         column = torch.tensor([self.item], device=batch.users.device)
-        asked = replace(batch.question(), items=column.expand(len(batch), 1))
-        return Output(self.others(batch).index_copy(1, column, here.holding(None)(asked).scores))
+        asked = replace(batch.question(), items=column.repeat(len(batch), 1))
+        others, own = self.others(batch), here.holding(None)(asked).scores
+        return Output(others.index_copy(1, column, own.to(others.dtype)))
 
     def shift(self, delta: Delta) -> "Spliced":
         return replace(self, delta=super().shift(delta).delta)
