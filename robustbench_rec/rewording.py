@@ -249,7 +249,7 @@ class Probe:
         return found.to_dense()
 
     def allowed(self, texts: Sequence[str], limits: Limits) -> list[str]:
-        """Those of the texts that keep to the limits; what a text may add, the words count together."""
+        """Those of the texts that keep to the limits, each once; `Limits.words` is the search's own to keep."""
         texts = list(dict.fromkeys(texts))
         fits = np.ones(len(texts), dtype=bool)
         if limits.characters is not None:
