@@ -54,7 +54,7 @@ class Suite(ABC):
         """RrecError if the model has nothing that this attack can move."""
 
     def prepared(self, model: RecModel, data: Data) -> Self:
-        """A checked copy that holds what it needs from the data."""
+        """The same with what it needs to know of a model and its data; RrecError as from `check`."""
         self.check(model)
         return self
 

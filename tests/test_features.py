@@ -1,18 +1,19 @@
 """Side tables as tensors: what becomes a number, a category, a list of categories or nothing; words of item texts."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import interactions, make_data
+from torch import Tensor
 
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.features import Features, features
-from robustbench_rec.vocabulary import UNKNOWN, Texts, item_texts
+from robustbench_rec.vocabulary import UNKNOWN, item_vocabulary
 
 ITEMS = 8
 
@@ -136,21 +137,34 @@ class TestTables:
         assert same(features(make_data(), "item", None), features(make_data(), "item", None))
 
 
+class Texts(NamedTuple):
+    tokens: Tensor
+    lengths: Tensor
+    words: tuple[str, ...]
+
+
+def texts_of(data: Data, **changes: Any) -> Texts:
+    """The texts of all items, with the words of those in training."""
+    values: dict[str, Any] = {"min_count": 1, "max_tokens": 10, "columns": None}
+    found = item_vocabulary(data, **(values | changes))
+    assert data.item_table is not None
+    return Texts(*found.read(data.item_table), found.words)
+
+
 class TestTexts:
     def texts(self, column: list[str | None], trained: int = ITEMS, **changes: Any) -> Texts:
-        values: dict[str, Any] = {"min_count": 1, "max_tokens": 10, "columns": None}
-        return item_texts(data_of({"title": column}, trained=trained), **(values | changes))
+        return texts_of(data_of({"title": column}, trained=trained), **changes)
 
     def words(self, texts: Texts, row: int) -> list[str | int]:
         return [texts.words[code - 2] if code > 1 else code for code in texts.tokens[row].tolist()]
 
     def test_words_are_lower_case_and_padding_comes_last(self) -> None:
         texts = self.texts(["The Sea", "the  SEA, again!", None, ""] + ["sea"] * 4)
-        assert self.words(texts, 0) == ["the", "sea", 0]
-        assert self.words(texts, 1) == ["the", "sea", "again"]
-        assert texts.tokens[2:4].tolist() == [[0] * 3] * 2
+        assert self.words(texts, 0) == ["the", "sea", *[0] * 8]
+        assert self.words(texts, 1) == ["the", "sea", "again", *[0] * 7]
+        assert texts.tokens[2:4].tolist() == [[0] * 10] * 2
         assert texts.lengths.tolist() == [2, 3, 0, 0, 1, 1, 1, 1]
-        assert texts.size == 5
+        assert len(texts.words) == 3
 
     def test_equal_words_in_other_unicode_are_equal(self) -> None:
         texts = self.texts(["ｓｅａ café", "sea cafe\u0301"] + ["sea"] * 6)
@@ -170,10 +184,17 @@ class TestTexts:
 
     def test_columns_follow_one_another(self) -> None:
         data = data_of({"year": range(8), "title": ["sea"] * 8, "genres": ["war", None] * 4})
-        both = item_texts(data, None, min_count=1, max_tokens=9)
+        both = texts_of(data, max_tokens=2)
         assert self.words(both, 0) == ["sea", "war"]
         assert self.words(both, 1) == ["sea", 0]
-        assert item_texts(data, ["genres"], min_count=1, max_tokens=9).words == ("war",)
+        assert texts_of(data, columns=["genres"]).words == ("war",)
+
+    def test_other_texts_are_read_with_the_same_words(self) -> None:
+        data = data_of({"title": ["old sea"] * 8})
+        known = item_vocabulary(data, None, min_count=1, max_tokens=4)
+        tokens, lengths = known.read(pd.DataFrame({"title": ["Sea of new old sea sea", None]}))
+        assert tokens.tolist() == [[3, UNKNOWN, UNKNOWN, 2], [0] * 4]
+        assert lengths.tolist() == [4, 0]
 
     def test_mistakes_are_told(self) -> None:
         with pytest.raises(RrecError, match="text column.*'name'.*title"):
@@ -181,4 +202,4 @@ class TestTexts:
         with pytest.raises(RrecError, match="no word that 9 items"):
             self.texts(["sea"] * 8, min_count=9)
         with pytest.raises(RrecError, match="no texts of its items"):
-            item_texts(data_of({"year": range(8)}), None, min_count=1, max_tokens=9)
+            texts_of(data_of({"year": range(8)}))

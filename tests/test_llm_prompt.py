@@ -190,7 +190,7 @@ class TestSurfaces:
 class TestConfig:
     def test_titles_are_cut_and_the_longest_prompt_is_known(self) -> None:
         model = model_of(title_tokens=2, window=3)
-        assert int(model.sizes[: DATA.n_items].max()) == 2
+        assert int(model.title_sizes.max()) == 2
         _, lengths = model._prompts(torch.tensor([[0, 1, 2]]), torch.tensor([3]), torch.tensor([5]))
         assert lengths.tolist() == [model.longest]
 

@@ -64,7 +64,8 @@ class Square(Perturbation):
         found = {}
         for name, each in best.items():
             drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
-            found[name] = self._new(each, radii[name], self._block(drawn, share), generator)
+            new = self._new(each, radii[name], self._block(drawn, share), generator)
+            found[name] = self.ball.project(new, radii[name])  # rounding may have left it
         return found
 
     def _block(self, drawn: Tensor, share: float) -> Tensor:

@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,16 @@ from robustbench_rec.pretrained import (
     Pretrained,
     adapt,
     freeze,
+    joined,
     recomputed,
     settle,
     texts,
 )
+from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TOKENS = 2**15  # of prompts that are read at once
 CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -60,9 +65,10 @@ class LLMPrompt(RecModel):
     loss: ClassVar[str] = "bce"
     negatives: ClassVar[int] = 1
 
-    runs: Tensor
-    starts: Tensor
-    sizes: Tensor
+    titles: Tensor
+    title_sizes: Tensor
+    fixed: Tensor
+    fixed_sizes: Tensor
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -70,7 +76,7 @@ class LLMPrompt(RecModel):
             raise RrecError(
                 f"llm_prompt with window={config.window}, title_tokens={config.title_tokens}: both are at least 1"
             )
-        self.window, self.n_items = config.window, data.n_items
+        self.config, self.window, self.n_items = config, config.window, data.n_items
         pretrained = Pretrained.find(config.encoder)
         tokenizer = pretrained.tokenizer()
         self._cut(config, pretrained, tokenizer, data)
@@ -96,8 +102,12 @@ class LLMPrompt(RecModel):
             scores.append(recomputed(self.reader, ids, lengths) if prompts > size else self.reader(ids, lengths))
         return Output(torch.cat(scores).view(len(batch), width))
 
+    def text_reader(self, data: Data) -> Reader:
+        """Of the tokens of titles; what a tokenizer makes of words is nothing that an attack knows."""
+        return _Titles(self, data)
+
     def _reader(self, config: Config, pretrained: Pretrained, tokenizer: Any) -> nn.Module:
-        settings, device = pretrained.settings(), self.runs.device
+        settings, device = pretrained.settings(), self.titles.device
         kind = next(iter(settings.architectures or ()), "of an unknown kind")
         settings.use_cache = False
         if kind.endswith(CLASSIFIER):
@@ -127,30 +137,44 @@ class LLMPrompt(RecModel):
             raise RrecError("model.template needs {history} and after it {item}, each once")
         begin, end = _special(tokenizer)
 
-        def cut(pieces: list[str]) -> list[list[int]]:
-            found: list[list[int]] = tokenizer(pieces, add_special_tokens=False)["input_ids"]
-            return found
-
-        titles = [f" {each}" if each else "" for each in texts(data, config.columns)]
         head, joint, bridge, tail = (
-            cut([each])[0] if each else []
+            _cut([each], tokenizer)[0] if each else []
             for each in (before.rstrip(), config.separator.rstrip(), middle.rstrip(), after)
         )
-        runs = [each[: config.title_tokens] for each in cut(titles)]
-        runs += [[], [*begin, *head], joint, bridge, [*tail, *end]]
+        fixed = [[], [*begin, *head], joint, bridge, [*tail, *end]]
         device = data.train.users.device
-        sizes = torch.tensor([len(each) for each in runs], device=device)
-        flat = torch.tensor([*chain.from_iterable(runs)], device=device)
-        used = set(flat.tolist())  # by another padding a classifier finds the last token
+        flat = torch.tensor([*chain.from_iterable(fixed)], device=device)
+        titles, sizes = self._titles(texts(data, config.columns), tokenizer)
+        used = set(flat.tolist()) | set(
+            titles.unique().tolist()
+        )  # by another padding a classifier finds the last token
         self.padding = next((each for each in range(len(tokenizer)) if each not in used), 0)
-        self.register_buffer("runs", flat, persistent=False)
-        self.register_buffer("sizes", sizes, persistent=False)
-        self.register_buffer("starts", sizes.cumsum(0) - sizes, persistent=False)
-        title = int(sizes[: self.n_items].max())
-        fixed = int(sizes[self.n_items :].sum()) - len(joint)
-        self.longest = fixed + title * (config.window + 1) + len(joint) * (config.window - 1)
-        told = f"model.window={config.window} titles of up to model.title_tokens={config.title_tokens} tokens"
-        pretrained.check_length(self.longest, told)
+        self.register_buffer("titles", titles.to(device), persistent=False)
+        self.register_buffer("title_sizes", sizes.to(device), persistent=False)
+        self.register_buffer("fixed", flat, persistent=False)
+        self.register_buffer(
+            "fixed_sizes", torch.tensor([len(each) for each in fixed], device=device), persistent=False
+        )
+        self.longest = self._longest(sizes)
+        self._check(pretrained, self.longest)
+
+    def _titles(self, lines: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
+        """Tokens of titles `[n, title_tokens]`, 0 where one has ended, and how many each has."""
+        found = [
+            each[: self.config.title_tokens] for each in _cut([f" {each}" if each else "" for each in lines], tokenizer)
+        ]
+        padded = [[*each, *[0] * (self.config.title_tokens - len(each))] for each in found]
+        return torch.tensor(padded), torch.tensor([len(each) for each in found])
+
+    def _longest(self, sizes: Tensor) -> int:
+        """Tokens of the longest prompt of titles of these sizes."""
+        joint = int(self.fixed_sizes[2])
+        fixed = int(self.fixed_sizes.sum()) - joint
+        return fixed + int(sizes.max()) * (self.window + 1) + joint * (self.window - 1)
+
+    def _check(self, pretrained: Pretrained, longest: int) -> None:
+        told = f"model.window={self.window} titles of up to model.title_tokens={self.config.title_tokens} tokens"
+        pretrained.check_length(longest, told)
 
     def _prompts(self, history: Tensor, lengths: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens `[P, T]`, padded on the right, and lengths of the prompts of P histories and items."""
@@ -161,13 +185,20 @@ class LLMPrompt(RecModel):
         pieces[:, 1:-3:2] = history  # padding is the item that says nothing
         between = torch.arange(1, window, device=history.device) < lengths[:, None]
         pieces[:, 2:-3:2] = torch.where(between, joint, nothing)
-        sizes = self.sizes[pieces]
+        runs = torch.cat([self.titles.flatten(), self.fixed])
+        starts = torch.cat(
+            [
+                torch.arange(self.n_items, device=runs.device) * self.titles.shape[1],
+                self.titles.numel() + self.fixed_sizes.cumsum(0) - self.fixed_sizes,
+            ]
+        )
+        sizes = torch.cat([self.title_sizes, self.fixed_sizes])[pieces]
         ends = sizes.cumsum(1)
         total = ends[:, -1]
         at = torch.arange(int(total.max()), device=history.device).expand(number, -1).contiguous()  # [P, T]
         piece = torch.searchsorted(ends, at, right=True).clamp_max(pieces.shape[1] - 1)
-        origin = self.starts[pieces] - (ends - sizes)
-        tokens = self.runs[(origin.gather(1, piece) + at).clamp_max(len(self.runs) - 1)]
+        origin = starts[pieces] - (ends - sizes)
+        tokens = runs[(origin.gather(1, piece) + at).clamp_max(len(runs) - 1)]
         return tokens.masked_fill(at >= total[:, None], self.padding), total
 
 
@@ -207,6 +238,27 @@ class _Classified(nn.Module):
         super().train(mode)
         settle(self.model.base_model, mode)
         return self
+
+
+class _Titles(Reader):
+    """Tokens of titles; RrecError where prompts with them are longer than the model reads."""
+
+    def __init__(self, model: LLMPrompt, data: Data) -> None:
+        self.model, self.tokenizer = model, model.origin.pretrained.tokenizer()
+        self.columns = tuple(data.text_columns if model.config.columns is None else model.config.columns)
+
+    def joined(self, table: "pd.DataFrame") -> list[str]:
+        return joined(table, self.columns)
+
+    def read(self, table: "pd.DataFrame", added: Tensor | None = None) -> dict[str, Tensor]:
+        titles, sizes = self.model._titles(self.joined(table), self.tokenizer)
+        self.model._check(self.model.origin.pretrained, self.model._longest(sizes))
+        return {"titles": titles, "title_sizes": sizes}
+
+
+def _cut(pieces: list[str], tokenizer: Any) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    return found
 
 
 def _special(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -1,7 +1,8 @@
 """LSTM over the words of item texts, beside profiles and item features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,12 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._fields import Fields
 from robustbench_rec.models._pairs import Pairs
+from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
-from robustbench_rec.vocabulary import PADDING, item_texts
+from robustbench_rec.vocabulary import PADDING, UNKNOWN, item_vocabulary, split
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CELLS = 2**25  # numbers of embedded words held at once where nothing is to be differentiated: 128 MiB
 
@@ -66,15 +71,18 @@ class LSTMText(RecModel):
                 f"layers={config.layers}, dropout={config.dropout}: sizes and counts are at least 1, dropout is in "
                 "[0, 1)"
             )
-        texts = item_texts(data, config.text_columns, min_count=config.min_count, max_tokens=config.max_tokens)
-        self.register_buffer("tokens", texts.tokens, persistent=False)
-        self.register_buffer("lengths", texts.lengths, persistent=False)
+        assert data.item_table is not None
+        self.vocabulary = item_vocabulary(
+            data, config.text_columns, min_count=config.min_count, max_tokens=config.max_tokens
+        )
+        for name, each in zip(("tokens", "lengths"), self.vocabulary.read(data.item_table), strict=True):
+            self.register_buffer(name, each.to(data.train.users.device), persistent=False)
         n_ids = data.n_users if config.user_id else 0
         self.users = Fields(features(data, "user", config.user_columns), n_ids=n_ids, dim=config.field_dim)
         self.items = Fields(features(data, "item", config.item_columns), n_ids=0, dim=config.field_dim)
         if not self.users.count:
             raise RrecError(f"lstm_text with user_id=false: dataset '{data.name}' has no features of its users")
-        self.token = nn.Embedding(texts.size, config.token_dim, padding_idx=PADDING)
+        self.token = nn.Embedding(self.vocabulary.size, config.token_dim, padding_idx=PADDING)
         self.lstm = nn.LSTM(config.token_dim, config.state_dim, batch_first=True)
         self.embedded, self.state = Site(), Site()
         widths = self.users.count * config.field_dim, config.state_dim + self.items.count * config.field_dim
@@ -99,6 +107,10 @@ class LSTMText(RecModel):
             scores = scores + self.deep.score(self.deep.user_part(user), item_part[0], chosen, weight)
         return Output(scores)
 
+    def text_reader(self, data: Data) -> Reader:
+        """Of the words alone: what `features` makes of a column stays what it is."""
+        return _Reader(self)
+
     @property
     def _catalogue(self) -> Tensor:
         return torch.arange(len(self.tokens), device=self.tokens.device)
@@ -110,7 +122,7 @@ class LSTMText(RecModel):
         return (linear,) if self.deep is None else (linear, self.deep.item_part(item))
 
     def _states(self, items: Tensor) -> Tensor:
-        size = max(1, CELLS // (self.tokens.shape[1] * self.token.embedding_dim))
+        size = max(1, CELLS // (max(1, int(self.lengths.max())) * self.token.embedding_dim))
         if len(items) <= size or torch.is_grad_enabled() or not self.embedded.idle:
             return self._read(items)
         return torch.cat([self._read(each) for each in items.split(size)])
@@ -118,10 +130,36 @@ class LSTMText(RecModel):
     def _read(self, items: Tensor) -> Tensor:
         """The states at the last words of items `[n]`, 0 for an item without words: `[n, state_dim]`."""
         lengths = self.lengths[items]
-        words = self.embedded(rows(self.token.weight, self.tokens[items]))  # [n, T, token_dim]
+        tokens = self.tokens[items, : max(1, int(lengths.max()))]
+        words = self.embedded(rows(self.token.weight, tokens))  # [n, T, token_dim]
         start = words.new_zeros(1, len(items), self.lstm.hidden_size)
         # nn.LSTM keeps references to its weights, which a shifted model would not reach
         weights = [getattr(self.lstm, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
         states, _, _ = torch.lstm(words, [start, start], weights, True, 1, 0.0, self.training, False, True)
         last = states[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
         return last * (lengths > 0)[:, None]
+
+
+class _Reader(Reader):
+    """Codes of words of the vocabulary."""
+
+    embedding = "token.weight"
+
+    def __init__(self, model: LSTMText) -> None:
+        self.vocabulary, self.vectors = model.vocabulary, model.token.weight.detach()
+        self.columns, self.words = self.vocabulary.columns, self.vocabulary.words
+        self.codes = torch.arange(UNKNOWN + 1, self.vocabulary.size, device=self.vectors.device)
+
+    def joined(self, table: "pd.DataFrame") -> list[str]:
+        return self.vocabulary.joined(table).tolist()
+
+    def read(self, table: "pd.DataFrame", added: Tensor | None = None) -> dict[str, Tensor]:
+        return dict(zip(("tokens", "lengths"), self.vocabulary.read(table), strict=True))
+
+    def begins(self, text: str, starts: Sequence[int]) -> list[int | None]:
+        import pandas as pd
+
+        *before, words = split(pd.Series([*(text[:start] for start in starts), text])).tolist()
+        codes = dict(zip(self.words, self.codes.tolist(), strict=True))
+        most = self.vocabulary.max_tokens
+        return [codes.get(words[len(each)], UNKNOWN) if len(each) < most else None for each in before]

@@ -1,12 +1,14 @@
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
@@ -15,8 +17,12 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.lookup import pairs, rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.pretrained import Adaptation, Backbone, Origin, Pretrained, kept, mean, texts
+from robustbench_rec.pretrained import Adaptation, Backbone, Origin, Pretrained, joined, kept, mean, texts, whole_words
+from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USERS = ("embedding", "history")
 AT_ONCE = 512  # texts that are encoded together, of about one length
@@ -78,16 +84,18 @@ class TextTower(RecModel):
         self.config, self.n_items = config, data.n_items
         self.window = config.window if config.user == "history" else 0
         pretrained = Pretrained.find(config.encoder)
+        pretrained.check_length(config.max_tokens, f"max_tokens={config.max_tokens}")
         self.origin = Origin(pretrained)
         frozen = self._once(pretrained, data)  # [n_items, H]
         self.register_buffer("centre", frozen.mean(0), persistent=False)
         self.scale = 1 / (frozen - self.centre).square().mean().sqrt().clamp_min(1e-6).item()
         self.backbone: Backbone | None = None
         if config.lora.rank:
-            tokens, lengths = self._tokens(pretrained, data)
+            lines = texts(data, config.columns)
+            tokens, lengths = self._tokens(pretrained.tokenizer(), lines, data.train.users.device)
             self.register_buffer("tokens", tokens, persistent=False)
             self.register_buffer("lengths", lengths, persistent=False)
-            self.backbone = self._encoder(pretrained, data, config.lora)
+            self.backbone = self._encoder(pretrained, data.train.users.device, config.lora)
         else:
             self.register_buffer("feature_text", (frozen - self.centre) * self.scale, persistent=False)
         unseen = torch.bincount(data.train.items, minlength=data.n_items) == 0
@@ -118,6 +126,10 @@ class TextTower(RecModel):
             return Output(scores.masked_fill(self.unseen, -torch.inf) if learning else scores, {"user": users})
         return Output(pairs(users, None, table, _places(batch.items, named)), {"user": users})
 
+    def text_reader(self, data: Data) -> Reader:
+        """Of tokens with LoRA, else of what the encoder says, which it loads."""
+        return _Reader(self, data)
+
     def _named(self, items: Tensor, history: History | None) -> Tensor:
         """The items of a batch, each once, ascending."""
         asked = items.flatten() if history is None else torch.cat([items.flatten(), history.items[history.real]])
@@ -147,22 +159,20 @@ class TextTower(RecModel):
         tokens, lengths = (each if index is None else each[index] for each in (self.tokens, self.lengths))
         return (_encoded(self.backbone, tokens, lengths) - self.centre) * self.scale
 
-    def _tokens(self, pretrained: Pretrained, data: Data) -> tuple[Tensor, Tensor]:
-        """Tokens `[n_items, T]`, padded on the right, and how many each text has."""
-        pretrained.check_length(self.config.max_tokens, f"max_tokens={self.config.max_tokens}")
-        read = pretrained.tokenizer()(
-            texts(data, self.config.columns),
+    def _tokens(self, tokenizer: Any, lines: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Tokens `[n, max_tokens]`, padded on the right, and how many each text has."""
+        read = tokenizer(
+            lines,
             truncation=True,
             max_length=self.config.max_tokens,
-            padding=True,
+            padding="max_length",
             padding_side="right",
             return_tensors="pt",
         )
-        device = data.train.users.device
         return read["input_ids"].to(device), read["attention_mask"].sum(1).to(device)
 
-    def _encoder(self, pretrained: Pretrained, data: Data, lora: Adaptation) -> Backbone:
-        return Backbone(pretrained.model("AutoModel", data.train.users.device), lora, self.config.encoder)
+    def _encoder(self, pretrained: Pretrained, device: torch.device, lora: Adaptation) -> Backbone:
+        return Backbone(pretrained.model("AutoModel", device), lora, self.config.encoder)
 
     def _once(self, pretrained: Pretrained, data: Data) -> Tensor:
         """What the frozen encoder says of each item `[n_items, H]`, computed for these texts only once."""
@@ -171,8 +181,9 @@ class TextTower(RecModel):
 
         @torch.no_grad()
         def compute() -> Tensor:
-            tokens, lengths = self._tokens(pretrained, data)
-            backbone = self._encoder(pretrained, data, Adaptation(rank=0, alpha=0, dropout=0)).eval()
+            device = data.train.users.device
+            tokens, lengths = self._tokens(pretrained.tokenizer(), texts(data, self.config.columns), device)
+            backbone = self._encoder(pretrained, device, Adaptation(rank=0, alpha=0, dropout=0)).eval()
             order = lengths.argsort(stable=True)
             found = [_encoded(backbone, tokens[part], lengths[part]) for part in order.split(AT_ONCE)]
             return torch.cat(found)[order.argsort()]
@@ -180,7 +191,56 @@ class TextTower(RecModel):
         return kept(data.place and data.place / "texts", key, compute).to(data.train.users.device)
 
 
-def _encoded(backbone: Backbone, tokens: Tensor, lengths: Tensor) -> Tensor:
+class _Reader(Reader):
+    """Tokens, encoded at once where the encoder is not in the graph."""
+
+    def __init__(self, model: TextTower, data: Data) -> None:
+        self.model, device = model, data.train.users.device
+        pretrained = model.origin.pretrained
+        self.columns = tuple(data.text_columns if model.config.columns is None else model.config.columns)
+        self.tokenizer = pretrained.tokenizer()
+        words, codes = whole_words(self.tokenizer)
+        self.words, self.codes = tuple(words), torch.tensor(codes, device=device)
+        self.backbone = model.backbone or model._encoder(pretrained, device, Adaptation(0, 0, 0)).eval()
+        self.table = next(name for name, each in self.backbone.named_modules() if each is self._embeddings) + ".weight"
+        self.vectors = self._embeddings.weight
+        self.embedding = None if model.backbone is None else f"backbone.{self.table}"
+
+    @property
+    def _embeddings(self) -> Any:
+        return self.backbone.model.get_input_embeddings()  # type: ignore[operator]
+
+    def joined(self, table: "pd.DataFrame") -> list[str]:
+        return joined(table, self.columns)
+
+    def read(self, table: "pd.DataFrame", added: Tensor | None = None) -> dict[str, Tensor]:
+        tokens, lengths = self.model._tokens(self.tokenizer, self.joined(table), self.codes.device)
+        if self.model.backbone is not None:
+            return {"tokens": tokens, "lengths": lengths}
+        changed = {} if added is None else {self.table: self.vectors + added}
+
+        def states(ids: Tensor, real: Tensor) -> Tensor:
+            found: Tensor = functional_call(self.backbone, changed, (ids, real))
+            return found
+
+        with torch.set_grad_enabled(added is not None):
+            parts = zip(tokens.split(AT_ONCE), lengths.split(AT_ONCE), strict=True)
+            encoded = torch.cat([_encoded(states, *part) for part in parts])
+        return {"feature_text": (encoded - self.model.centre) * self.model.scale}
+
+    def begins(self, text: str, starts: Sequence[int]) -> list[int | None]:
+        read = self.tokenizer(
+            text, truncation=True, max_length=self.model.config.max_tokens, return_offsets_mapping=True
+        )
+        tokens = {
+            start: code
+            for code, (start, end) in zip(read["input_ids"], read["offset_mapping"], strict=True)
+            if end > start
+        }
+        return [tokens.get(each) for each in starts]
+
+
+def _encoded(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, lengths: Tensor) -> Tensor:
     longest = int(lengths.max())
     real = torch.arange(longest, device=lengths.device) < lengths[:, None]
     return mean(backbone(tokens[:, :longest], real), real)

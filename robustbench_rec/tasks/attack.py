@@ -7,6 +7,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
@@ -15,11 +17,13 @@ from robustbench_rec.errors import unknown
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
+from robustbench_rec.files import write_text
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import Row, show
+from robustbench_rec.rewording import Reworded
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.train import keep
@@ -61,7 +65,7 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
             told |= {f"flag/{name}": value for name, value in flags.items()}
         else:
             budget = found[0][1]
-            show("budget used", list(budget), [list(budget.values())])
+            show("budget used", ["", ""], [[name, value] for name, value in budget.items()])
             told |= {f"budget/{name}": value for name, value in budget.items()}
         if cfg.per_user:
             keep(clean, loaded.data, out / "per_user-clean.csv")
@@ -114,6 +118,9 @@ class Trials:
             own_labels=self.cfg.labels == "own",
             on_pass=lambda: next(passes, None),
         )
+        point = None if isinstance(moved[0], Tensor) else moved[0][0]
+        if isinstance(point, Reworded):
+            write_text(self.out / "texts.csv", point.frame.to_csv(index=False))
         return judged(self.judging, moved, self.cfg.part, self.goal), budget
 
     def _keep(self, path: Path, trial: Trial) -> None:

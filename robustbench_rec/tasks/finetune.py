@@ -54,8 +54,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     judging.watched(cfg.monitor)
     for part in PARTS:
         judging.portions(part)
-    attack = single(cfg.attack)
-    attack.check(model)
+    attack = single(cfg.attack).prepared(model, data)
     names = surface(model, "weight")
     if cfg.modules > len(names):
         raise RrecError(f"modules={cfg.modules}: the model has {len(names)} ({', '.join(map(label, names))})")

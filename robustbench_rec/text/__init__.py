@@ -1,0 +1,1 @@
+"""Texts as strings: words, edits within a budget, distances, neighbours of words, sanitisation."""

@@ -1,0 +1,442 @@
+"""Edited texts reach the models; searches raise what they climb, keep to their limits and leave other items alone."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import DATA, build, buildable, compose, configured, judge, question
+from torch import Tensor
+
+from robustbench_rec import launch
+from robustbench_rec.attacks import attacks
+from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import Full
+from robustbench_rec.goals import goals
+from robustbench_rec.model import RecModel
+from robustbench_rec.rewording import Column, Probe, Reworded, Rewording
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.spliced import Spliced
+from robustbench_rec.tasks import attack as attack_task
+from robustbench_rec.tasks import train
+from robustbench_rec.text.distances import levenshtein
+from robustbench_rec.text.recipes import RECIPES
+from robustbench_rec.text.words import Pieces
+
+USERS = torch.arange(DATA.n_users)
+LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+TOWER: dict[str, Any] = {"dim": 8, "hidden": [12], "dropout": 0.0}
+WORDY: dict[str, Any] = {"token_dim": 6, "state_dim": 5, "field_dim": 4, "dropout": 0.0, "min_count": 1}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lstm_text": ("lstm_text", WORDY),
+    "text_tower": ("text_tower", TOWER),
+    "text_tower of histories": ("text_tower", {**TOWER, "user": "history"}),
+    "text_tower with lora": ("text_tower", {**TOWER, "lora": LORA}),
+    "llm_prompt": ("llm_prompt", {"template": "The {history} Will like {item} :", "window": 2, "title_tokens": 6}),
+}
+VARIANTS = {name: each for name, each in VARIANTS.items() if buildable(each[0])}
+TOWERS = [name for name in VARIANTS if name != "llm_prompt"]
+
+
+def model_of(variant: str, data: Data = DATA, **changes: Any) -> RecModel:
+    name, settings = VARIANTS[variant]
+    model = build(name, data, **(settings | changes)).eval()
+    if variant == "lstm_text":
+        with torch.no_grad():  # words that matter
+            model.get_parameter("token.weight").mul_(5)
+    return model
+
+
+def scores(at: Shifted) -> Tensor:
+    with torch.no_grad():
+        return at(question(at.model, USERS)).scores
+
+
+def attack_of(name: str, model: RecModel, data: Data = DATA, **changes: Any) -> Rewording:
+    found = attacks.build(configured("attack", name, **changes)).prepared(model, data)
+    assert isinstance(found, Rewording)
+    return found
+
+
+class Judged:
+    """An attack on three items, judged by full ranking."""
+
+    def __init__(
+        self, model: RecModel, attack: Rewording, *, goal: str = "promote", items: tuple[str, ...] = ("i3", "i7", "i11")
+    ) -> None:
+        self.judging = Full(DATA, judge(top_k=[5]))
+        values = {"name": goal, "k": 5, "items": list(items), "stratum": "random", "count": 1, "seed": 0}
+        self.goal = goals.build(values, DATA)
+        self.climbed = self.judging.climbed(None, self.goal)
+        self.model, self.at, self.passes = model, Shifted(model), 0
+        self.before = self.value(self.at)
+        worse, self.spent = self.judging.attack(
+            self.at, attack, "test", self.climbed, mark=self.goal.mark, on_pass=self._count
+        )
+        self.moved = worse
+        assert isinstance(worse[0][0], Reworded)
+        self.worse = worse[0][0]
+
+    def _count(self) -> None:
+        self.passes += 1
+
+    @torch.no_grad()
+    def value(self, at: Shifted) -> float:
+        batches = [self.goal.mark(each) for each in self.judging.batches(self.model, "test")]
+        return torch.cat([self.climbed(at(each), each) for each in batches]).mean().item()
+
+    @property
+    def first(self) -> Batch:
+        return self.goal.mark(next(iter(self.judging.batches(self.model, "test"))))
+
+    def exposed(self, name: str) -> tuple[float, float]:
+        found = [self.goal.measure(self.judging, each, "test", None) for each in (self.at, self.moved)]  # type: ignore[arg-type]
+        return tuple(each.metrics[name] for each in found if each is not None)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestReader:
+    def test_the_item_table_is_read_as_it_was(self, variant: str) -> None:
+        model = model_of(variant)
+        assert DATA.item_table is not None
+        found = model.text_reader(DATA).read(DATA.item_table)
+        assert found
+        for name, each in found.items():
+            torch.testing.assert_close(each.to(model.get_buffer(name)), model.get_buffer(name), rtol=1e-4, atol=1e-5)
+
+    def test_an_item_with_the_text_of_another_is_scored_like_it(self, variant: str) -> None:
+        columns = {"text_columns": ["title"], "item_columns": []} if variant == "lstm_text" else {"columns": ["title"]}
+        model = model_of(variant, **columns)
+        column = Column.of(DATA, "title", model)
+        at = Shifted(model)
+        worse = at.shift(column.delta(at, [4, 9], [column.texts[1], column.texts[2]]))
+        before, after = scores(at), scores(worse)
+        new = [column.texts[1], column.texts[2]]
+        assert new != [column.texts[4], column.texts[9]]
+        torch.testing.assert_close(after[:, [4, 9]], after[:, [1, 2]], rtol=1e-4, atol=1e-5)
+        if model.window:  # histories have the items in them
+            return
+        others = [each for each in range(DATA.n_items) if each not in (4, 9)]
+        assert torch.equal(after[:, others], before[:, others])
+        assert not torch.allclose(after[:, 4], before[:, 4])
+
+    def test_other_rows_of_the_tensors_are_untouched(self, variant: str) -> None:
+        model = model_of(variant)
+        column, at = Column.of(DATA, "title", model), Shifted(model)
+        delta = column.delta(at, [4], ["winter song of the sea night winter winter"])
+        assert any(each[4].any() for each in delta.values())
+        for name, each in delta.items():
+            each[4] = 0
+            assert not each.any(), name
+            assert each.dtype == model.get_buffer(name).dtype
+
+    def test_a_batch_with_items_is_scored_without_the_catalogue(self, variant: str) -> None:
+        model, items = model_of(variant), torch.tensor([[3, 8]]).repeat(DATA.n_users, 1)
+        asked = question(model, USERS, items)
+        with torch.no_grad():
+            torch.testing.assert_close(Shifted(model).holding(None)(asked).scores, Shifted(model)(asked).scores)
+
+    def test_one_changed_column_is_spliced_in(self, variant: str) -> None:
+        model = model_of(variant)
+        column, plain = Column.of(DATA, None, model), Shifted(model)
+        assert column.name == "title"
+        known = (DATA.train.items[:, None] == 5) & (DATA.train.users[:, None] == USERS)
+        fresh = ~known.any(0)  # the others may read it in their histories
+        spliced = Spliced.of(plain, 5)
+        for title in ("sea", "winter winter song"):
+            delta = column.delta(plain, [5], [title])
+            torch.testing.assert_close(scores(spliced.shift(delta))[fresh], scores(plain.shift(delta))[fresh])
+        with torch.autocast("cpu", torch.bfloat16):
+            assert scores(spliced.shift(delta)).isfinite().all()
+
+
+@pytest.mark.skipif("llm_prompt" not in VARIANTS, reason="needs the extra `text`")
+def test_a_title_that_does_not_fit_into_the_prompts_of_a_model_is_refused() -> None:
+    model = model_of("llm_prompt", window=10, title_tokens=40)
+    column = Column.of(DATA, "title", model)
+    with pytest.raises(RrecError, match="come to .* tokens"):
+        column.delta(Shifted(model), [4], ["sea " * 40])
+
+
+@pytest.mark.parametrize("variant", TOWERS)
+class TestNoise:
+    @pytest.mark.parametrize("kind", ["typo", "homoglyph", "zero_width", "stuffing", "shuffle"])
+    def test_budgets_hold_and_only_the_targets_change(self, variant: str, kind: str) -> None:
+        model = model_of(variant)
+        attack = attack_of("text_noise", model, kind=kind, edits=3)
+        found = Judged(model, attack)
+        assert found.worse.items == (3, 7, 11)
+        unit = "words" if kind in ("stuffing", "shuffle") else "characters"
+        assert (levenshtein(found.worse.old, found.worse.new, unit) <= 3).all()
+        assert found.passes == 0
+        assert found.spent[f"max_{unit}"] == levenshtein(found.worse.old, found.worse.new, unit).max()
+        for name, each in found.worse.delta.items():
+            assert set(each.nonzero()[:, 0].tolist()) <= {3, 7, 11}, name
+
+    def test_natural_noise_is_on_a_share_of_all_items(self, variant: str) -> None:
+        model = model_of(variant)
+        for share, number in ((0.0, 0), (0.5, 10), (1.0, 20)):
+            attack = attack_of("text_noise", model, share=share)
+            worse, _ = attack(Shifted(model), question(model, USERS), lambda at, batch: torch.zeros(()))
+            assert isinstance(worse, Reworded)
+            assert len(worse.items) == number
+            assert all(a != b for a, b in zip(worse.old, worse.new, strict=True))
+            assert torch.equal(scores(worse), scores(Shifted(model))) == (number == 0)
+
+    def test_the_seed_decides(self, variant: str) -> None:
+        model = model_of(variant)
+        found = [Judged(model, attack_of("text_noise", model, edits=4, seed=seed)).worse.new for seed in (0, 0, 1)]
+        assert found[0] == found[1] != found[2]
+
+
+LOOSE: dict[str, Any] = {"similarity": 0.0, "words": 1.0, "cosine": -1.0, "same_part": False}
+
+
+@pytest.mark.parametrize("variant", TOWERS)
+class TestSearch:
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_it_raises_what_it_climbs_and_counts_what_it_asks(self, variant: str, recipe: str) -> None:
+        model = model_of(variant)
+        found = Judged(model, attack_of("text_search", model, recipe=recipe, queries=120, **LOOSE))
+        assert found.passes == sum(found.worse.queries) <= 120
+        assert found.spent["mean_queries"] == pytest.approx(found.passes / 3)
+        assert found.value(found.worse) >= found.before - 1e-6
+        if recipe in ("textfooler", "stuffing"):  # words that the model knows
+            assert found.value(found.worse) > found.before + 1e-3
+            before, after = found.exposed("t_rank")
+            assert after < before
+
+    def test_demotion_goes_the_other_way(self, variant: str) -> None:
+        model = model_of(variant)
+        attack = attack_of("text_search", model, recipe="textfooler", queries=90, **LOOSE)
+        before, after = Judged(model, attack, goal="demote").exposed("t_score")
+        assert after < before
+
+    def test_limits_hold(self, variant: str) -> None:
+        model = model_of(variant)
+        tight = attack_of("text_search", model, recipe="textfooler", queries=90, **(LOOSE | {"words": 0.2}))
+        assert (levenshtein(*texts_of(Judged(model, tight)), "words") <= 1).all()
+        few = attack_of("text_search", model, recipe="deepwordbug", characters=1, queries=90)
+        assert (levenshtein(*texts_of(Judged(model, few))) <= 1).all()
+        alike = Judged(model, attack_of("text_search", model, recipe="textbugger", queries=90, similarity=0.7))
+        assert all(value >= 0.7 for value in similarities(alike))
+        short = Judged(model, attack_of("text_search", model, recipe="stuffing", queries=90, added=1))
+        assert (levenshtein(*texts_of(short), "words") <= 1).all()
+        same = Judged(model, attack_of("text_search", model, recipe="textfooler", queries=90, similarity=1.01))
+        assert same.worse.old == same.worse.new
+        assert not any(each.any() for each in same.worse.delta.values())
+
+    def test_stop_words_stay(self, variant: str) -> None:
+        model = model_of(variant)
+        found = Judged(model, attack_of("text_search", model, recipe="textfooler", queries=120, **LOOSE))
+        assert all(each.startswith("The ") for each in found.worse.new)
+
+    def test_one_query_is_nothing_to_go_by(self, variant: str) -> None:
+        model = model_of(variant)
+        found = Judged(model, attack_of("text_search", model, recipe="stuffing", queries=1))
+        assert found.worse.old == found.worse.new
+        assert found.passes == 0
+
+    def test_the_seed_decides(self, variant: str) -> None:
+        model = model_of(variant)
+        found = []
+        for _ in range(2):
+            torch.rand(3)
+            found.append(Judged(model, attack_of("text_search", model, recipe="textbugger", queries=60)).worse.new)
+        assert found[0] == found[1]
+
+
+def texts_of(found: Judged) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return found.worse.old, found.worse.new
+
+
+def similarities(found: Judged) -> list[float]:
+    column = found.worse.column
+    return [
+        column.similarity(*column.joined(item, [old, new]))
+        for item, old, new in zip(found.worse.items, *texts_of(found), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("variant", TOWERS)
+class TestHotFlip:
+    def test_with_every_flip_tried_it_is_the_best_of_all_words(self, variant: str) -> None:
+        model = model_of(variant)
+        attack = attack_of("hotflip", model, words=0.2, flips=10**6, queries=10**6)
+        found = Judged(model, attack, items=("i3",))
+        reader, texts = found.worse.column.reader, [found.worse.old[0]]
+        first, second = texts[0].split()[1:]
+        for word in reader.words:
+            texts += [f"The {word} {second}", f"The {first} {word}"]
+        deltas = found.worse.column.deltas(found.at, 3, texts)
+        best = max(found.value(found.at.shift(each)) for each in deltas)
+        assert found.value(found.worse) == pytest.approx(best, abs=1e-5)
+        assert best > found.before
+
+    def test_a_flip_is_the_word_towards_which_the_loss_rises_fastest(self, variant: str) -> None:
+        model = model_of(variant)
+        found = Judged(model, attack_of("hotflip", model, queries=1), items=("i3",))
+        objective = lambda at, batch: found.climbed(at(batch), batch).mean()  # noqa: E731
+        attack = attack_of("hotflip", model, flips=1)
+        probe, reader = Probe(attack.ready, found.at, 3, found.first, objective, queries=1000), attack.ready.reader
+        old = Pieces.of(probe.old)
+        (flip,) = attack._flips(probe, old)  # type: ignore[attr-defined]
+        (place,) = (each for each in old.editable if flip.parts[each] != old.parts[each])
+        tokens = {each.lower(): code for each, code in zip(reader.words, reader.codes.tolist(), strict=True)}
+
+        def rise(at: int, word: str) -> float:
+            """Of the loss, where the word's vector goes a little of the way to another's."""
+            token, values = tokens[old.parts[at].lower()], []
+            for sign in (1, -1):
+                added = torch.zeros_like(reader.vectors)
+                added[token] = sign * 0.01 * (reader.vectors[tokens[word]] - reader.vectors[token])
+                delta = attack.ready.delta(probe.at, [3], [probe.old], added)
+                more = {} if reader.embedding is None else {reader.embedding: added}
+                values.append(objective(probe.at.shift({**delta, **more}), found.first).item())
+            return values[0] - values[1]
+
+        rises = {(at, word): rise(at, word) for at in old.editable for word in reader.words}
+        chosen = rises[place, flip.parts[place].lower()]
+        assert chosen > 0
+        assert chosen >= 0.95 * max(rises.values())
+
+    def test_only_the_words_of_the_item_have_a_gradient(self, variant: str) -> None:
+        model = model_of(variant)
+        attack = attack_of("hotflip", model)
+        found = Judged(model, attack_of("hotflip", model, queries=1), items=("i3",))
+        objective = lambda at, batch: found.climbed(at(batch), batch).mean()  # noqa: E731
+        probe, reader = Probe(attack.ready, found.at, 3, found.first, objective, queries=5), attack.ready.reader
+        slopes = probe.slopes(probe.old)
+        (read,) = attack.ready.joined(3, [probe.old])
+        word = probe.old.split()[1]
+        (token,) = reader.begins(read, [attack.ready.start(3, probe.old) + probe.old.index(word)])
+        assert token == reader.codes[reader.words.index(word)]
+        assert slopes[token].any()
+        assert not slopes.any(1).all()
+
+    def test_queries_are_counted_and_limits_hold(self, variant: str) -> None:
+        model = model_of(variant)
+        found = Judged(model, attack_of("hotflip", model, queries=45))
+        assert found.passes == sum(found.worse.queries) <= 45
+        assert (levenshtein(*texts_of(found), "words") <= 1).all()
+        again = Judged(model, attack_of("hotflip", model, queries=45))
+        assert again.worse.new == found.worse.new
+
+
+class TestRefusals:
+    def test_models_without_texts(self) -> None:
+        for name in ("text_noise", "text_search", "hotflip"):
+            with pytest.raises(RrecError, match="model 'mf' does not read texts"):
+                attacks.build(configured("attack", name)).prepared(build("mf"), DATA)
+
+    def test_columns_that_are_not_there_or_not_read(self) -> None:
+        with pytest.raises(RrecError, match="'titel'; did you mean 'title'"):
+            attack_of("text_noise", model_of("lstm_text"), column="titel")
+        with pytest.raises(RrecError, match=r"column=genres: the model does not read it \(it reads: title\)"):
+            attack_of("text_noise", model_of("lstm_text", text_columns=["title"]), column="genres")
+
+    def test_no_training_is_adversarial_with_them(self) -> None:
+        model = model_of("lstm_text")
+        attack = attacks.build(configured("attack", "text_noise"))
+        attack.check(model)
+        with pytest.raises(RrecError, match="cannot be part of a training"):
+            attack(Shifted(model), question(model, USERS), lambda at, batch: torch.zeros(()))
+
+    def test_goals_about_no_items(self) -> None:
+        model = model_of("lstm_text")
+        for name in ("text_search", "hotflip"):
+            attack = attack_of(name, model)
+            with pytest.raises(RrecError, match=f"{name} edits the texts of given items: goal=promote"):
+                attack(Shifted(model), question(model, USERS), lambda at, batch: torch.zeros(()))
+
+    @pytest.mark.skipif("llm_prompt" not in VARIANTS, reason="needs the extra `text`")
+    def test_a_model_without_vectors_of_words(self) -> None:
+        with pytest.raises(RrecError, match="hotflip: model 'llm_prompt' has no vectors of words"):
+            attack_of("hotflip", model_of("llm_prompt"))
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "message"),
+        [
+            ("text_noise", {"kind": "tipo"}, "unknown kind of text_noise 'tipo'; did you mean 'typo'"),
+            ("text_noise", {"share": 1.1}, "share=1.1"),
+            ("text_noise", {"edits": -1}, "edits=-1"),
+            ("text_search", {"recipe": "bugger"}, "unknown recipe of text_search 'bugger'; did you mean 'textbugger'"),
+            ("text_search", {"queries": 0}, "queries=0"),
+            ("text_search", {"added": -1}, "added=-1"),
+            ("text_search", {"vectors": "glove"}, "unknown vectors of text_search 'glove'"),
+            ("hotflip", {"beam": 0}, "beam=0"),
+        ],
+        ids=str,
+    )
+    def test_settings_that_make_no_sense(self, name: str, changes: dict[str, Any], message: str) -> None:
+        with pytest.raises(RrecError, match=message):
+            attacks.build(configured("attack", name, **changes))
+
+
+def test_what_a_search_knows_is_declared() -> None:
+    def knows(**changes: Any) -> str:
+        return attacks.build(configured("attack", "text_search", **changes)).declared.knowledge
+
+    assert knows(recipe="textfooler") == "white-box"
+    assert knows(recipe="textfooler", vectors="titles") == "score"
+    assert knows(recipe="stuffing") == "score"
+
+
+def test_words_are_near_by_shared_titles_where_asked() -> None:
+    model = model_of("lstm_text")
+    found = attack_of("text_search", model, recipe="textfooler", vectors="titles", queries=60, **LOOSE)
+    assert Judged(model, found).passes <= 60
+
+
+def test_missing_texts_are_edited_as_empty_ones() -> None:
+    table = DATA.item_table
+    assert table is not None
+    data = replace(DATA, item_table=table.assign(title=table["title"].where(table.index != 3)))
+    model = model_of("lstm_text", data)
+    worse, _ = attack_of("text_noise", model, data, kind="positive", edits=1)(
+        Shifted(model), question(model, USERS), lambda at, batch: torch.zeros(())
+    )
+    assert isinstance(worse, Reworded)
+    assert (worse.old[3], worse.new[3]) == ("", "good")
+
+
+def test_pgd_on_embedded_words_leaves_padding_alone() -> None:
+    model = model_of("lstm_text")
+    found = Judged(model, attack_of("text_noise", model, edits=0))
+    objective = lambda at, batch: found.climbed(at(batch), batch).mean()  # noqa: E731
+    built = attacks.build(configured("attack", "pgd", surface="activation", modules=["embedded"], eps=0.5))
+    worse, _ = built(found.at, found.first, objective)
+    delta, lengths = worse.delta["embedded.shift"], model.get_buffer("lengths")
+    padding = torch.arange(delta.shape[1]) >= lengths[:, None]
+    assert padding.any()
+    assert not delta[padding].any()
+    assert objective(worse, found.first) > objective(found.at, found.first)
+
+
+def test_the_command_writes_texts_and_numbers(tmp_path: Path) -> None:
+    def run(verb: str, out: Path, *words: str) -> dict[str, float]:
+        out.mkdir()
+        task = train if verb == "train" else attack_task
+        found: dict[str, float] = task.run(launch._typed(compose(verb, *words), verb), out)
+        return found
+
+    small = ("dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "dataset.events_per_user=12")
+    run("train", tmp_path / "run", *small, "model=lstm_text", "epochs=2", "device=cpu", "lr=0.01")
+    ckpt = f"ckpt='{tmp_path / 'run'}'"
+    words = ("attack=text_search", "attack.recipe=stuffing", "attack.queries=100", "goal=promote", "goal.count=2")
+    found = run("attack", tmp_path / "attack", ckpt, *words, "device=cpu")
+    assert found["rise/t_rank"] < 0
+    assert 0 < found["budget/max_words"] <= 3
+    assert found["budget/max_queries"] <= 50
+    with open(tmp_path / "attack" / "texts.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    assert all(row["after"].startswith(row["before"]) and row["after"] != row["before"] for row in rows)
+    noisy = run("attack", tmp_path / "noise", ckpt, "attack=text_noise", "attack.share=0.5", "device=cpu")
+    assert noisy["budget/max_characters"] <= 2
+    assert len(pd.read_csv(tmp_path / "noise" / "texts.csv")) == 20
