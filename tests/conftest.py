@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "defense": ("train",),
     "attack": ("attack", "ckpt=none"),
     "distill": ("distill", "teacher=none"),
+    "poison": ("train",),
 }
 
 

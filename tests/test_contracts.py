@@ -20,11 +20,12 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.norms import NORMS, SCALES, UNITS, Ball
 from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.poisons import poisons
 from robustbench_rec.registry import Registry
 from robustbench_rec.sampling import epoch_generator
 from robustbench_rec.shifted import Shifted
 
-REGISTRIES: dict[str, Registry[Any]] = {"model": models, "attack": attacks, "defense": defenses, "distill": distills}
+REGISTRIES: dict[str, Registry[Any]] = {"model": models, "attack": attacks, "defense": defenses, "distill": distills, "poison": poisons}
 MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]

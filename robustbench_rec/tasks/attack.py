@@ -13,10 +13,16 @@ from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.retrain import retrain
 from robustbench_rec.tasks.train import keep
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
+    """Attack a checkpoint: as it is, or by training it again on poisoned data."""
+    return evade(cfg, out) if cfg.poison["name"] == "none" else retrain(cfg, out)
+
+
+def evade(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint and judge it before and after, with the true labels of the part (the worst case)."""
     device = setup(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
