@@ -5,7 +5,6 @@ numbers between 0 and 1 with a gradient.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,31 +57,3 @@ def misfit(clicks: Tensor, factors: Factors, config: Factorisation) -> Tensor:
     users, items = factors
     error = (1 + config.alpha * clicks) * (clicks - users @ items.T).square()
     return (error.sum() + config.l2 * (users.square().sum() + items.square().sum())) / clicks.numel()
-
-
-@dataclass
-class Adam:
-    """Adam over factors, differentiable where it is asked to be; what it remembers carries no gradient into a step.
-
-    steps counts those that were made. Moments are those of Kingma & Ba, ICLR 2015, with their defaults.
-    """
-
-    lr: float
-    steps: int = 0
-    moments: Any = None
-
-    def step(self, factors: Factors, loss: Tensor, *, differentiable: bool = False) -> Factors:
-        """The factors one step further down; the graph leads back through it where it is differentiable."""
-        gradients = torch.autograd.grad(loss, factors, create_graph=differentiable)
-        if self.moments is None:
-            self.moments = [(torch.zeros_like(each), torch.zeros_like(each)) for each in factors]
-        self.steps += 1
-        moved = []
-        for index, (each, gradient) in enumerate(zip(factors, gradients, strict=True)):
-            first, second = self.moments[index]
-            first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient.square()
-            self.moments[index] = (first, second)
-            mean, square = first / (1 - 0.9**self.steps), second / (1 - 0.999**self.steps)
-            moved.append(each - self.lr * mean / ((square + 1e-16).sqrt() + 1e-8))  # a root of 0 has no gradient
-        users, items = moved
-        return (users, items) if differentiable else (users.detach().requires_grad_(), items.detach().requires_grad_())

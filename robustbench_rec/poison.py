@@ -108,8 +108,8 @@ class Shilling(Poison):
 
     rates: how the selected and the filler items are rated; selected items are the same for all fake users. Pushed
     items get the highest rating, targets that are to be demoted by ratings the lowest. Values are drawn from a normal
-    distribution where they are said to be like those of all items ("overall") or of the same item ("item"), and moved to
-    the nearest rating that occurs; where the data has no ratings all are 1.
+    distribution where they are said to be like those of all items ("overall") or of the same item ("item"), and moved
+    to the nearest rating that occurs; where the data has no ratings all are 1.
     """
 
     threat: ClassVar[Threat] = Threat(
@@ -207,7 +207,7 @@ class Shilling(Poison):
 
 
 def sample(weights: Tensor, n: int, size: int, draw: torch.Generator) -> Tensor:
-    """`[n, size]` different items a row, drawn in turn by weights `[n_items]` or `[n, n_items]`; 0 comes last of all."""
+    """`[n, size]` different items a row, drawn by weights `[n_items]` or `[n, n_items]`, 0 at last, below 0 never."""
     uniform = torch.rand(n, weights.shape[-1], generator=draw).to(weights.device).clamp(1e-20, 1 - 1e-7)
     keys = weights.clamp_min(0).log().clamp_min(-1e3) - (-uniform.log()).log()  # Gumbel: the largest keys are the draw
     return keys.masked_fill(weights < 0, float("-inf")).topk(size, 1).indices
@@ -217,7 +217,9 @@ def nearest(view: View, items: Tensor) -> Tensor:
     """How near every item is to given ones: the sum of cosines over known users `[n_items]`."""
     users = view.clicks
     norm = view.counts.sqrt().clamp_min(1)
-    return (users.T @ users[:, items] / (norm[:, None] * norm[items])).sum(1)
+    cosines = users.T @ users[:, items] / (norm[:, None] * norm[items])  # [n_items, P]
+    total: Tensor = cosines.sum(1)
+    return total
 
 
 def rivals(view: View) -> Tensor:
@@ -277,7 +279,8 @@ def _rated(data: Data, items: Tensor, rate: Rate, draw: torch.Generator) -> Tens
     if "rating" not in data.has or bool(((levels == 0) | (levels == 1)).all()):
         return torch.ones(items.shape, device=items.device)
     if rate in ("highest", "lowest"):
-        return levels[-1 if rate == "highest" else 0].expand(items.shape)
+        extreme: Tensor = levels[-1 if rate == "highest" else 0]
+        return extreme.expand(items.shape)
     mean, deviation = train.values.mean(), train.values.std(correction=0)
     if rate == "item":
         counts = torch.bincount(train.items, minlength=data.n_items).float()

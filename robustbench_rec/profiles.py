@@ -37,8 +37,8 @@ def inject(data: Data, profiles: Profiles) -> Data:
         raise RrecError(f"dataset '{data.name}' has {data.fakes.n} fake users already: poison the clean data")
     if made_for != data.fingerprint:
         raise RrecError(
-            f"the fake users were made for data {str(made_for)[:12]}, dataset '{data.name}' is {data.fingerprint[:12]}: "
-            "use the dataset, prepare and split settings that they were made for"
+            f"the fake users were made for data {str(made_for)[:12]}, dataset '{data.name}' is "
+            f"{data.fingerprint[:12]}: use the dataset, prepare and split settings that they were made for"
         )
     device, first = data.train.users.device, data.n_users
     ids = [f"{PREFIX}{row}" for row in range(profiles.n)]

@@ -25,7 +25,13 @@ from robustbench_rec.registry import Registry
 from robustbench_rec.sampling import epoch_generator
 from robustbench_rec.shifted import Shifted
 
-REGISTRIES: dict[str, Registry[Any]] = {"model": models, "attack": attacks, "defense": defenses, "distill": distills, "poison": poisons}
+REGISTRIES: dict[str, Registry[Any]] = {
+    "model": models,
+    "attack": attacks,
+    "defense": defenses,
+    "distill": distills,
+    "poison": poisons,
+}
 MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]

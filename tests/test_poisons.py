@@ -13,11 +13,10 @@ from conftest import judge as judged
 from torch import Tensor
 
 from robustbench_rec import checkpoint, launch, profiles
-from robustbench_rec.data import Data, Interactions, Profiles
+from robustbench_rec.data import Interactions, Profiles
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full
-from robustbench_rec.factors import Adam, Factorisation, alternate, misfit, start
-from robustbench_rec.graph import clicked
+from robustbench_rec.factors import Factorisation, alternate, misfit, start
 from robustbench_rec.poison import Shilling, View, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
 from robustbench_rec.shifted import Shifted
@@ -169,7 +168,7 @@ class TestTable:
         assert (values_of(made, selected) == 5).sum() >= 3 * 6
 
     def test_segment_takes_what_the_audience_likes_and_rates_the_rest_lowest(self) -> None:
-        made, view, selected, fillers = self.chosen("segment", nearest=4, feedback="ratings")
+        made, view, selected, _ = self.chosen("segment", nearest=4, feedback="ratings")
         near = nearest(view, view.pushed).masked_fill(~view.open, -1)
         assert near[selected].min() >= near.sort().values[-4] - 1e-6
         others = ~torch.isin(made.events.items, torch.cat([selected, view.pushed]))
@@ -208,9 +207,9 @@ class TestTable:
         for name in NUKES:
             with pytest.raises(RrecError, match="direction=nuke"):
                 maker(name, direction="push")
-        made, view, _, fillers = self.chosen("love_hate", feedback="ratings")
+        made, *_ = self.chosen("love_hate", feedback="ratings")
         assert set(made.events.values[~torch.isin(made.events.items, made.targets)].tolist()) == {5.0}
-        made, view, selected, _ = self.chosen("reverse_bandwagon", feedback="ratings", disliked=3)
+        made, _, selected, _ = self.chosen("reverse_bandwagon", feedback="ratings", disliked=3)
         assert set(values_of(made, selected).tolist()) == {1.0}
 
     def test_covisitation_takes_the_items_that_most_waiting_users_have(self) -> None:
@@ -254,7 +253,9 @@ class TestTable:
         drawn = sample(weights, 20_000, 1, torch.Generator().manual_seed(0))
         shares = torch.bincount(drawn.flatten(), minlength=5) / len(drawn)
         torch.testing.assert_close(shares, torch.tensor([0.0, 0.0, 0.1, 0.3, 0.6]), atol=0.015, rtol=0)
-        assert (sample(weights, 100, 4, torch.Generator().manual_seed(0)).sort().values == torch.tensor([1, 2, 3, 4])).all()
+        assert (
+            sample(weights, 100, 4, torch.Generator().manual_seed(0)).sort().values == torch.tensor([1, 2, 3, 4])
+        ).all()
 
 
 class TestSurrogate:
@@ -278,21 +279,6 @@ class TestSurrogate:
         values = [misfit(x, alternate(x, first, self.config, sweeps), self.config).item() for sweeps in (1, 2, 5, 10)]
         assert values == sorted(values, reverse=True)
 
-    def test_adam_is_that_of_torch(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        x = (torch.rand(6, 5, generator=generator) < 0.4).double()
-        first = [each.double() for each in start(6, 5, self.config, generator, torch.device("cpu"))]
-        ours = (first[0].clone().requires_grad_(), first[1].clone().requires_grad_())
-        theirs = [each.clone().requires_grad_() for each in first]
-        adam, judge = Adam(0.05), torch.optim.Adam(theirs, lr=0.05)
-        for _ in range(5):
-            ours = adam.step(ours, misfit(x, ours, self.config))
-            judge.zero_grad()
-            misfit(x, (theirs[0], theirs[1]), self.config).backward()
-            judge.step()
-        torch.testing.assert_close(ours[0], theirs[0], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(ours[1], theirs[1], atol=1e-6, rtol=1e-5)
-
     @pytest.mark.parametrize("name", ["revadv", "pga"])
     def test_the_gradient_in_the_fakes_is_that_of_finite_differences(
         self, name: str, monkeypatch: pytest.MonkeyPatch
@@ -302,9 +288,8 @@ class TestSurrogate:
         built: Any = maker(name, sweeps=4, unroll=4, dim=3, items=["i0"], length=3, size=0.34)
         view = built.view(tiny, torch.tensor([0]))
         view.__dict__["clicks"] = view.clicks.double()
-        for module in ("pga", "revadv"):
-            wide = lambda *args: tuple(each.double() for each in start(*args))  # noqa: E731
-            monkeypatch.setattr(f"robustbench_rec.poisons.{module}.start", wide)
+        wide = lambda *args: tuple(each.double() for each in start(*args))  # noqa: E731
+        monkeypatch.setattr("robustbench_rec.poisons._search.start", wide)
         fakes = torch.tensor([[1.0, 1, 0, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0, 0, 0]]).double().requires_grad_()
         (gradient,) = torch.autograd.grad(built.loss(view, fakes, 0), fakes)
         assert gradient[:, 1:].abs().max() > 1e-6  # fillers are reached, not only the targets
@@ -373,14 +358,13 @@ class TestInject:
     def test_the_gap_between_groups_counts_the_genuine_alone(self) -> None:
         from robustbench_rec.goals import goals
 
-        data = profiles.inject(BIG, self.made)
-        for attribute in ("activity", "gender"):
+        kept = (BIG.train.users % 2 == 0) | (BIG.train.items < 20)  # every other user has done less
+        uneven = replace(BIG, train=BIG.train.where(kept))
+        for attribute, clean in (("activity", uneven), ("gender", BIG)):
             config = {"name": "fairness", "k": 5, "attribute": attribute, "value": None}
-            if attribute == "activity":
-                few = BIG.train.users != 0
-                data = profiles.inject(replace(BIG, train=BIG.train.where(few | (BIG.train.items < 20))), self.made)
-            goal: Any = goals.build(config, data)
-            assert len(goal.losing) == 60
+            with_them: Any = goals.build(config, profiles.inject(clean, self.made))
+            without: Any = goals.build(config, clean)
+            assert torch.equal(with_them.losing, without.losing)
 
     def test_other_data_and_data_with_fakes_are_refused(self) -> None:
         with pytest.raises(RrecError, match="were made for data 000000000000, dataset 'tiny' is 111111111111"):
@@ -456,19 +440,28 @@ class TestFiles:
 
 WORLD = (
     "dataset=synthetic",
-    "dataset.n_users=150",
-    "dataset.n_items=60",
-    "dataset.events_per_user=16",
-    "dataset.n_intents=4",
-    "dataset.n_entities=12",
+    "dataset.n_users=300",
+    "dataset.n_items=150",
+    "dataset.events_per_user=25",
+    "dataset.n_intents=5",
+    "dataset.n_entities=20",
     "device=cpu",
     "top_k=[5,10]",
 )
-TRAINED = (*WORLD, "model=mf", "model.dim=8", "epochs=15", "batch_size=128", "lr=0.02", "monitor=ndcg@10")
+TRAINED = (
+    *WORLD,
+    "model=mf",
+    "model.dim=16",
+    "model.l2=0.05",
+    "epochs=40",
+    "batch_size=512",
+    "lr=0.01",
+    "monitor=ndcg@10",
+)
 JUDGED = ("device=cpu", "top_k=[5,10]")
 TASKS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill, "finetune": finetune}
-FAST = {"pga": ("poison.steps=5", "poison.dim=4"), "revadv": ("poison.steps=5", "poison.dim=4", "poison.sweeps=15")}
-TARGETS = {"poison.count": "3", "poison.size": "0.1", "poison.length": "12"}
+FAST = {"pga": ("poison.steps=20",), "revadv": ("poison.steps=20",)}
+TARGETS = {"poison.count": "3", "poison.size": "0.1"}
 
 
 def run(verb: str, out: Path, *overrides: str) -> dict[str, float]:
@@ -508,11 +501,11 @@ class TestVerbs:
     @pytest.mark.parametrize("name", ["covisit", "pga", "revadv", "dlattack"])
     def test_retraining_on_strong_poison_brings_the_targets_up(self, clean: Path, tmp_path: Path, name: str) -> None:
         found = run("attack", tmp_path, f"ckpt='{clean}'", *JUDGED, *poison(name))
-        assert found["poisoned/t_hr@10"] > found["clean/t_hr@10"] + 0.02
+        assert found["poisoned/t_hr@10"] > found["clean/t_hr@10"] + 0.005
+        assert found["change/t_rank"] < -10
         assert found["change/t_score"] > 0
         assert found["change/t_rank"] == pytest.approx(found["poisoned/t_rank"] - found["clean/t_rank"])
-        assert found["budget/fake_users"] == 15
-        assert found["budget/fake_events"] == 15 * 12
+        assert found["budget/fake_users"] == 30
         assert abs(found["change/ndcg@10"]) < 0.1
 
     def test_a_nuke_by_rivals_brings_popular_targets_down(self, clean: Path, tmp_path: Path) -> None:
@@ -525,7 +518,7 @@ class TestVerbs:
         run("attack", tmp_path, f"ckpt='{clean}'", *JUDGED, *poison("random"))
         card, first = (json.loads((each / "model.json").read_text()) for each in (tmp_path, clean))
         assert card["training"] == first["training"]
-        assert len((tmp_path / "history.csv").read_text().splitlines()) <= 1 + 15
+        assert len((tmp_path / "history.csv").read_text().splitlines()) <= 1 + 40
 
     def test_a_poison_is_replayed_on_another_model(self, clean: Path, tmp_path: Path) -> None:
         run("attack", tmp_path / "a", f"ckpt='{clean}'", *JUDGED, *poison("bandwagon"))
@@ -551,7 +544,7 @@ class TestVerbs:
         words = ("epochs=1", "alphas=2", "criticality.pairs=100", "attack.steps=1", "monitor=ndcg@10")
         metrics = run("finetune", tmp_path / "f", f"ckpt='{tmp_path / 'p'}'", *JUDGED, *words)
         assert "test/t_hr@10" in metrics
-        assert checkpoint.load(str(tmp_path / "f"), data_dir=None, device=torch.device("cpu")).data.n_genuine == 150
+        assert checkpoint.load(str(tmp_path / "f"), data_dir=None, device=torch.device("cpu")).data.n_genuine == 300
         run("finetune", tmp_path / "g", f"ckpt='{clean}'", *JUDGED, *words)
         with pytest.raises(RrecError, match="does not say how it was trained"):
             run("attack", tmp_path / "h", f"ckpt='{tmp_path / 'g'}'", *JUDGED, *poison("random"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.errors import RrecError
-from robustbench_rec.factors import Factorisation
+from robustbench_rec.factors import Factorisation, Factors, alternate, start
 from robustbench_rec.poison import Rate, Shill, Shilling, View
 from robustbench_rec.progress import Bar
 from robustbench_rec.threat import Threat
@@ -20,8 +20,10 @@ TRANSFER = Threat(
 
 @dataclass
 class Search(Shill, Factorisation):
-    """steps: outer steps. lr, momentum: of the ascent in the profiles. sweeps: of the surrogate's training in each outer
-    step; unroll: the last of them, through which the gradient goes.
+    """The part of a config that searching poisons share.
+
+    steps: outer steps. lr, momentum: of the descent in the profiles. sweeps: of the surrogate's training in each outer
+    step. unroll: the last of them, through which the gradient goes.
     """
 
     steps: int
@@ -34,11 +36,11 @@ class Search(Shill, Factorisation):
 class Searching(Shilling):
     """Fake profiles that minimise a loss of a surrogate which is trained on them too.
 
-    One number z for each fake user and item; a profile is the pushed items and the `view.room` items with the largest z.
-    An outer step trains the surrogate on known users and profiles, its last part with a graph that leads back to the
-    profiles, and moves z down the gradient of the loss in the profiles, each row over its norm, with momentum: the
-    gradient in the profile stands for that in z (straight through). The profiles with the least loss are kept, measured on
-    the surrogate that was trained on them.
+    One number z for each fake user and item; a profile is the pushed items and the `view.room` items with the largest
+    z. An outer step trains the surrogate on known users and profiles, its last part with a graph that leads back to
+    the profiles, and moves z down the gradient of the loss in the profiles, each row over its norm, with momentum: the
+    gradient in the profile stands for that in z (straight through). The profiles with the least loss are kept,
+    measured on the surrogate that was trained on them.
     """
 
     threat: ClassVar[Threat] = TRANSFER
@@ -88,6 +90,19 @@ class Searching(Shilling):
     def top(self, view: View, z: Tensor) -> Tensor:
         """The fillers `[n, room]`."""
         return z.masked_fill(~view.open, float("-inf")).topk(view.room, 1).indices
+
+
+def trained(view: View, fakes: Tensor, config: Search, generator: torch.Generator) -> Factors:
+    """Known users `[U, D]` and items `[n_items, D]` of a surrogate trained on known users and fakes.
+
+    The graph of the last sweeps leads back to the fakes.
+    """
+    data = view.data
+    first = start(data.n_users + view.n, data.n_items, config, generator, view.device)
+    clicks = torch.cat([view.clicks, fakes])
+    factors = alternate(clicks.detach(), first, config, config.sweeps - config.unroll)
+    users, items = alternate(clicks, factors, config, config.unroll)
+    return users[: data.n_users], items
 
 
 def profile(view: View, fillers: Tensor) -> Tensor:

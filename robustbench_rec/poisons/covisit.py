@@ -12,10 +12,10 @@ from robustbench_rec.poisons import poisons
 class Covisitation(Shilling):
     """Fillers that as many waiting users as possible have, user after fake user (after Yang et al., NDSS 2017).
 
-    Each fake user takes the items with the largest Σ w_u over the known users u who have them and lack a target, w = 1 at
-    first; then w_u is multiplied by decay to the power of the share of the profile that u has, so that the next fake user
-    turns to those who are not reached yet. The paper solves a linear programme over the co-visitation graph of one
-    service; this is its greedy form for any recommender of similar items, as simple as it gets.
+    Each fake user takes the items with the largest Σ w_u over the known users u who have them and lack a target, w = 1
+    at first; then w_u is multiplied by decay to the power of the share of the profile that u has, so that the next
+    fake user turns to those who are not reached yet. The paper solves a linear programme over the co-visitation graph
+    of one service; this is its greedy form for any recommender of similar items, as simple as it gets.
     """
 
     @dataclass

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.errors import RrecError
-from robustbench_rec.factors import Adam, Factorisation, Factors, misfit, start
+from robustbench_rec.factors import Factorisation, misfit, start
 from robustbench_rec.poison import Shill, Shilling, View
 from robustbench_rec.poisons import poisons
 from robustbench_rec.poisons._search import TRANSFER, profile, reach
@@ -13,13 +13,13 @@ from robustbench_rec.progress import Bar
 
 @poisons.register
 class DLAttack(Shilling):
-    """Fake users one by one, from what a model would show them that is trained to spread the targets (Huang et al., 2021).
+    """Fake users one by one, filled by a model that is trained to spread the targets (Huang et al., NDSS 2021).
 
-    The poison model is weighted matrix factorisation whose loss has weight times the gap that `reach` measures added. A
-    fake user begins with the pushed items alone; after `steps` more steps of Adam with rate surrogate_lr its fillers are
-    the items with the largest score times p_i, and p_i of those is multiplied by decay, p starting again at 1 once all are
-    below. Differences: `warm` steps before the first fake user and the model goes on from one to the next, where the
-    paper trains anew; scores are moved to begin at 0 before they are multiplied. NDSS 2021.
+    The poison model is weighted matrix factorisation whose loss has weight times the gap that `reach` measures added.
+    A fake user begins with the pushed items alone; after `steps` more steps of Adam with rate surrogate_lr its fillers
+    are the items with the largest score times p_i, and p_i of those is multiplied by decay, p starting again at 1 once
+    all are below. Differences: `warm` steps before the first fake user and the model goes on from one to the next,
+    where the paper trains anew; scores are moved to begin at 0 before they are multiplied.
     """
 
     @dataclass
@@ -47,18 +47,21 @@ class DLAttack(Shilling):
     def choose(self, view: View, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         c, data = self.config, view.data
         users, items = start(data.n_users + view.n, data.n_items, c, draw, view.device)
-        factors: Factors = (users.requires_grad_(), items.requires_grad_())
-        adam, chosen = Adam(c.surrogate_lr), []
+        optimizer = torch.optim.Adam([users.requires_grad_(), items.requires_grad_()], lr=c.surrogate_lr)
+        chosen: list[Tensor] = []
         clicks = torch.cat([view.clicks, profile(view, view.pushed.new_empty((view.n, 0)))])
         likely = torch.ones(data.n_items, device=view.device)
         with Bar("dlattack", total=view.n, steps=c.steps) as bar:
             for row in range(view.n):
                 known = clicks[: data.n_users + row + 1]
                 for _ in bar.each(row, range(c.steps if row else c.warm)):
-                    factors = self._step(view, known, factors, adam)
-                with torch.no_grad():
-                    scores = factors[0][data.n_users + row] @ factors[1].T
-                    scores = (scores - scores.min()) * likely
+                    rows = users[: len(known)]
+                    gap = reach(view, rows[: data.n_users], items, c.k)
+                    optimizer.zero_grad()
+                    (misfit(known, (rows, items), c) + c.weight * gap).backward()
+                    optimizer.step()
+                scores = (users[data.n_users + row] @ items.T).detach()
+                scores = (scores - scores.min()) * likely
                 chosen.append(scores.masked_fill(~view.open, float("-inf")).topk(view.room).indices)
                 clicks[data.n_users + row, chosen[-1]] = 1
                 likely[chosen[-1]] *= c.decay
@@ -66,10 +69,3 @@ class DLAttack(Shilling):
                     likely.fill_(1)
                 bar.note(row, f"{row + 1} fake users")
         return view.pushed[:0], torch.stack(chosen)
-
-    def _step(self, view: View, clicks: Tensor, factors: Factors, adam: Adam) -> Factors:
-        c = self.config
-        users, items = factors
-        rows = users[: len(clicks)]
-        gap = reach(view, rows[: view.data.n_users], items, c.k)
-        return adam.step(factors, misfit(clicks, (rows, items), c) + c.weight * gap)

@@ -14,9 +14,9 @@ POPULAR = 0.2  # share of the items with an event
 class ReverseBandwagon(Shilling):
     """Targets beside widely disliked items, all with the lowest rating: a nuke attack (Mobasher et al., 2007).
 
-    disliked: number of these items, those with the lowest mean rating among the fifth of the items with the most events.
-    Fillers are drawn uniformly, with ratings like those of all items. With feedback=clicks nothing can be disliked: fake
-    users click the rivals of the targets, as every nuke then does, beside the same items.
+    disliked: number of these items, those with the lowest mean rating among the fifth of the items with the most
+    events. Fillers are drawn uniformly, with ratings like those of all items. With feedback=clicks nothing can be
+    disliked: fake users click the rivals of the targets, as every nuke then does, beside the same items.
     """
 
     @dataclass

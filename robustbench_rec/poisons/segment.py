@@ -12,8 +12,9 @@ from robustbench_rec.poisons import poisons
 class Segment(Shilling):
     """Targets beside the items that their audience likes, which get the highest rating (Mobasher et al., 2007).
 
-    nearest: number of these items, those with the highest cosine to the targets over the known users, popular ones first
-    where none has any. Fillers are drawn uniformly and get the lowest rating, which with feedback=clicks is a click.
+    nearest: number of these items, those with the highest cosine to the targets over the known users, popular ones
+    first where none has any. Fillers are drawn uniformly and get the lowest rating, which with feedback=clicks is a
+    click.
     """
 
     @dataclass
