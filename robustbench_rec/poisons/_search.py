@@ -111,11 +111,14 @@ def profile(view: View, fillers: Tensor) -> Tensor:
     return empty.scatter_(1, fillers, 1.0).index_fill_(1, view.pushed, 1.0)
 
 
-def reach(view: View, users: Tensor, items: Tensor, k: int) -> Tensor:
-    """How far pushed items are below the k-th best item of the known users who lack them, 0 for those in the list."""
+def reach(view: View, users: Tensor, items: Tensor, k: int, *, least: float) -> Tensor:
+    """How far pushed items are below the k-th best item of the known users who lack them, on average.
+
+    least: what counts for those which are further up, a negative number; 0 stops at the edge of the list.
+    """
     scores = users @ items.T  # [U, n_items]
     free = scores.masked_fill(view.clicks.bool(), float("-inf"))
     edge = free.topk(min(k, free.shape[1]), 1).values[:, -1:]
     wanted = (1 - view.clicks[:, view.pushed]) * edge.isfinite()
-    gap = (edge - scores[:, view.pushed]).clamp_min(0)
+    gap = (edge - scores[:, view.pushed]).clamp_min(least)
     return torch.where(wanted > 0, gap, torch.zeros_like(gap)).sum() / wanted.sum().clamp_min(1)

@@ -56,7 +56,7 @@ class DLAttack(Shilling):
                 known = clicks[: data.n_users + row + 1]
                 for _ in bar.each(row, range(c.steps if row else c.warm)):
                     rows = users[: len(known)]
-                    gap = reach(view, rows[: data.n_users], items, c.k)
+                    gap = reach(view, rows[: data.n_users], items, c.k, least=0.0)
                     optimizer.zero_grad()
                     (misfit(known, (rows, items), c) + c.weight * gap).backward()
                     optimizer.step()

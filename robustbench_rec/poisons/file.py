@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from robustbench_rec import profiles
 from robustbench_rec.data import Data
@@ -19,7 +20,9 @@ class File(Poison):
     class Config:
         path: str | None
 
-    threat = Threat(surface="training data", knowledge="transfer", scope="all users at once", budget="as stored")
+    threat: ClassVar[Threat] = Threat(
+        surface="training data", knowledge="transfer", scope="all users at once", budget="as stored"
+    )
 
     def __init__(self, config: Config) -> None:
         if config.path is None:
