@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -132,6 +132,11 @@ class Shilling(Poison):
     def __call__(self, data: Data) -> Data:
         return inject(data, self.profiles(data))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its config with its name, as a file of fake users has it."""
+        return {"name": type(self).__module__.rpartition(".")[2], **asdict(self.shill)}
+
     def profiles(self, data: Data) -> Profiles:
         """The fake users; made from the training part alone, whatever else the data has."""
         aims = self.aims(data)
@@ -139,11 +144,11 @@ class Shilling(Poison):
         draw = torch.Generator().manual_seed(self.shill.seed)
         selected, fillers = self.choose(view, draw)
         events = self._events(view, selected, fillers, draw)
-        size, name = f"{view.n} fake users ({self.shill.size:.1%})", type(self).__module__.rpartition(".")[2]
+        size = f"{view.n} fake users ({self.shill.size:.1%})"
         goal = f"{self.shill.direction} {', '.join(data.item_ids[each] for each in aims.tolist())}"
         threat = replace(self.threat, budget=f"{size}, {view.length} events each", goal=goal)
         about = {
-            "config": {"name": name, **asdict(self.shill)},
+            "config": self.settings,
             "targets": [data.item_ids[each] for each in aims.tolist()],
             "length": view.length,
             "known_users": view.data.n_users,

@@ -557,12 +557,20 @@ class TestVerbs:
             run("distill", tmp_path / "u", f"teacher='{clean}'", *TRAINED, *replay)
 
     def test_a_killed_run_takes_up_the_fakes_that_it_had(self, tmp_path: Path) -> None:
-        made = poisons.build({**configured("poison", "random"), "count": 2, "size": 0.1})
-        data = made(BIG)
-        assert data.fakes is not None
-        profiles.save(tmp_path, data.fakes)
-        again = train.poisoned({**configured("poison", "random"), "seed": 9}, BIG, tmp_path)
-        assert again.fingerprint == data.fingerprint
+        config = {**configured("poison", "random"), "count": 2, "size": 0.1}
+        other = maker("random", length=None, seed=9).profiles(BIG)  # as if made by hand, to tell them apart
+        stored = replace(other, about={**other.about, "config": {**other.about["config"], "seed": 0}})
+        profiles.save(tmp_path, stored)
+        fresh = train.poisoned(config, BIG, tmp_path).fakes  # a directory that is used again
+        assert fresh is not None
+        assert not same(fresh, stored)
+        (tmp_path / "resume").mkdir()
+        again = train.poisoned(config, BIG, tmp_path).fakes
+        assert again is not None
+        assert same(again, stored)
+        changed = train.poisoned({**config, "size": 0.2}, BIG, tmp_path).fakes
+        assert changed is not None
+        assert changed.n == 12
 
 
 def test_fit_is_what_the_checkpoint_keeps() -> None:

@@ -10,7 +10,7 @@ from robustbench_rec.poisons import poisons
 
 @poisons.register
 class Bandwagon(Shilling):
-    """Targets beside the most popular items and items drawn uniformly (O'Mahony et al., 2005; Mobasher et al., 2007).
+    """Targets beside the most popular items and items drawn uniformly (Mobasher et al., TOIT 2007).
 
     popular: number of the former, as many as there is room for.
     """

@@ -10,7 +10,7 @@ from robustbench_rec.poisons import poisons
 
 @poisons.register
 class LoveHate(Shilling):
-    """Targets with the lowest rating beside random items with the highest: a nuke attack (Mobasher et al., 2007).
+    """Targets with the lowest rating beside random items with the highest: a nuke attack (Mobasher et al., TOIT 2007).
 
     With feedback=clicks fake users click the rivals of the targets, as every nuke then does.
     """

@@ -12,7 +12,7 @@ POPULAR = 0.2  # share of the items with an event
 
 @poisons.register
 class ReverseBandwagon(Shilling):
-    """Targets beside widely disliked items, all with the lowest rating: a nuke attack (Mobasher et al., 2007).
+    """Targets beside widely disliked items, all with the lowest rating: a nuke attack (Mobasher et al., TOIT 2007).
 
     disliked: number of these items, those with the lowest mean rating among the fifth of the items with the most
     events. Fillers are drawn uniformly, with ratings like those of all items. With feedback=clicks nothing can be

@@ -10,7 +10,7 @@ from robustbench_rec.poisons import poisons
 
 @poisons.register
 class Segment(Shilling):
-    """Targets beside the items that their audience likes, which get the highest rating (Mobasher et al., 2007).
+    """Targets beside the items that their audience likes, which get the highest rating (Mobasher et al., TOIT 2007).
 
     nearest: number of these items, those with the highest cosine to the targets over the known users, popular ones
     first where none has any. Fillers are drawn uniformly and get the lowest rating, which with feedback=clicks is a

@@ -17,13 +17,14 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
 from robustbench_rec.reports.tables import by_metric
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.trainer import Trainer
+from robustbench_rec.trainer import RESUME, Trainer
 
 Wrap = Callable[[Objective, RecModel, Data], Objective]
 
@@ -51,10 +52,12 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
 
 
 def poisoned(config: Mapping[str, Any], data: Data, out: Path) -> Data:
-    """The data with the fake users of a poison, those of a killed run again where it had got that far."""
+    """The data with the fake users of a poison; a run that goes on takes those that it had made."""
     poison = poisons.build(config)
-    if (out / profiles.CARD).is_file():
-        return profiles.inject(data, profiles.load(str(out), "resume"))
+    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.CARD).is_file():
+        made = profiles.load(str(out), "resume")
+        if (made.about["config"], made.about["fingerprint"]) == (poison.settings, data.fingerprint):
+            return profiles.inject(data, made)
     return poison(data)
 
 
