@@ -123,6 +123,11 @@ class Shilling(Poison):
             raise unknown("direction of a poison", config.direction, DIRECTIONS)
         if config.feedback not in FEEDBACK:
             raise unknown("feedback of a poison", config.feedback, FEEDBACK)
+        if self.threat.knowledge == "transfer" and (config.direction, config.feedback) == ("nuke", "ratings"):
+            raise RrecError(
+                f"poison={self.settings['name']} with direction=nuke, feedback=ratings: its surrogate reads clicks, to "
+                "which low ratings say nothing; use feedback=clicks, or a poison without a surrogate"
+            )
         if not (0 < config.size <= 1 and 0 < config.knowledge <= 1 and config.seed >= 0):
             raise RrecError(
                 f"poison with size={config.size}, knowledge={config.knowledge}, seed={config.seed}: size and knowledge "

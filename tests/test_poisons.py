@@ -153,6 +153,12 @@ class TestRatings:
         assert not set(pushed.tolist()) & set(made.targets.tolist())
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if poisons[name].threat.knowledge == "transfer"])
+def test_a_surrogate_of_clicks_cannot_nuke_by_ratings(name: str) -> None:
+    with pytest.raises(RrecError, match="its surrogate reads clicks"):
+        maker(name, direction="nuke", feedback="ratings")
+
+
 class TestTable:
     """Who selects what and rates it how, as the literature has it."""
 

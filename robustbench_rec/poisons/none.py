@@ -9,7 +9,7 @@ from robustbench_rec.threat import Threat
 
 @poisons.register
 class Clean(Poison):
-    """No fake users.
+    """The training data as it is, without fake users.
 
     Its config has the keys that all who make fake users share, without effect: so one line of overrides serves a sweep
     over poisons.
