@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pandas as pd
@@ -525,6 +526,20 @@ class TestVerbs:
         card, first = (json.loads((each / "model.json").read_text()) for each in (tmp_path, clean))
         assert card["training"] == first["training"]
         assert len((tmp_path / "history.csv").read_text().splitlines()) <= 1 + 40
+
+    def test_settings_that_were_changed_by_hand_are_refused_in_one_line(self, clean: Path, tmp_path: Path) -> None:
+        copytree(clean, tmp_path / "run")
+        card = json.loads((clean / "model.json").read_text())
+        for changed in ({"lr": "fast"}, {"hook": "os.system"}):
+            text = json.dumps({**card, "training": {**card["training"], **changed}})
+            (tmp_path / "run" / "model.json").write_text(text)
+            with pytest.raises(RrecError, match="its training cannot be repeated") as caught:
+                run("attack", tmp_path / "a", f"ckpt='{tmp_path / 'run'}'", *JUDGED, *poison("random"))
+            assert "\n" not in str(caught.value)
+
+    def test_keys_that_all_poisons_share_can_be_given_for_a_sweep(self) -> None:
+        for verb, *more in (("train",), ("distill", "teacher=none"), ("attack", "ckpt=none")):
+            assert compose(verb, *more, "poison.size=0.03").poison.name == "none"
 
     def test_a_poison_is_replayed_on_another_model(self, clean: Path, tmp_path: Path) -> None:
         run("attack", tmp_path / "a", f"ckpt='{clean}'", *JUDGED, *poison("bandwagon"))
