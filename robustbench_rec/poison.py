@@ -233,9 +233,10 @@ def nearest(view: View, items: Tensor) -> Tensor:
 
 
 def rivals(view: View) -> Tensor:
-    """Items that stand just above the pushed ones in the lists of known users, two for each, the most frequent.
+    """Items that stand just below given ones in the lists of known users, two for each.
 
-    Lists are those of a small factorisation of the known clicks.
+    Lists are those of a small factorisation of the known clicks. The ten next items of a list count by the reciprocal
+    rank of the given one, so that those lists matter that it is to be driven from. Items without an event are none.
     """
     config = Factorisation(dim=8, alpha=10.0, l2=1.0)
     generator = torch.Generator().manual_seed(0)
@@ -243,13 +244,15 @@ def rivals(view: View) -> Tensor:
     users, items = alternate(view.clicks, factors, config, 3)
     found = torch.zeros(view.data.n_items, device=view.device)
     for part in torch.arange(view.data.n_users, device=view.device).split(1024):
-        owned = view.clicks[part].bool()
-        scores = (users[part] @ items.T).masked_fill(owned, float("-inf"))
-        edge = scores[:, view.pushed]  # [b, T]
-        gap = (scores[:, None] - edge[:, :, None]).masked_fill(edge.isinf()[:, :, None], float("nan"))
-        gap = gap.masked_fill(~(gap > 0), float("inf"))
-        near = gap.topk(min(10, gap.shape[2]), 2, largest=False)
-        found.index_add_(0, near.indices.flatten(), near.values.isfinite().float().flatten())
+        scores = (users[part] @ items.T).masked_fill(view.clicks[part].bool() | (view.counts == 0), float("-inf"))
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(dim=1)[:, view.pushed]  # [b, P], from 0
+        there = scores[:, view.pushed].isfinite()
+        below = rank[:, :, None] + torch.arange(1, 11, device=view.device)  # [b, P, 10]
+        inside = (below < scores.shape[1]) & there[:, :, None]
+        after = order[:, None].expand(-1, rank.shape[1], -1).gather(2, below.clamp_max(scores.shape[1] - 1))
+        inside &= scores[:, None].expand(-1, rank.shape[1], -1).gather(2, after).isfinite()
+        found.index_add_(0, after.flatten(), (inside / (1.0 + rank[:, :, None])).flatten())
     return found.masked_fill(~view.open, -1).topk(RIVALS * len(view.pushed)).indices
 
 

@@ -246,14 +246,18 @@ class TestTable:
         with pytest.raises(RrecError, match="needs a knowledge graph"):
             maker("kg").profiles(replace(BIG, kg=None))
 
-    def test_rivals_stand_just_above_the_target(self) -> None:
-        users = [each for each in range(40) for _ in range(3)]
-        items = [item for each in range(40) for item in ((0, 1, 2) if each % 2 else (10, 11, 12 + each % 3))]
-        data = replace(BIG, train=events(users, items))
-        built = maker("random", direction="nuke", items=["i12"])
-        found = set(rivals(replace(built.view(data, torch.tensor([12])), pushed=torch.tensor([12]))).tolist())
-        assert 12 not in found
+    def test_rivals_stand_just_below_the_target(self) -> None:
+        """Of like-minded users, fewer have item i than item i - 1; another taste has its own items."""
+        draw = torch.Generator().manual_seed(0)
+        chance = torch.zeros(60, 50)
+        chance[:40, :20] = torch.linspace(0.9, 0.1, 20)
+        chance[40:, 20:] = 0.5
+        users, items = (torch.rand(60, 50, generator=draw) < chance).nonzero().unbind(1)
+        data = replace(BIG, train=events(users.tolist(), items.tolist()))
+        view = replace(maker("random").view(data, torch.tensor([8])), pushed=torch.tensor([8]))
+        found = rivals(view).tolist()
         assert len(found) == 2
+        assert set(found) <= set(range(9, 20))
 
     def test_rows_are_drawn_by_their_weights_and_without_repetition(self) -> None:
         weights = torch.tensor([-1.0, 0.0, 1.0, 3.0, 6.0])
@@ -509,7 +513,7 @@ class TestVerbs:
     def test_retraining_on_strong_poison_brings_the_targets_up(self, clean: Path, tmp_path: Path, name: str) -> None:
         found = run("attack", tmp_path, f"ckpt='{clean}'", *JUDGED, *poison(name))
         assert found["poisoned/t_hr@10"] > found["clean/t_hr@10"] + 0.005
-        assert found["change/t_rank"] < -10
+        assert found["change/t_rank"] < -5
         assert found["change/t_score"] > 0
         assert found["change/t_rank"] == pytest.approx(found["poisoned/t_rank"] - found["clean/t_rank"])
         assert found["budget/fake_users"] == 30
@@ -518,7 +522,7 @@ class TestVerbs:
     def test_a_nuke_by_rivals_brings_popular_targets_down(self, clean: Path, tmp_path: Path) -> None:
         words = poison("random", **{"poison.direction": "nuke", "poison.stratum": "popular", "poison.size": "0.2"})
         found = run("attack", tmp_path, f"ckpt='{clean}'", *JUDGED, *words)
-        assert found["change/t_rank"] > 0
+        assert found["change/t_hr@10"] < -0.01
 
     def test_no_budget_to_speak_of_repeats_the_training(self, clean: Path, tmp_path: Path) -> None:
         """A retrained model has the settings of the run, not the defaults: few epochs, its own batch size."""
