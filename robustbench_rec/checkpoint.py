@@ -12,6 +12,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from robustbench_rec import profiles
 from robustbench_rec.config import Recipe, typed_recipe
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
@@ -27,16 +28,30 @@ TENSORS, CARD = "model.safetensors", "model.json"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model as it was saved, with the data that it was trained on. config: of the model, with its name."""
+    """A model as it was saved, with the data that it was trained on.
+
+    config: of the model, with its name. training: how it was trained, where a run of `rrec train` says so.
+    """
 
     model: RecModel
     data: Data
     config: dict[str, Any]
     recipe: Recipe
+    training: Mapping[str, Any] | None = None
 
 
-def save(out: Path, model: RecModel, config: Mapping[str, Any], recipe: Recipe, data: Data) -> None:
-    """Write `model.safetensors` and `model.json` into the run directory, each atomically."""
+def save(
+    out: Path,
+    model: RecModel,
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    data: Data,
+    *,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `model.safetensors` and `model.json` into the run directory, each atomically, and the fakes of the data."""
+    if data.fakes is not None:
+        profiles.save(out, data.fakes)
     content = to_bytes(_apart(model.state_dict()))
     write_bytes(out / TENSORS, content)
     card = {
@@ -51,6 +66,10 @@ def save(out: Path, model: RecModel, config: Mapping[str, Any], recipe: Recipe, 
         "fingerprint": data.fingerprint,
         "sha256": sha256(content).hexdigest(),
     }
+    if data.fakes is not None:
+        card["fakes"] = profiles.digest(data.fakes)
+    if training is not None:
+        card["training"] = dict(training)
     write_json(out / CARD, card)
 
 
@@ -88,6 +107,8 @@ def load(
             f"{key}={path}: not a checkpoint of robustbench_rec ({type(error).__name__}: {error})"
         ) from error
     data = load_data(recipe, data_dir)
+    if "fakes" in card:
+        data = profiles.inject(data, profiles.load(str(folder), key))
     if data.fingerprint != fingerprint:
         raise RrecError(
             f"{key}={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
@@ -104,7 +125,7 @@ def load(
             raise
         told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
         raise RrecError(f"{error}; {told}") from error
-    return Loaded(model.to(device), data, config, recipe)
+    return Loaded(model.to(device), data, config, recipe, card.get("training"))
 
 
 def build(config: Mapping[str, Any], data: Data) -> RecModel:

@@ -112,7 +112,18 @@ class Fit:
 class Train(Fit, Judge, Recipe, Base):
     model: dict[str, Any] = MISSING
     defense: dict[str, Any] = MISSING
+    poison: dict[str, Any] = MISSING
     resume: str | None = MISSING
+
+
+def typed_training(values: Mapping[str, Any]) -> Train:
+    """Settings of a training from untrusted values; ValueError where one is missing, or a key or a type is wrong."""
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Train), dict(values)))
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    assert isinstance(typed, Train)
+    return typed
 
 
 @dataclass
@@ -126,7 +137,9 @@ class Attack(Judge, Base):
     """ckpt: a run directory or its model.safetensors. eps: budget of the attack.
 
     loss: what the attack climbs, null for the goal's own. labels: true, the worst case, or own: what the model itself
-    takes for relevant, a score above 0, as in the evaluations of the RAWP line.
+    takes for relevant, a score above 0, as in the evaluations of the RAWP line. poison: fake users in the training
+    data, then the model is trained again and nothing of goal, attack, eps, loss and labels counts; none for an attack
+    on the model as it is.
     """
 
     ckpt: str = MISSING
@@ -137,6 +150,7 @@ class Attack(Judge, Base):
     goal: dict[str, Any] = MISSING
     attack: dict[str, Any] = MISSING
     resume: str | None = MISSING
+    poison: dict[str, Any] = MISSING
 
 
 @dataclass

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -32,7 +33,11 @@ class Interactions:
         """The events that are no refusals: where clicks have labels, those with label 1."""
         refused = self.values == 0
         clicks = bool((refused | (self.values == 1)).all())  # else 0 is a rating
-        return self._each(lambda tensor: tensor[~refused]) if clicks and bool(refused.any()) else self
+        return self.where(~refused) if clicks and bool(refused.any()) else self
+
+    def where(self, kept: Tensor) -> "Interactions":
+        """The events with True `[N]`."""
+        return self._each(lambda tensor: tensor[kept])
 
     def to(self, device: torch.device) -> "Interactions":
         return self._each(lambda tensor: tensor.to(device))
@@ -73,6 +78,20 @@ class KG:
 
 
 @dataclass(frozen=True)
+class Profiles:
+    """Fake users that an attacker adds to the training data.
+
+    events: theirs, users counted from 0 to n-1. targets: items that they are about `[T]`. about: how they were made and
+    for which data, as JSON can hold it.
+    """
+
+    events: Interactions
+    n: int
+    targets: Tensor
+    about: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Data:
     """What models, trainer and evaluator see of a dataset.
 
@@ -82,7 +101,8 @@ class Data:
     context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
     truth: ground truth of synthetic data, named tensors. hidden: events that a noise took out of train, which nothing
     learns from and which are no candidates of a ranking (None: there are none). place: folder for what is computed once
-    from the data (None: it is kept nowhere).
+    from the data (None: it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and in
+    train alone.
     """
 
     name: str
@@ -101,10 +121,16 @@ class Data:
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Interactions | None = None
     place: Path | None = None
+    fakes: Profiles | None = None
 
     @property
     def n_users(self) -> int:
         return len(self.user_ids)
+
+    @property
+    def n_genuine(self) -> int:
+        """Users who are no fakes; they come first."""
+        return self.n_users - (0 if self.fakes is None else self.fakes.n)
 
     @property
     def n_items(self) -> int:

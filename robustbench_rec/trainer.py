@@ -24,6 +24,8 @@ from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
 from robustbench_rec.shifted import Shifted
 
+RESUME = "resume"
+"""Folder of the resumable state in a run directory."""
 SAVE_EVERY = 5.0
 """Seconds between two resumable states; what a killed run has to do again at most, beside the epoch it was in."""
 
@@ -91,7 +93,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Drop the resumable state; called when the results of the run are on disk."""
-        folder = self.out / "resume"
+        folder = self.out / RESUME
         for each in folder.glob("*"):
             each.unlink()
         if folder.is_dir():
@@ -156,7 +158,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._write_history()
-        (self.out / "resume").mkdir(exist_ok=True)
+        (self.out / RESUME).mkdir(exist_ok=True)
         tensors = {f"model/{name}": each for name, each in self.model.state_dict().items()}
         tensors |= {f"best/{name}": each for name, each in self.best.items()}
         tensors |= {f"objective/{name}": each for name, each in self.objective.state_dict().items()}
@@ -164,10 +166,10 @@ class Trainer:
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{number}/{index}/{key}": each for key, each in state.items()}
         notes = {"history": json.dumps(self.history), "identity": self._identity()}
-        save_state(self.out / "resume" / "state.safetensors", tensors, notes)
+        save_state(self.out / RESUME / "state.safetensors", tensors, notes)
 
     def _resume(self) -> None:
-        path = self.out / "resume" / "state.safetensors"
+        path = self.out / RESUME / "state.safetensors"
         if not path.is_file():
             return
         tensors, notes = load_state(path, self.sampler.device)

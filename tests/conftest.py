@@ -39,6 +39,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "distill": ("distill", "teacher=none"),
     "goal": ("attack", "ckpt=none"),
     "noise": ("train",),
+    "poison": ("train",),
 }
 
 

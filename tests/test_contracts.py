@@ -33,6 +33,7 @@ from robustbench_rec.models import models
 from robustbench_rec.noises import noises
 from robustbench_rec.norms import NORMS, SCALES, UNITS, Ball
 from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.poisons import poisons
 from robustbench_rec.registry import Registry
 from robustbench_rec.sampling import epoch_generator
 from robustbench_rec.shifted import Shifted
@@ -43,6 +44,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "defense": defenses,
     "distill": distills,
     "noise": noises,
+    "poison": poisons,
 }
 MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]

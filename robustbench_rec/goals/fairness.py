@@ -66,13 +66,13 @@ def _losing(data: Data, attribute: str, value: str | None) -> tuple[Tensor, str]
     import pandas as pd
 
     if attribute == ACTIVITY:
-        column = pd.Series(torch.bincount(data.train.users.cpu(), minlength=data.n_users).numpy())
+        column = pd.Series(torch.bincount(data.train.users.cpu(), minlength=data.n_users)[: data.n_genuine].numpy())
     else:
         table = data.user_table
         if table is None or attribute not in table:
             has = [ACTIVITY, *([] if table is None else map(str, table.columns))]
             raise unknown("user attribute", attribute, has)
-        column = table[attribute]
+        column = table[attribute][: data.n_genuine]
     if value is not None:
         found = column.astype(str) == value
         if not bool(found.any()):

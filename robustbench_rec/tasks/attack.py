@@ -26,6 +26,7 @@ from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.rewording import Reworded
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.retrain import retrain
 from robustbench_rec.tasks.train import keep
 
 LABELS = ("true", "own")
@@ -33,6 +34,11 @@ Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
+    """Attack a checkpoint: as it is, or by training it again on poisoned data."""
+    return evade(cfg, out) if cfg.poison["name"] == "none" else retrain(cfg, out)
+
+
+def evade(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint and judge it before and after, with the true labels of the part unless told otherwise."""
     device = setup(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)

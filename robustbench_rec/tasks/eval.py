@@ -9,7 +9,7 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.reports.tables import by_metric
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks.train import keep, title
+from robustbench_rec.tasks.train import exposure, keep, title
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
@@ -21,7 +21,9 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
     seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
     notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "fingerprint": loaded.data.fingerprint}
     with Run(out, "eval", seeds=seeds, device=device, **notes):
-        result = judging.evaluate(Shifted(loaded.model), cfg.part)
+        at = Shifted(loaded.model)
+        result = judging.evaluate(at, cfg.part)
+        result.metrics.update(exposure(judging, at, cfg.part))
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")

@@ -1,27 +1,30 @@
 """rrec train."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustbench_rec import checkpoint
-from robustbench_rec.config import Judge, Train
+from robustbench_rec import checkpoint, profiles
+from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
-from robustbench_rec.evaluation import PARTS, Evaluator, Result, evaluator
+from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.poison import Shilling
+from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
 from robustbench_rec.reports.tables import by_metric
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.trainer import Trainer
+from robustbench_rec.trainer import RESUME, Trainer
 
 Wrap = Callable[[Objective, RecModel, Data], Objective]
 
@@ -34,11 +37,38 @@ def run(cfg: Train, out: Path) -> dict[str, float]:
 def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]) -> dict[str, float]:
     """The same with another objective around the defended one."""
     device = setup(cfg)
-    data = load(cfg, cfg.data_dir).to(device)
+    data = poisoned(cfg.poison, load(cfg, cfg.data_dir).to(device), out)
+    trainer, judging = trainer_of(cfg, data, out, task, wrap, about)
+    seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
+    notes = {"dataset": data.name, "fingerprint": data.fingerprint}
+    if data.fakes is not None:
+        seeds["poison.seed"] = cfg.poison.get("seed")
+        notes["threat"] = data.fakes.about["threat"]
+    with Run(out, task, seeds=seeds, device=device, **notes):
+        learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
+        metrics = judge(judging, Shifted(trainer.model), cfg, out)
+        trainer.finish()
+    return metrics
+
+
+def poisoned(config: Mapping[str, Any], data: Data, out: Path) -> Data:
+    """The data with the fake users of a poison; a run that goes on takes those that it had made."""
+    poison = poisons.build(config)
+    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.CARD).is_file():
+        made = profiles.load(str(out), "resume")
+        if (made.about["config"], made.about["fingerprint"]) == (poison.settings, data.fingerprint):
+            return profiles.inject(data, made)
+    return poison(data)
+
+
+def trainer_of(
+    cfg: Train, data: Data, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
+) -> tuple[Trainer, Evaluator[Any]]:
+    """The trainer of a new model, and what it is judged with."""
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
     name = cfg.loss or model.loss
-    objective = wrap(defenses.build(cfg.defense, Plain(trained(name)), model), model, data).to(device)
+    objective = wrap(defenses.build(cfg.defense, Plain(trained(name)), model), model, data).to(data.train.users.device)
     judging = evaluator(data, cfg)
     monitor = judging.watched(cfg.monitor)
     for part in PARTS:
@@ -56,24 +86,42 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
         out=out,
         about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **about},
     )
-    seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
-    with Run(out, task, seeds=seeds, device=device, dataset=data.name, fingerprint=data.fingerprint):
-        model.fit(data)
-        trainer.run()
-        checkpoint.save(out, model, cfg.model, cfg, data)
-        metrics = judge(judging, Shifted(model), cfg, out)
-        trainer.finish()
-    return metrics
+    return trainer, judging
+
+
+def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] | None) -> None:
+    """Train to the end and write the checkpoint; the fake users first, they may have taken longer than the training."""
+    if data.fakes is not None:
+        profiles.save(trainer.out, data.fakes)
+    trainer.model.fit(data)
+    trainer.run()
+    checkpoint.save(trainer.out, trainer.model, cfg.model, cfg, data, training=training)
+
+
+def settings(cfg: Train) -> dict[str, Any]:
+    """What a model is trained with beside its config and its data, for a checkpoint to keep."""
+    kept = {each.name for group in (Fit, Judge) for each in fields(group)} | {"seed", "precision", "defense"}
+    return {name: value for name, value in asdict(cfg).items() if name in kept}
 
 
 def judge(judging: Evaluator[Any], at: Shifted, cfg: Judge, out: Path) -> dict[str, float]:
     """Validation and test metrics as `valid/…` and `test/…`, shown as a table; per-user values kept if asked for."""
     results = {part: judging.evaluate(at, part) for part in PARTS}
+    for part, each in results.items():
+        each.metrics.update(exposure(judging, at, part))
     by_metric(title(judging.data, cfg), {part: each.metrics for part, each in results.items()})
     if cfg.per_user:
         for part, result in results.items():
             keep(result, judging.data, out / f"per_user-{part}.csv")
     return {f"{part}/{name}": value for part, each in results.items() for name, value in each.metrics.items()}
+
+
+def exposure(judging: Evaluator[Any], at: Shifted, part: str) -> dict[str, float]:
+    """Where the targets of the fake users stand, if there are fake users and the whole catalogue is ranked."""
+    fakes = judging.data.fakes
+    if fakes is None or not isinstance(judging, Full):
+        return {}
+    return judging.exposure(at, part, fakes.targets.to(judging.data.train.users.device)).metrics
 
 
 def title(data: Data, cfg: Judge) -> str:

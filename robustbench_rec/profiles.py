@@ -1,0 +1,115 @@
+"""Fake users in the training data, and the files that keep them."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from robustbench_rec.data import Data, Interactions, Profiles
+from robustbench_rec.errors import RrecError
+from robustbench_rec.files import read_json, write_bytes, write_json
+
+FORMAT = 1
+TENSORS, CARD = "poison.safetensors", "poison.json"
+PREFIX = "fake/"
+
+
+def digest(profiles: Profiles) -> str:
+    """sha256 over the events and the targets."""
+    return sha256(to_bytes(_tensors(profiles))).hexdigest()
+
+
+def inject(data: Data, profiles: Profiles) -> Data:
+    """The data with the fake users `fake/0`, `fake/1`, … after the genuine ones, in train alone.
+
+    Their row of the user table is empty; in the truth of users and training events they stand with NaN, -1 or False,
+    and `user/fake` tells them. RrecError where the data has fakes, or is not what the profiles were made for.
+    """
+    made_for = profiles.about.get("fingerprint")
+    if data.fakes is not None:
+        raise RrecError(f"dataset '{data.name}' has {data.fakes.n} fake users already: poison the clean data")
+    if made_for != data.fingerprint:
+        raise RrecError(
+            f"the fake users were made for data {str(made_for)[:12]}, dataset '{data.name}' is "
+            f"{data.fingerprint[:12]}: use the dataset, prepare and split settings that they were made for"
+        )
+    device, first = data.train.users.device, data.n_users
+    ids = [f"{PREFIX}{row}" for row in range(profiles.n)]
+    if not set(ids).isdisjoint(data.user_ids):
+        raise RrecError(f"dataset '{data.name}' has users named {PREFIX}…: rename them before it is poisoned")
+    events = profiles.events.to(device)
+    added = replace(events, users=events.users + first)
+    table = data.user_table
+    return replace(
+        data,
+        fingerprint=sha256(f"{data.fingerprint} {digest(profiles)}".encode()).hexdigest(),
+        train=_joined(data.train, added, data.name),
+        user_ids=data.user_ids + ids,
+        user_table=None if table is None else table.reindex(range(first + profiles.n)),
+        truth=_truth(data.truth, {"user/": profiles.n, "train/": len(events)}, first),
+        fakes=profiles,
+    )
+
+
+def save(out: Path, profiles: Profiles) -> None:
+    """Write `poison.safetensors` and `poison.json` into a run directory, each atomically."""
+    content = to_bytes(_tensors(profiles))
+    write_bytes(out / TENSORS, content)
+    card = {"format": FORMAT, **profiles.about, "n": profiles.n, "sha256": sha256(content).hexdigest()}
+    write_json(out / CARD, card)
+
+
+def load(path: str, key: str) -> Profiles:
+    """The fake users of a run directory, or of a file in it; RrecError where they are missing or were changed."""
+    folder = Path(path).parent if Path(path).name in (TENSORS, CARD) else Path(path)
+    if not (folder / CARD).is_file():
+        raise RrecError(f"{key}={path}: no {CARD} there; name the directory of a run with a poison")
+    card = read_json(folder / CARD, f"{key}={path}")
+    if card.pop("format", None) != FORMAT:
+        raise RrecError(f"{key}={path}: the fake users are of another format, this version reads format {FORMAT}")
+    try:
+        content = (folder / TENSORS).read_bytes()
+    except OSError as error:
+        raise RrecError(f"{key}={path}: {TENSORS} cannot be read ({error.strerror})") from error
+    if sha256(content).hexdigest() != card.pop("sha256", None):
+        raise RrecError(f"{key}={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
+    try:
+        tensors, n = from_bytes(content), int(card.pop("n"))
+        targets = tensors.pop("targets")
+        return Profiles(Interactions(**tensors), n, targets, card)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RrecError(f"{key}={path}: these are no fake users ({type(error).__name__}: {error})") from error
+
+
+def _tensors(profiles: Profiles) -> dict[str, Tensor]:
+    named = {name: each for name, each in vars(profiles.events).items() if each is not None}
+    return {name: each.cpu().contiguous() for name, each in {**named, "targets": profiles.targets}.items()}
+
+
+def _joined(train: Interactions, added: Interactions, name: str) -> Interactions:
+    parts: dict[str, Tensor] = {}
+    for each in fields(Interactions):
+        own, more = getattr(train, each.name), getattr(added, each.name)
+        if (own is None) != (more is None):
+            raise RrecError(f"the fake users {'lack' if more is None else 'have'} {each.name}, unlike dataset '{name}'")
+        if own is not None:
+            parts[each.name] = torch.cat([own, more])
+    return Interactions(**parts)
+
+
+def _truth(truth: Mapping[str, Tensor], more: Mapping[str, int], n_genuine: int) -> dict[str, Tensor]:
+    """The truth with rows for the fakes, of whom nothing is known but that they are fakes."""
+    found: dict[str, Any] = dict(truth)
+    for name, each in truth.items():
+        count = more.get(f"{name.partition('/')[0]}/", 0)
+        nothing = float("nan") if each.is_floating_point() else 0 if each.dtype == torch.bool else -1
+        found[name] = torch.cat([each, each.new_full((count, *each.shape[1:]), nothing)])
+    found["user/fake"] = torch.arange(n_genuine + more["user/"]) >= n_genuine
+    return found
