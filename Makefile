@@ -11,14 +11,14 @@ demo: env
 	$(BIN)/rrec attack ckpt=$(DEMO)/train eps=0.1 hydra.run.dir=$(DEMO)/attack
 
 test: env
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: env
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 env: $(READY)
 

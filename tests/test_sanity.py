@@ -26,7 +26,14 @@ FEW: dict[str, dict[str, Any]] = {
     "square": {"queries": 8},
 }
 CLIMBED = "softmax"
-ON = [(name, kind) for name in models if buildable(name) for kind in surfaces(build(name))]
+SLOW = ("llm_prompt",)  # half a minute a test
+ON = [
+    pytest.param(name, kind, marks=[pytest.mark.slow] if name in SLOW else [])
+    for name in models
+    if buildable(name)
+    for kind in surfaces(build(name))
+]
+EMBEDDED = [each.values[0] for each in ON if each.values[1] == "embedding"]
 
 
 @cache
@@ -101,7 +108,9 @@ class TestSanity:
         assert climbed(transferred) <= climbed(attacked(name, kind, "pgd", 0.1)) + 1e-6
 
 
-@pytest.mark.parametrize("name", [each for each, kind in ON if kind == "embedding"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=[pytest.mark.slow] if each in SLOW else []) for each in EMBEDDED]
+)
 def test_an_unlimited_attacker_shows_everyone_the_target(name: str) -> None:
     model = model_of(name)
     goal = goals.build(configured("goal", "promote", k=5, stratum="random", count=1), DATA)
