@@ -171,7 +171,7 @@ class TestSurface:
         with pytest.raises(RrecError, match=r"no module 'fc' on the weight surface .*aside, first"):
             surface(toy, "weight", ["fc"])
         with pytest.raises(
-            RrecError, match=r"model 'mf' has no feature surface to attack \(it has: embedding, weight\)"
+            RrecError, match=r"model 'mf' has no feature surface to attack \(it has: embedding, weight, activation\)"
         ):
             surface(build("mf"), "feature")
         assert set(SURFACES) == set(surfaces(toy))
