@@ -130,6 +130,12 @@ class Perturbation(Attack):
             raise RrecError(f"{where} does not reach the scores with a gradient: nothing to climb")
 
 
+SCORED = replace(
+    Perturbation.threat, knowledge="score", budget="eps in a norm, for each row, example or layer; queries"
+)
+"""The threat of a perturbation that is found from scores alone."""
+
+
 def zeros(base: Delta) -> dict[str, Tensor]:
     """δ = 0."""
     return {name: torch.zeros_like(each) for name, each in base.items()}

@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Budget, Perturbation, chosen, zeros
+from robustbench_rec.ascent import SCORED, Budget, Perturbation, chosen, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -27,12 +27,7 @@ class SimBA(Perturbation):
         queries: int
         step: float
 
-    threat: ClassVar[Threat] = Threat(
-        surface="embedding | weight | feature | activation",
-        knowledge="score",
-        scope="all users at once; each user for activations of its own",
-        budget="eps in a norm, for each row, example or layer; queries",
-    )
+    threat: ClassVar[Threat] = SCORED
 
     def __init__(self, config: Config) -> None:
         if config.queries < 1 or config.step <= 0:
