@@ -23,7 +23,7 @@ from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
 
 FORMAT = 1
-TENSORS, CARD = "model.safetensors", "model.json"
+TENSORS, CARD, TRAJECTORY = "model.safetensors", "model.json", "trajectory"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def load(
     histories and the features of the changed data. RrecError when a file is missing, truncated, of another format, of
     another model or does not fit the data.
     """
-    folder = Path(path).parent if Path(path).name == TENSORS else Path(path)
+    folder = _folder(path)
     if not (folder / TENSORS).is_file():
         raise RrecError(f"{key}={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
     card = read_json(folder / CARD, f"{key}={path}")
@@ -128,6 +128,30 @@ def load(
     return Loaded(model.to(device), data, config, recipe, card.get("training"))
 
 
+def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float]) -> None:
+    """Write the parameters after an epoch, counted from 1, to the trajectory of a run, with what was measured."""
+    folder = out / TRAJECTORY
+    folder.mkdir(exist_ok=True)
+    notes = {"epoch": str(epoch), **{name: repr(value) for name, value in valid.items()}}
+    save_state(folder / f"{epoch:05d}.safetensors", model.state_dict(), notes)
+
+
+def epochs(path: str) -> list[int]:
+    """The epochs whose parameters a run has kept, in order."""
+    kept = (_folder(path) / TRAJECTORY).glob("*.safetensors")
+    return sorted(int(each.stem) for each in kept if each.stem.isdigit())
+
+
+def at_epoch(path: str, loaded: Loaded, epoch: int, key: str = "ckpt") -> None:
+    """Give a loaded model the parameters that its run had after an epoch."""
+    file = _folder(path) / TRAJECTORY / f"{epoch:05d}.safetensors"
+    try:
+        tensors, _ = load_state(file, loaded.data.train.users.device)
+    except RrecError as error:
+        raise RrecError(f"{key}={path}: {file.name} of its {TRAJECTORY} cannot be read") from error
+    _fill(loaded.model, tensors, f"{key}={path}, epoch {epoch}")
+
+
 def build(config: Mapping[str, Any], data: Data) -> RecModel:
     """The model of a config, on the device of the data; RrecError when the dataset lacks what it needs."""
     name = str(config.get("name", "???"))
@@ -151,6 +175,11 @@ def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dic
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise RrecError(f"resume: {path} cannot be read ({error}); remove it to start the run again") from error
+
+
+def _folder(path: str) -> Path:
+    """Of a run, which may be named by its tensors."""
+    return Path(path).parent if Path(path).name == TENSORS else Path(path)
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -91,7 +91,7 @@ class Fit:
     loss, negatives: null is the model's own; negatives=0 compares with the whole catalogue (softmax) or takes events
     with their own labels (bce, mse). batch_size: events. momentum: of sgd. decay_after: share of the epochs after which
     lr is a tenth (null: never). patience: epochs without a better monitor before training stops. monitor: null is the
-    protocol's own.
+    protocol's own. trajectory: the parameters after every so many epochs are kept (0: only the best are).
     """
 
     loss: str | None = MISSING
@@ -106,6 +106,7 @@ class Fit:
     clip_norm: float | None = MISSING
     patience: int = MISSING
     monitor: str | None = MISSING
+    trajectory: int = 0  # checkpoints from before it do not say
 
 
 @dataclass
@@ -137,9 +138,10 @@ class Attack(Judge, Base):
     """ckpt: a run directory or its model.safetensors. eps: budget of the attack.
 
     loss: what the attack climbs, null for the goal's own. labels: true, the worst case, or own: what the model itself
-    takes for relevant, a score above 0, as in the evaluations of the RAWP line. poison: fake users in the training
-    data, then the model is trained again and nothing of goal, attack, eps, loss and labels counts; none for an attack
-    on the model as it is.
+    takes for relevant, a score above 0, as in the evaluations of the RAWP line. frontier: the directory of an
+    undefended run that kept its trajectory, to compare with at equal clean quality; true for the trajectory of the
+    checkpoint alone. poison: fake users in the training data, then the model is trained again and nothing of goal,
+    attack, eps, loss and labels counts; none for an attack on the model as it is.
     """
 
     ckpt: str = MISSING
@@ -149,6 +151,7 @@ class Attack(Judge, Base):
     labels: str = MISSING
     goal: dict[str, Any] = MISSING
     attack: dict[str, Any] = MISSING
+    frontier: str | None = MISSING
     resume: str | None = MISSING
     poison: dict[str, Any] = MISSING
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rec import optimizers
-from robustbench_rec.checkpoint import load_state, save_state
+from robustbench_rec.checkpoint import keep_epoch, load_state, save_state
 from robustbench_rec.config import Fit
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_text
@@ -59,11 +59,12 @@ class Trainer:
         fit = self.fit
         optimizers.check(fit)
         counts = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
+        counts = counts and fit.trajectory >= 0
         if not (counts and all(0 <= each < float("inf") for each in (fit.lr, fit.weight_decay, fit.momentum))):
             raise RrecError(
                 f"epochs={fit.epochs}, patience={fit.patience}, lr={fit.lr}, weight_decay={fit.weight_decay}, "
-                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}: epochs, patience >= 1, lr, weight_decay, "
-                "momentum >= 0 and clip_norm > 0 are needed"
+                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}, trajectory={fit.trajectory}: epochs, "
+                "patience >= 1, lr, weight_decay, momentum, trajectory >= 0 and clip_norm > 0 are needed"
             )
 
     def run(self) -> None:
@@ -81,6 +82,8 @@ class Trainer:
                     break
                 row = self._epoch(epoch, bar)
                 self.history.append(row)
+                if self.fit.trajectory and (epoch + 1) % self.fit.trajectory == 0:
+                    keep_epoch(self.out, self.model, epoch + 1, {self.monitor: row[self.monitor]})
                 if self._waited() == 0:
                     self.best = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
                 if time.perf_counter() - saved > SAVE_EVERY:

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from robustbench_rec.files import write_bytes, write_text
+from robustbench_rec.files import write_text
+from robustbench_rec.reports import plots
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,6 @@ def _short(value: str) -> str:
 
 def _curve(jobs: Sequence[Job], swept: Sequence[str], path: Path) -> bool:
     """The attacked metric over eps, a line per combination of the other swept keys, its clean value dashed."""
-    from matplotlib.figure import Figure  # half a second, needed here only
-
     lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     attacked = [key for key in _metrics(jobs) if key.startswith("attacked/")]
     if not attacked:
@@ -127,20 +126,16 @@ def _curve(jobs: Sequence[Job], swept: Sequence[str], path: Path) -> bool:
             lines[label].append((float(job.overrides["eps"]), hit, clean))
     if not lines:
         return False
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.add_subplot(xlabel="eps", ylabel=metric, title="Security curve")
+    drawn, axes = plots.figure(xlabel="eps", ylabel=metric, title="Security curve")
     one = len({clean for points in lines.values() for *_, clean in points}) == 1  # the attacks of one model
     for label, points in lines.items():
         eps, hit_line, clean_line = zip(*sorted(points), strict=True)
-        (drawn,) = axes.plot(eps, hit_line, marker="o", label=label or "attacked")
+        (line,) = axes.plot(eps, hit_line, marker="o", label=label or "attacked")
         if not one:
-            axes.plot(eps, clean_line, linestyle="--", color=drawn.get_color(), label=f"clean {label}".strip())
+            axes.plot(eps, clean_line, linestyle="--", color=line.get_color(), label=f"clean {label}".strip())
     if one:
         axes.axhline(clean_line[0], linestyle="--", color="grey", label="clean")
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150)
-    write_bytes(path, content.getvalue())
+    plots.write(drawn, path)
     return True

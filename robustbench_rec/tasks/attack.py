@@ -2,48 +2,45 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
-from robustbench_rec.errors import unknown
+from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
 from robustbench_rec.evaluation.masking import masking
-from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
-from robustbench_rec.files import write_text
+from robustbench_rec.evaluation.worst import judged, members, winners, worst
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import Row, show
-from robustbench_rec.rewording import Reworded
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.frontier import frontier
 from robustbench_rec.tasks.retrain import retrain
 from robustbench_rec.tasks.train import keep
-
-LABELS = ("true", "own")
-Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
+from robustbench_rec.tasks.trials import Trial, Trials, labelled
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
-    """Attack a checkpoint: as it is, or by training it again on poisoned data."""
-    return evade(cfg, out) if cfg.poison["name"] == "none" else retrain(cfg, out)
+    """Attack a checkpoint: as it is, in all states that its run has kept, or by training it again on poisoned data."""
+    if cfg.poison["name"] == "none":
+        return evade(cfg, out) if cfg.frontier is None else frontier(cfg, out)
+    if cfg.frontier is not None:
+        raise RrecError("frontier and poison: a poison trains anew, no state is attacked; leave one of them out")
+    return retrain(cfg, out)
 
 
 def evade(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint and judge it before and after, with the true labels of the part unless told otherwise."""
     device = setup(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
-    if cfg.labels not in LABELS:
-        raise unknown("labels", cfg.labels, LABELS)
+    labelled(cfg)
     suite = attacks.build(cfg.attack).prepared(loaded.model, loaded.data)
     judging = evaluator(loaded.data, cfg, alone=suite.alone)
     judging.portions(cfg.part)
@@ -59,7 +56,8 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         clean = judged(judging, at, cfg.part, goal)
         trials = Trials(cfg, out, judging, at, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
-        found = trials.run(chosen)
+        with Bar("attack", total=len(chosen), steps=max(each.attack.passes for each in chosen)) as bar:
+            found = trials.run(chosen, bar)
         left = [result for result, _ in found]
         after = worst(left, goal, judging.smaller)
         show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], [list(e) for e in threat.items()])
@@ -78,76 +76,6 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             keep(after, loaded.data, out / "per_user-attacked.csv")
         trials.finish()
     return told
-
-
-@dataclass
-class Trials:
-    """Runs the members of an attack one after the other; what is done is kept in `out/resume` until all are."""
-
-    cfg: Attack
-    out: Path
-    judging: Evaluator[Any]
-    at: Shifted
-    goal: Goal
-    about: str
-
-    def run(self, chosen: Sequence[Member]) -> list[Trial]:
-        found = []
-        with Bar("attack", total=len(chosen), steps=max(each.attack.passes for each in chosen)) as bar:
-            for number, member in enumerate(chosen):
-                path = self.out / "resume" / f"{member.name or 'attack'}.safetensors"
-                trial = self._kept(path) or self._tried(number, member, bar)
-                if len(chosen) > 1:
-                    self._keep(path, trial)
-                    name, value = next(iter(trial[0].metrics.items()))
-                    bar.note(number, f"{member.name}: {name} {value:.4f}")
-                found.append(trial)
-        return found
-
-    def finish(self) -> None:
-        """Drop what was kept."""
-        folder = self.out / "resume"
-        for each in folder.glob("*"):
-            each.unlink()
-        if folder.is_dir():
-            folder.rmdir()
-
-    def _tried(self, number: int, member: Member, bar: Bar) -> Trial:
-        passes = iter(bar.each(number, range(member.attack.passes)))
-        moved, budget = attacked(
-            self.judging,
-            self.at,
-            member,
-            self.cfg.part,
-            self.goal,
-            self.cfg.loss,
-            own_labels=self.cfg.labels == "own",
-            on_pass=lambda: next(passes, None),
-        )
-        point = None if isinstance(moved[0], Tensor) else moved[0][0]
-        if isinstance(point, Reworded):
-            write_text(self.out / "texts.csv", point.frame.to_csv(index=False))
-        return judged(self.judging, moved, self.cfg.part, self.goal), budget
-
-    def _keep(self, path: Path, trial: Trial) -> None:
-        path.parent.mkdir(exist_ok=True)
-        result, budget = trial
-        told = {"metrics": result.metrics, "names": list(result.per_user), "budget": budget}
-        notes = {"identity": self._identity(), "told": json.dumps(told)}
-        checkpoint.save_state(path, {"users": result.users, **result.per_user}, notes)
-
-    def _kept(self, path: Path) -> Trial | None:
-        if not path.is_file():
-            return None
-        tensors, notes = checkpoint.load_state(path, self.judging.data.train.users.device)
-        if notes.get("identity") != self._identity():
-            return None
-        told = json.loads(notes["told"])
-        per_user = {name: tensors[name] for name in told["names"]}
-        return Result(told["metrics"], tensors["users"], per_user), told["budget"]
-
-    def _identity(self) -> str:
-        return sha256(self.about.encode()).hexdigest()
 
 
 def _compared(clean: Result, after: Result) -> dict[str, float]:

@@ -1,0 +1,108 @@
+"""Attacks run one after the other on one model, each kept until all are done."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robustbench_rec import checkpoint
+from robustbench_rec.attack import Member
+from robustbench_rec.config import Attack
+from robustbench_rec.errors import unknown
+from robustbench_rec.evaluation import Evaluator, Result
+from robustbench_rec.evaluation.worst import attacked, judged
+from robustbench_rec.files import write_text
+from robustbench_rec.goal import Goal
+from robustbench_rec.progress import Bar
+from robustbench_rec.rewording import Reworded
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.trainer import RESUME
+
+LABELS = ("true", "own")
+Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
+
+
+def labelled(cfg: Attack) -> None:
+    """RrecError where the config names no labels that there are."""
+    if cfg.labels not in LABELS:
+        raise unknown("labels", cfg.labels, LABELS)
+
+
+@dataclass
+class Trials:
+    """Runs the members of an attack; what is done is kept in `out/resume` until all are.
+
+    state: what the model that is attacked is called, where there are several of it. first: how many attacks on others
+    come before.
+    """
+
+    cfg: Attack
+    out: Path
+    judging: Evaluator[Any]
+    at: Shifted
+    goal: Goal
+    about: str
+    state: str = ""
+    first: int = 0
+
+    def run(self, chosen: Sequence[Member], bar: Bar) -> list[Trial]:
+        found = []
+        for number, member in enumerate(chosen):
+            path = self.out / RESUME / f"{self.state}{member.name or 'attack'}.safetensors"
+            trial = self._kept(path) or self._tried(self.first + number, member, bar)
+            if self.state or len(chosen) > 1:
+                self._keep(path, trial)
+            if not self.state and len(chosen) > 1:
+                name, value = next(iter(trial[0].metrics.items()))
+                bar.note(number, f"{member.name}: {name} {value:.4f}")
+            found.append(trial)
+        return found
+
+    def finish(self) -> None:
+        """Drop what was kept."""
+        folder = self.out / RESUME
+        for each in folder.glob("*"):
+            each.unlink()
+        if folder.is_dir():
+            folder.rmdir()
+
+    def _tried(self, number: int, member: Member, bar: Bar) -> Trial:
+        passes = iter(bar.each(number, range(member.attack.passes)))
+        moved, budget = attacked(
+            self.judging,
+            self.at,
+            member,
+            self.cfg.part,
+            self.goal,
+            self.cfg.loss,
+            own_labels=self.cfg.labels == "own",
+            on_pass=lambda: next(passes, None),
+        )
+        point = None if isinstance(moved[0], Tensor) else moved[0][0]
+        if isinstance(point, Reworded):
+            write_text(self.out / "texts.csv", point.frame.to_csv(index=False))
+        return judged(self.judging, moved, self.cfg.part, self.goal), budget
+
+    def _keep(self, path: Path, trial: Trial) -> None:
+        path.parent.mkdir(exist_ok=True)
+        result, budget = trial
+        told = {"metrics": result.metrics, "names": list(result.per_user), "budget": budget}
+        notes = {"identity": self._identity(), "told": json.dumps(told)}
+        checkpoint.save_state(path, {"users": result.users, **result.per_user}, notes)
+
+    def _kept(self, path: Path) -> Trial | None:
+        if not path.is_file():
+            return None
+        tensors, notes = checkpoint.load_state(path, self.judging.data.train.users.device)
+        if notes.get("identity") != self._identity():
+            return None
+        told = json.loads(notes["told"])
+        per_user = {name: tensors[name] for name in told["names"]}
+        return Result(told["metrics"], tensors["users"], per_user), told["budget"]
+
+    def _identity(self) -> str:
+        return sha256(self.about.encode()).hexdigest()
