@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes
@@ -134,6 +135,12 @@ def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float
     folder.mkdir(exist_ok=True)
     notes = {"epoch": str(epoch), **{name: repr(value) for name, value in valid.items()}}
     save_state(folder / f"{epoch:05d}.safetensors", model.state_dict(), notes)
+
+
+def history(path: str) -> pd.DataFrame | None:
+    """A row for each epoch of a run; None where it has none."""
+    file = _folder(path) / "history.csv"
+    return pd.read_csv(file) if file.is_file() else None
 
 
 def epochs(path: str) -> list[int]:

@@ -167,25 +167,29 @@ class Eval(Judge, Base):
 
 @dataclass
 class Criticality:
-    """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs."""
+    """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs.
+
+    embedding_eps: the pairs are read through embeddings that ten steps of PGD have moved before, each row by this share
+    of its norm; 0 leaves them clean.
+    """
 
     eps: float = MISSING
     steps: int = MISSING
     pairs: int = MISSING
+    embedding_eps: float = MISSING
 
 
 @dataclass
 class Finetune(Fit, Judge, Base):
-    """RAWP-FT. modules: how many of the least robust modules are tuned. gamma: their perturbation while tuned.
+    """attack: what robustness on validation is measured with.
 
-    attack: what robustness on validation is measured with. tolerance: share of the clean quality that may be lost.
-    alphas: number of points of the interpolation between before (0) and after (1).
+    tolerance: share of the clean quality that may be lost (of the attacked one with `finetune=rift`). alphas: number
+    of points of the interpolation between before (0) and after (1).
     """
 
     ckpt: str = MISSING
+    finetune: dict[str, Any] = MISSING
     criticality: Criticality = field(default_factory=Criticality)
-    modules: int = MISSING
-    gamma: float = MISSING
     attack: dict[str, Any] = MISSING
     tolerance: float = MISSING
     alphas: int = MISSING

@@ -61,7 +61,7 @@ def test_a_registry_has_a_yaml_for_every_module_and_no_other(group: str) -> None
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_a_component_yaml_has_the_name_of_its_file_and_the_keys_of_its_config(group: str, name: str) -> None:
     kind = group.removesuffix("s")
-    verb = {"attack": "attack", "distill": "distill", "goal": "attack"}.get(kind, "train")
+    verb = {"attack": "attack", "distill": "distill", "finetune": "finetune", "goal": "attack"}.get(kind, "train")
     composed = compose(verb, f"{kind}={name}")  # so that defaults lists and package directives count
     node: Mapping[str, Any] = OmegaConf.to_container(composed[kind], resolve=False)  # type: ignore[assignment]
     assert node["name"] == name

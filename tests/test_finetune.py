@@ -1,4 +1,4 @@
-"""RAWP-FT: criticality, what is tuned, and the interpolation."""
+"""Fine-tuning: criticality, what is tuned, and the interpolation."""
 
 import csv
 from itertools import pairwise
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Toy, batch_of, build, compose
+from conftest import Toy, batch_of, build, compose, configured
 from torch import Tensor, nn
 
 from robustbench_rec import checkpoint, launch
@@ -15,11 +15,13 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Finetune
 from robustbench_rec.criticality import criticality
 from robustbench_rec.errors import RrecError
+from robustbench_rec.finetunes import finetunes
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Plain
 from robustbench_rec.shifted import Shifted, label, surface
 from robustbench_rec.tasks import finetune, train
+from robustbench_rec.trainer import Trainer
 
 BPR = Plain(loss("bpr"))
 SYNTHETIC = (
@@ -196,7 +198,7 @@ class TestTask:
         assert {"node", "relation", "projection", "sum.0", "sum.1"} <= names
         out = tmp_path / "all"
         out.mkdir()
-        finetune.run(config(trained["kgat"], f"modules={len(names)}", "epochs=1"), out)
+        finetune.run(config(trained["kgat"], f"finetune.modules={len(names)}", "epochs=1"), out)
 
     def table(self, ckpt: Path, tmp_path: Path) -> list[dict[str, str]]:
         out = tmp_path / "one"
@@ -226,7 +228,7 @@ class TestTask:
             return inner(self, at, batch)
 
         monkeypatch.setattr(Plain, "forward", watched)
-        finetune.run(config(trained["mf"], "gamma=0.1", "epochs=1"), tmp_path)
+        finetune.run(config(trained["mf"], "finetune.gamma=0.1", "epochs=1"), tmp_path)
         assert max(sizes) > 0
 
     def test_gamma_matters(self, trained: dict[str, Path], tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ class TestTask:
         for gamma in ("0", "0.3"):
             out = tmp_path / gamma
             out.mkdir()
-            finetune.run(config(trained["mf"], f"gamma={gamma}", "lr=0.3", "tolerance=0.9", "alphas=2"), out)
+            finetune.run(config(trained["mf"], f"finetune.gamma={gamma}", "lr=0.3", "tolerance=0.9", "alphas=2"), out)
             ends.append(rows(out / "history.csv")[-1]["loss"])
         assert ends[0] != ends[1]
 
@@ -246,14 +248,32 @@ class TestTask:
             results.append(finetune.run(config(trained["mf"]), out))
         assert results[0] == results[1]
 
+    def test_the_budget_is_told(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        metrics = finetune.run(config(trained["mf"]), tmp_path)
+        sizes = {name: each.numel() for name, each in tensors(trained["mf"]).items()}
+        (chosen,) = [row["module"] for row in rows(tmp_path / "criticality.csv") if row["tuned"] == "yes"]
+        assert metrics["budget/tuned_share"] == pytest.approx(sizes[f"{chosen}.weight"] / sum(sizes.values()))
+        assert (metrics["budget/epochs"], metrics["budget/epochs_before"]) == (3, 8)
+
+    def test_inputs_that_an_attacker_has_moved_change_the_criticality(
+        self, trained: dict[str, Path], tmp_path: Path
+    ) -> None:
+        tables = []
+        for eps in ("0", "0.3"):
+            out = tmp_path / eps
+            out.mkdir()
+            finetune.run(config(trained["mf"], f"criticality.embedding_eps={eps}", "epochs=1"), out)
+            tables.append([float(row["criticality"]) for row in rows(out / "criticality.csv")])
+        assert tables[0] != tables[1]
+
     @pytest.mark.parametrize(
         ("override", "message"),
         [
+            ("finetune.modules=3", "the model has 2 "),
             ("alphas=1", "alphas=1"),
             ("tolerance=1.0", "tolerance=1.0"),
-            ("modules=0", "modules=0"),
-            ("modules=3", "the model has 2 .*user, item"),
-            ("gamma=-0.1", "-0.1"),
+            ("finetune.modules=0", "finetune.modules=0: the model has 2 .*user, item"),
+            ("finetune.gamma=-0.1", "-0.1"),
             ("criticality.eps=-1", "eps=-1"),
             ("criticality.steps=-1", "steps=-1"),
             ("criticality.pairs=0", "pairs"),
@@ -269,3 +289,122 @@ class TestTask:
         cfg: Any = config(Path(value) if key == "ckpt" else trained["mf"], *([] if key == "ckpt" else [override]))
         with pytest.raises(RrecError, match=message):
             finetune.run(cfg, tmp_path)
+
+
+class TestRiFT:
+    @pytest.mark.parametrize("name", SMALL)
+    def test_the_most_robust_module_is_tuned_for_clean_quality(
+        self, trained: dict[str, Path], tmp_path: Path, name: str
+    ) -> None:
+        finetune.run(config(trained[name], "finetune=rift", "lr=0.02", "tolerance=0.2"), tmp_path)
+        table = rows(tmp_path / "criticality.csv")
+        (chosen,) = [row["module"] for row in table if row["tuned"] == "yes"]
+        reached = [row for row in table if float(row["criticality"]) > 0]
+        assert chosen == min(reached, key=lambda row: float(row["criticality"]))["module"]
+        trace = rows(tmp_path / "alpha.csv")
+        best = max(trace, key=lambda row: float(row["score"]))
+        assert float(best["score"]) == float(best["ndcg@5"]) >= float(trace[0]["ndcg@5"])
+        assert float(best["attacked_ndcg@5"]) >= 0.8 * float(trace[0]["attacked_ndcg@5"])
+
+    def test_what_loses_too_much_robustness_is_not_chosen(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        finetune.run(config(trained["mf"], "finetune=rift", "lr=0.3", "tolerance=0", "alphas=5"), tmp_path)
+        trace = rows(tmp_path / "alpha.csv")
+        floor = float(trace[0]["attacked_ndcg@5"])
+        for row in trace:
+            assert (float(row["score"]) > -1) == (float(row["attacked_ndcg@5"]) >= floor)
+
+
+class TestPDAF:
+    WORDS = ("finetune=pdaf", "finetune.rounds=3", "epochs=2", "lr=0.05", "tolerance=0.9")
+
+    def test_every_round_chooses_anew_and_none_loses_attacked_quality(
+        self, trained: dict[str, Path], tmp_path: Path
+    ) -> None:
+        metrics = finetune.run(config(trained["mf"], *self.WORDS), tmp_path)
+        folders = sorted(tmp_path.glob("round-*"))
+        assert [each.name for each in folders] == ["round-1", "round-2", "round-3"]
+        first, second = (rows(each / "criticality.csv") for each in folders[:2])
+        assert first != second
+        trace = rows(tmp_path / "alpha.csv")
+        assert float(trace[-1]["attacked_ndcg@5"]) >= float(trace[0]["attacked_ndcg@5"])
+        assert metrics["budget/epochs"] == 6
+        assert not list(tmp_path.rglob("resume"))
+
+    def test_a_round_that_gains_nothing_is_undone(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        finetune.run(config(trained["mf"], *self.WORDS, "lr=5", "tolerance=0.0"), tmp_path)
+        before, after = tensors(trained["mf"]), tensors(tmp_path)
+        assert all(torch.equal(before[key], after[key]) for key in before)
+
+    def test_the_radius_grows_within_a_round(self) -> None:
+        tuning = finetunes.build(configured("finetune", "pdaf", gamma=0.4, ramp=4))
+        objective = tuning.objective(BPR, {"user.weight": 1.0}, ("user.weight",))
+        sizes = []
+        for epoch in range(6):
+            objective.start_epoch(epoch, torch.Generator())
+            sizes.append(objective.attack.ball.eps)  # type: ignore[union-attr]
+        assert sizes == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
+
+    def test_a_killed_run_goes_on(
+        self, trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("robustbench_rec.trainer.SAVE_EVERY", 0.0)
+        whole, cut = tmp_path / "whole", tmp_path / "cut"
+        whole.mkdir()
+        cut.mkdir()
+        wanted = finetune.run(config(trained["mf"], *self.WORDS), whole)
+        original, calls = Trainer._epoch, [0]
+
+        def interrupted(self: Trainer, *args: Any) -> dict[str, float]:
+            calls[0] += 1
+            if calls[0] == 4:  # the second epoch of the second round
+                raise KeyboardInterrupt
+            return original(self, *args)
+
+        monkeypatch.setattr(Trainer, "_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.run(config(trained["mf"], *self.WORDS), cut)
+        assert finetune.run(config(trained["mf"], *self.WORDS), cut) == wanted
+        assert calls[0] == 4 + 3  # one of the second round, two of the third
+
+
+class TestSoft:
+    @staticmethod
+    def factors(temperature: float) -> dict[str, float]:
+        tuning = finetunes.build(configured("finetune", "soft", temperature=temperature))
+        table = {"a": 0.2, "b": 0.1, "c": 0.0}
+        found: dict[str, float] = tuning.objective(BPR, table, tuple(table)).attack.factors  # type: ignore[union-attr]
+        return found
+
+    def test_the_mean_radius_is_gamma(self) -> None:
+        for temperature in (0.1, 1.0, 10.0):
+            assert sum(self.factors(temperature).values()) == pytest.approx(3)
+
+    def test_more_critical_modules_move_further(self) -> None:
+        found = self.factors(1.0)
+        assert found["a"] > found["b"] > found["c"] > 0
+
+    def test_its_limits_are_all_alike_and_the_most_critical_alone(self) -> None:
+        assert list(self.factors(1e6).values()) == pytest.approx([1, 1, 1], abs=1e-4)
+        assert list(self.factors(0.01).values()) == pytest.approx([3, 0, 0], abs=1e-6)
+
+    @pytest.mark.parametrize("name", SMALL)
+    def test_it_tunes_every_module(self, trained: dict[str, Path], tmp_path: Path, name: str) -> None:
+        metrics = finetune.run(config(trained[name], "finetune=soft", "epochs=1"), tmp_path)
+        assert {row["tuned"] for row in rows(tmp_path / "criticality.csv")} == {"yes"}
+        assert metrics["budget/tuned_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("finetune=pdaf", "finetune.rounds=0"), "finetune.rounds=0"),
+        (("finetune=soft", "finetune.temperature=0"), "finetune.temperature=0"),
+        (("finetune=rift", "finetune.modules=9"), "finetune.modules=9"),
+    ],
+)
+def test_components_refuse_what_makes_no_sense(
+    trained: dict[str, Path], tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RrecError, match=message):
+        finetune.run(config(trained["mf"], *words), tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
 """rrec finetune."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec import checkpoint
-from robustbench_rec.adversarial import Adversarial, weight_ascent
+from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch
@@ -19,11 +19,15 @@ from robustbench_rec.criticality import criticality
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import PARTS, Evaluator, Moved, evaluator
 from robustbench_rec.files import write_text
+from robustbench_rec.finetunes import finetunes
+from robustbench_rec.finetuning import Finetuning
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.losses import Loss, loss
 from robustbench_rec.model import RecModel
+from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Plain, streamed
-from robustbench_rec.reports.tables import show
+from robustbench_rec.reports import plots
+from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted, label, surface
@@ -31,23 +35,26 @@ from robustbench_rec.tasks.train import judge
 from robustbench_rec.trainer import Trainer
 
 WORSE = 1e6
-"""Puts what loses too much clean quality below everything that does not."""
+"""Puts what loses too much of what is to be kept below everything that does not."""
+ROUND_SEEDS = 10_000
+"""Between the seeds of two rounds, further than seeds that people choose are apart."""
+
+State = dict[str, Tensor]
 
 
 def run(cfg: Finetune, out: Path) -> dict[str, float]:
-    """RAWP-FT: find the least robust modules, tune them alone under weight perturbation, interpolate with the start.
+    """Measure how critical each module is, tune some alone, and interpolate with the start; see `finetunes`.
 
-    After the released code of the RAWP line (Qian et al., KBS 2025), reconstructed: there the proxy's learning rate of
-    0 switches the perturbation off, and epoch and interpolation are chosen on test users. Here the perturbation is real
-    and every choice is made on validation: the best attacked quality among what keeps 1 − tolerance of the clean one.
+    Every choice is made on validation: the best of the wanted quality among what keeps 1 - tolerance of the other one.
     The start is always feasible, so on validation the result is never worse than the start.
     """
     device = setup(cfg)
-    if not (cfg.alphas >= 2 and 0 <= cfg.tolerance < 1 and cfg.modules >= 1 and cfg.criticality.pairs >= 1):
+    if not (cfg.alphas >= 2 and 0 <= cfg.tolerance < 1 and cfg.criticality.pairs >= 1):
         raise RrecError(
-            f"alphas={cfg.alphas}, tolerance={cfg.tolerance}, modules={cfg.modules}, criticality.pairs="
-            f"{cfg.criticality.pairs}: alphas >= 2, tolerance in [0, 1), modules and pairs >= 1 are needed"
+            f"alphas={cfg.alphas}, tolerance={cfg.tolerance}, criticality.pairs={cfg.criticality.pairs}: alphas >= 2, "
+            "tolerance in [0, 1) and pairs >= 1 are needed"
         )
+    tuning = finetunes.build(cfg.finetune)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     model, data = loaded.model, loaded.data
     judging = evaluator(data, cfg)
@@ -55,118 +62,198 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     for part in PARTS:
         judging.portions(part)
     attack = single(cfg.attack).prepared(model, data)
-    names = surface(model, "weight")
-    if cfg.modules > len(names):
-        raise RrecError(f"modules={cfg.modules}: the model has {len(names)} ({', '.join(map(label, names))})")
+    tuning.modules(dict.fromkeys(map(label, surface(model, "weight")), 0.0))
     wanted = cfg.loss or model.loss
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=data.fingerprint):
-        found = _criticality(cfg, model, batches, loss(wanted))
-        chosen = list(found)[: cfg.modules]
-        table = [[name, value, "yes" if name in chosen else ""] for name, value in found.items()]
-        show("module robust criticality", ["module", "criticality", "tuned"], table)
-        write_text(
-            out / "criticality.csv", pd.DataFrame(table, columns=["module", "criticality", "tuned"]).to_csv(index=False)
-        )
-
-        start = {name: each.detach().clone() for name, each in model.named_parameters()}
-        score = _Score(judging, attack, cfg, model)
-        target = tuple(name for name in names if label(name) in chosen)
-        owners = [name.rpartition(".")[0] for name in target]
-        for name, each in model.named_parameters():
-            each.requires_grad_(name in target or (name.rpartition(".")[0] in owners and "" not in owners))
-        tuned = Adversarial(Plain(loss(wanted)), _on(target, cfg.gamma), clean=0.0, robust=1.0)
-        trainer = Trainer(
-            model=model,
-            objective=tuned,
-            sampler=batches,
-            validate=score,
-            fit=cfg,
-            monitor="score",
-            smaller=False,
-            seed=cfg.seed,
-            precision=cfg.precision,
-            out=out,
-            about={
-                "data": data.fingerprint,
-                "ckpt": cfg.ckpt,
-                "modules": chosen,
-                "gamma": cfg.gamma,
-                "attack": cfg.attack,
-            },
-        )
-        trainer.run()
-        _interpolate(cfg, model, start, score, out)
+        start = _state(model)
+        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), _Score(judging, attack, cfg, model, tuning))
+        rounds.run({"data": data.fingerprint, "ckpt": cfg.ckpt, "attack": cfg.attack, "finetune": cfg.finetune})
+        _interpolate(cfg, model, start, rounds.score, out)
+        budget = _budget(cfg, model, start, rounds)
         checkpoint.save(out, model, loaded.config, loaded.recipe, data)
         metrics = judge(judging, Shifted(model.requires_grad_(False)), cfg, out)
-        trainer.finish()
-    return metrics
+        for trainer in rounds.trainers:
+            trainer.finish()
+    return metrics | budget
 
 
 class _Score:
-    """Clean and attacked quality on validation, and the attacked one as the score of what is clean enough."""
+    """Clean and attacked quality on validation, and the wanted one as the score of what keeps enough of the other."""
 
-    def __init__(self, judging: Evaluator[Any], attack: Attack, cfg: Finetune, model: RecModel) -> None:
-        self.judging, self.attack, self.model = judging, attack, model
+    def __init__(
+        self, judging: Evaluator[Any], attack: Attack, cfg: Finetune, model: RecModel, tuning: Finetuning
+    ) -> None:
+        self.judging, self.attack, self.model, self.raises = judging, attack, model, tuning.raises
         self.monitor, self.climbed = judging.watched(cfg.monitor), judging.climbed(None)
         self.sign = -1 if self.monitor in judging.smaller else 1
-        start = self.sign * self.quality(Shifted(model))
+        clean, attacked = self._qualities(Shifted(model))
+        start = clean if self.raises == "attacked" else attacked
         self.floor = start - cfg.tolerance * abs(start)
 
     def __call__(self) -> dict[str, float]:
-        return self.at(Shifted(self.model))
+        clean, attacked = self._qualities(Shifted(self.model))
+        wanted, kept = (attacked, clean) if self.raises == "attacked" else (clean, attacked)
+        score = wanted if kept >= self.floor else kept - WORSE
+        return {self.monitor: self.sign * clean, f"attacked_{self.monitor}": self.sign * attacked, "score": score}
 
-    def at(self, at: Shifted) -> dict[str, float]:
-        """Of any point."""
+    def _qualities(self, at: Shifted) -> tuple[float, float]:
+        """Clean and attacked, the more the better."""
         worse, _ = self.judging.attack(at, self.attack, "valid", self.climbed)
-        clean, attacked = self.quality(at), self.quality(worse)
-        feasible = self.sign * clean >= self.floor
-        score = self.sign * attacked if feasible else self.sign * clean - WORSE
-        return {self.monitor: clean, f"attacked_{self.monitor}": attacked, "score": score}
+        return self._quality(at), self._quality(worse)
 
-    def quality(self, at: Shifted | Moved) -> float:
-        """The monitored metric on validation."""
-        return self.judging.evaluate(at, "valid", metrics=[self.monitor]).metrics[self.monitor]
+    def _quality(self, at: Shifted | Moved) -> float:
+        return self.sign * self.judging.evaluate(at, "valid", metrics=[self.monitor]).metrics[self.monitor]
 
 
-def _criticality(cfg: Finetune, model: RecModel, sampler: Sampler, climbed: Loss) -> dict[str, float]:
-    epoch = sampler.epoch(epoch_generator(cfg.seed, 0, "batches"))
-    batches = list(islice(epoch, -(-cfg.criticality.pairs // cfg.batch_size)))
+class Rounds:
+    """Measures, chooses and tunes, once or several times; a round that gains nothing is undone where there are several.
 
-    def objective(at: Shifted, batch: Batch) -> Tensor:
-        return streamed(at, batches, climbed)
+    trainers: one a round. tuned: names of all tensors that any of them was allowed to change.
+    """
 
-    with autocast(cfg.precision, sampler.device):
-        start = Shifted(model.eval())
-        return criticality(start, batches[0], objective, eps=cfg.criticality.eps, steps=cfg.criticality.steps)
+    def __init__(
+        self,
+        cfg: Finetune,
+        out: Path,
+        tuning: Finetuning,
+        model: RecModel,
+        batches: Sampler,
+        climbed: Loss,
+        score: _Score,
+    ) -> None:
+        self.cfg, self.out, self.tuning, self.model = cfg, out, tuning, model
+        self.batches, self.climbed, self.score = batches, climbed, score
+        self.trainers: list[Trainer] = []
+        self.tuned: set[str] = set()
+
+    def run(self, about: Mapping[str, Any]) -> None:
+        for number in range(self.tuning.rounds):
+            several = self.tuning.rounds > 1
+            folder = self.out / f"round-{number + 1}" if several else self.out
+            folder.mkdir(exist_ok=True)
+            before, had = _state(self.model), self.score()["score"] if several else 0.0
+            self._round(number, folder, about)
+            gained = not several or self.score()["score"] > had
+            if not gained:
+                _set(self.model, before)
+            if several:
+                told = "kept" if gained else "undone, nothing gained"
+                show(f"round {number + 1} of {self.tuning.rounds}: {told}", [], [])
+
+    def _round(self, number: int, folder: Path, about: Mapping[str, Any]) -> None:
+        found = self._criticality()
+        chosen = self.tuning.modules(found)
+        _show_criticality(found, chosen, folder)
+        names = {name: found[label(name)] for name in surface(self.model, "weight") if label(name) in chosen}
+        owners = {name.rpartition(".")[0] for name in names} - {""}
+        for name, each in self.model.named_parameters():  # a module is tuned with its bias
+            each.requires_grad_(name in names or name.rpartition(".")[0] in owners)
+            if each.requires_grad:
+                self.tuned.add(name)
+        trainer = Trainer(
+            model=self.model,
+            objective=self.tuning.objective(Plain(self.climbed), names, tuple(names)),
+            sampler=self.batches,
+            validate=self.score,
+            fit=self.cfg,
+            monitor="score",
+            smaller=False,
+            seed=self.cfg.seed + ROUND_SEEDS * number,
+            precision=self.cfg.precision,
+            out=folder,
+            about={**about, "modules": chosen},
+        )
+        trainer.run()
+        self.trainers.append(trainer)
+
+    def _criticality(self) -> dict[str, float]:
+        asked = self.cfg.criticality
+        epoch = self.batches.epoch(epoch_generator(self.cfg.seed, 0, "batches"))
+        batches = list(islice(epoch, -(-asked.pairs // self.cfg.batch_size)))
+
+        def objective(at: Shifted, batch: Batch) -> Tensor:
+            return streamed(at, batches, self.climbed)
+
+        with autocast(self.cfg.precision, self.batches.device):
+            start = Shifted(self.model.eval())
+            if asked.embedding_eps:
+                ball = Ball(eps=asked.embedding_eps, norm="l2", per="row", relative="own")
+                start, _ = Ascent(surface="embedding", ball=ball, steps=10, step_size=0.25)(
+                    start, batches[0], objective
+                )
+            return criticality(start, batches[0], objective, eps=asked.eps, steps=asked.steps)
 
 
-def _on(names: tuple[str, ...], gamma: float) -> Attack:
-    return replace(weight_ascent(gamma, "row", 1), names=names)
+def _show_criticality(found: Mapping[str, float], chosen: Sequence[str], folder: Path) -> None:
+    table: list[Row] = [[name, value, "yes" if name in chosen else ""] for name, value in found.items()]
+    columns = ["module", "criticality", "tuned"]
+    show("module robust criticality", columns, table)
+    write_text(folder / "criticality.csv", pd.DataFrame(table, columns=columns).to_csv(index=False))
+    title = "Module robust criticality (red: tuned)"
+    plots.bars(found, chosen, title, "rise of the loss, the module alone moved", folder / "criticality.png")
 
 
-def _interpolate(cfg: Finetune, model: RecModel, start: dict[str, torch.Tensor], score: _Score, out: Path) -> None:
+def _interpolate(cfg: Finetune, model: RecModel, start: State, score: _Score, out: Path) -> None:
     """Set the model to the best (1 − α) start + α tuned; ties go to the smaller α."""
-    end = {name: each.detach().clone() for name, each in model.named_parameters()}
+    end = _state(model)
     rows = []
     for step in range(cfg.alphas):
-        _blend(model, start, end, step / (cfg.alphas - 1))
+        _set(model, _blend(start, end, step / (cfg.alphas - 1)))
         rows.append({"alpha": step / (cfg.alphas - 1), **score()})
     best = max(rows, key=lambda row: row["score"])
-    _blend(model, start, end, best["alpha"])
+    _set(model, _blend(start, end, best["alpha"]))
     columns = list(rows[0])
     show(
         "interpolation on validation, α = 0 is the start",
         [*columns, ""],
         [[*row.values(), "chosen" if row is best else ""] for row in rows],
     )
-    write_text(out / "alpha.csv", pd.DataFrame(rows).to_csv(index=False))
+    frame = pd.DataFrame(rows)
+    write_text(out / "alpha.csv", frame.to_csv(index=False))
+    plots.lines(
+        frame.drop(columns="score"),
+        "alpha",
+        "From the start (0) to the tuned model (1)",
+        out / "alpha.png",
+        marked=best["alpha"],
+    )
+
+
+def _budget(cfg: Finetune, model: RecModel, start: State, rounds: Rounds) -> dict[str, float]:
+    """What was tuned, for how long, beside the training before; what was frozen must be what it was, bit for bit."""
+    moved = {name for name, each in model.named_parameters() if not torch.equal(each, start[name])}
+    if moved - rounds.tuned:
+        raise RuntimeError(f"frozen tensors changed: {', '.join(sorted(moved - rounds.tuned))}")
+    total = sum(each.numel() for each in start.values())
+    share = sum(start[name].numel() for name in rounds.tuned) / total
+    history = [row for trainer in rounds.trainers for row in trainer.history]
+    told = {"budget/tuned_share": share, "budget/epochs": float(len(history))}
+    rows: list[Row] = [["parameters (share)", share, 1.0], ["tensors changed", len(moved), len(start)]]
+    before = checkpoint.history(cfg.ckpt)
+    if before is not None:
+        told["budget/epochs_before"] = float(len(before))
+        seconds = sum(row["train_seconds"] for row in history)
+        rows += [["epochs", len(history), len(before)], ["seconds", seconds, before["train_seconds"].sum()]]
+    show("budget: frozen tensors are unchanged, bit for bit", ["", "fine-tuning", "training before"], rows)
+    return told
+
+
+def _state(model: RecModel) -> State:
+    return {name: each.detach().clone() for name, each in model.named_parameters()}
 
 
 @torch.no_grad()
-def _blend(model: RecModel, start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], alpha: float) -> None:
+def _set(model: RecModel, state: State) -> None:
     for name, each in model.named_parameters():
-        if not torch.equal(start[name], end[name]):  # what was frozen stays as it is, bit for bit
-            each.copy_(start[name] if alpha == 0 else torch.lerp(start[name], end[name], alpha))
+        each.copy_(state[name])
     model.refresh()
+
+
+def _blend(start: State, end: State, alpha: float) -> State:
+    """What is equal at both ends stays as it is, bit for bit, and so does the start."""
+    return {
+        name: each if alpha == 0 or torch.equal(each, end[name]) else torch.lerp(each, end[name], alpha)
+        for name, each in start.items()
+    }
