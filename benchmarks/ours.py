@@ -83,6 +83,17 @@ def export(job: Result) -> Result:
     }
 
 
+def latest(job: Result) -> Result:
+    """The last events of each user as a table: the same protocol on data that RecBole gets through in minutes."""
+    _, data = _open(job)
+    parts = [data.train, data.valid, data.test]
+    frame = pd.DataFrame({name: torch.cat([getattr(each, f"{name}s") for each in parts]) for name in ("user", "item")})
+    frame["time"] = frame.groupby("user").cumcount()
+    path = Path(job["folder"]) / "latest.csv"
+    frame.groupby("user").tail(job["count"]).to_csv(path, index=False)
+    return {"path": str(path)}
+
+
 def _export_features(data: Data, folder: Path) -> dict[str, list[str]]:
     """`bench.user` and `bench.item`: ages and years as numbers, genres as lists of tokens, the rest as tokens."""
     told = {}
@@ -402,6 +413,7 @@ TASKS: dict[str, Callable[[Result], Result]] = {
     each.__name__: each
     for each in (
         export,
+        latest,
         factorise,
         take,
         epoch,

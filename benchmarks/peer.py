@@ -108,11 +108,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     config, dataset = _open(job)
     loaders = data_preparation(config, dataset)
     trainer = _trainer(config, loaders[0].dataset)
-    epochs: list[int] = []
+    curve: list[tuple[float, float]] = []
     start = time.perf_counter()
-    trainer.fit(*loaders[:2], saved=True, callback_fn=lambda epoch, _: epochs.append(epoch))
+    callback = lambda _, score: curve.append((time.perf_counter() - start, score))  # noqa: E731
+    trainer.fit(*loaders[:2], saved=True, callback_fn=callback)
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "epochs": len(epochs), "metrics": _named(trainer.evaluate(loaders[2]))}
+    metrics = _named(trainer.evaluate(loaders[2]))
+    return {"seconds": seconds, "epochs": len(curve), "curve": curve, "metrics": metrics}
 
 
 def _open(job: dict[str, Any]) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 python benchmarks/quality.py
 python benchmarks/quality.py --models mf --seeds 0
+python benchmarks/quality.py --models gru4rec sasrec --latest 20
 """
 
 import argparse
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), help="of ours; all without any")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="of split and training")
+    parser.add_argument("--latest", type=int, metavar="N", help="next item: the last N events of each user alone")
     parser.add_argument("--data-dir", metavar="DIR", help="where datasets are fetched to, as data_dir= of rrec")
     parser.add_argument("--peer-python", metavar="PATH", help="an interpreter that has RecBole; else one is set up")
     parser.add_argument("--threads", type=int, default=2, metavar="N")
@@ -106,6 +108,9 @@ def _run(chosen: argparse.Namespace, peer: str) -> None:
                 folder.mkdir()
                 inside = {name: case for name, case in cases.items() if case.track == track}
                 overrides = _overrides(TRACKS[track], seed, chosen.data_dir)
+                if chosen.latest and track == "next item":
+                    job = {"task": "latest", "overrides": overrides, "folder": str(folder), "count": chosen.latest}
+                    overrides = _of_table(overrides, harness.ours(job, threads=chosen.threads)["path"])
                 export = {"task": "export", "overrides": overrides, "folder": str(folder)}
                 asked = _recbole(track, seed, folder, harness.ours(export, threads=chosen.threads))
                 for name, case in inside.items():
@@ -113,8 +118,8 @@ def _run(chosen: argparse.Namespace, peer: str) -> None:
                     found[name] = _train(case, overrides, folder / name, chosen.threads)
                 for model in _peers(inside):
                     say(f"RecBole {model}, seed {seed}")
-                    job = {"task": "train", **asked, "model": model}
-                    found[f"RecBole {model}"] = harness.peer(job, threads=chosen.threads, python=peer)
+                    training = {"task": "train", **asked, "model": model}
+                    found[f"RecBole {model}"] = harness.peer(training, threads=chosen.threads, python=peer)
                 if JUDGED in inside:
                     vectors = {"task": "take", "ckpt": str(folder / JUDGED), "folder": str(folder)}
                     harness.ours(vectors, threads=chosen.threads)
@@ -123,6 +128,7 @@ def _run(chosen: argparse.Namespace, peer: str) -> None:
                     found[f"{JUDGED} judged by RecBole"] = judged["metrics"]
             record["seeds"][seed] = found
     sections = [_quality(record["seeds"], track, cases) for track in tracks]
+    sections.append(_reaching(record["seeds"], cases))
     if JUDGED in cases:
         sections.append(_agreement(record["seeds"]))
     harness.keep("quality", chosen.out, record, sections)
@@ -142,10 +148,14 @@ def _train(case: Case, overrides: list[str], out: Path, threads: int) -> Result:
         raise RrecError(f"rrec train {' '.join(case.overrides)}: {done.stderr.strip().splitlines()[-1]}")
     metrics = read_json(out / "metrics.json", case.overrides[0])
     learnt = (out / "history.csv").is_file()
+    history = pd.read_csv(out / "history.csv") if learnt else pd.DataFrame()
+    watched = TRACKS[case.track].metrics[0]
+    curve = zip(history["seconds"].cumsum(), history[watched], strict=True) if learnt else ()
     return {
         "metrics": {name.removeprefix("test/"): each for name, each in metrics.items() if name.startswith("test/")},
         "seconds": read_json(out / "run.json", case.overrides[0])["seconds"],
-        "epochs": len(pd.read_csv(out / "history.csv")) if learnt else 0,
+        "epochs": len(history),
+        "curve": [list(each) for each in curve],
     }
 
 
@@ -164,6 +174,23 @@ def _row(name: str, seeds: dict[int, Result], shown: Sequence[str]) -> list[str]
     metrics = [_spread([found[name]["metrics"][each] for found in seeds.values()], 4) for each in shown]
     costs = [_spread([float(found[name][each]) for found in seeds.values()], 0) for each in ("epochs", "seconds")]
     return [name, *metrics, *costs]
+
+
+def _reaching(seeds: dict[int, Result], cases: dict[str, Case]) -> str:
+    """How long RecBole takes to its best state on validation, and we to one that is as good."""
+    rows = []
+    for name, case in cases.items():
+        for seed, found in seeds.items():
+            peer = found.get(f"RecBole {case.peer}", {}).get("curve")
+            if peer and TRACKS[case.track].metrics[0] != "auc":
+                took, best = max(peer, key=lambda each: each[1])
+                own = next((seconds for seconds, score in found[name]["curve"] if score >= best), None)
+                ratio = "never" if own is None else f"{took / own:.1f}"
+                rows.append(
+                    [name, str(seed), f"{best:.4f}", f"{took:.0f}", "–" if own is None else f"{own:.0f}", ratio]
+                )
+    columns = ("", "seed", "RecBole's best on validation", "its seconds", "ours to as good a state", "ratio")
+    return harness.show("Seconds to RecBole's best state", columns, rows)
 
 
 def _agreement(seeds: dict[int, Result]) -> str:
@@ -185,6 +212,11 @@ def _overrides(track: Track, seed: int, data_dir: str | None) -> list[str]:
     place = [f"data_dir='{data_dir}'"] if data_dir else []
     seeds = [f"seed={seed}", *([f"split.seed={seed}"] if "split=ratio" in track.overrides else [])]
     return ["dataset=ml_100k", *track.overrides, *seeds, *fit, *ranked, *place]
+
+
+def _of_table(overrides: list[str], path: str) -> list[str]:
+    columns = ["separator=comma", "user=user", "item=item", "rating=null", "time=time"]
+    return ["dataset=table", f"dataset.path='{path}'", *(f"dataset.{each}" for each in columns), *overrides[1:]]
 
 
 def _recbole(track: str, seed: int, folder: Path, exported: Result) -> Result:
