@@ -7,6 +7,8 @@ from torch import Tensor
 
 from robustbench_rec.significance import Estimate, estimate, means, resamples
 
+BEST = "best"
+"""The state that early stopping chose, the checkpoint itself."""
 SPAN = 0.2
 """Share of the best undefended quality that the curves are compared over: nobody ships what lost more."""
 LEVELS = 101

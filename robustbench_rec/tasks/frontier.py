@@ -16,7 +16,7 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
-from robustbench_rec.evaluation.frontier import Trace, advantage
+from robustbench_rec.evaluation.frontier import BEST, Trace, advantage
 from robustbench_rec.evaluation.worst import judged, members, worst
 from robustbench_rec.files import write_text
 from robustbench_rec.goal import Goal
@@ -29,8 +29,6 @@ from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.trials import Trials, labelled
 
-BEST = "best"
-"""The state that early stopping chose, the checkpoint itself."""
 SHOWN = 24
 """Rows of the table, about; the file has all."""
 
@@ -66,7 +64,7 @@ def frontier(cfg: Attack, out: Path) -> dict[str, float]:
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes: dict[str, Any] = {side.key: side.path for side in sides}
     notes |= {"fingerprint": data.fingerprint, "labels": cfg.labels, "threat": threat}
-    states = _States(cfg, out, judging, suite, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
+    states = States(cfg, out, judging, suite, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
     with Run(out, "attack", seeds=seeds, device=device, **notes):
         with autocast(cfg.precision, device):
             traces = states.run(sides)
@@ -99,7 +97,7 @@ def _kept(side: Side) -> Side:
     return replace(side, epochs=epochs)
 
 
-class _States:
+class States:
     """Judges the states of the sides, clean and attacked."""
 
     def __init__(self, cfg: Attack, out: Path, judging: Evaluator[Any], suite: Suite, goal: Goal, about: str) -> None:
@@ -110,13 +108,13 @@ class _States:
         chosen = members(self.judging, self.suite, self.goal)
         total = len(chosen) * sum(len(side.epochs) + 1 for side in sides)
         with Bar("attack", total=total, steps=max(each.attack.passes for each in chosen)) as bar:
-            return [self._trace(side, bar) for side in sides]
+            return [self.trace(side, bar) for side in sides]
 
     def finish(self) -> None:
         """Drop what was kept."""
         self._trials(Shifted(self.model), "").finish()
 
-    def _trace(self, side: Side, bar: Bar) -> Trace:
+    def trace(self, side: Side, bar: Bar) -> Trace:
         """The checkpoint first, then its epochs."""
         self.model = side.loaded.model.requires_grad_(False).eval()
         found = {BEST: self._state(side, BEST, bar)}

@@ -1,0 +1,136 @@
+"""RAWP and RAWP-FT beside an undefended model that may stop early: the same attack on every state that was kept.
+
+python benchmarks/frontier.py model=deepcf_mlp split=leave_one_out protocol=sampled epochs=15
+python benchmarks/frontier.py --defences rawp=defense.gamma=0.02 rawp=defense.gamma=0.05 -- dataset=ml_100k model=mf
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+
+from robustbench_rec import checkpoint, launch
+from robustbench_rec.attacks import attacks
+from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation.frontier import BEST, Trace, advantage
+from robustbench_rec.files import write_json, write_text
+from robustbench_rec.goals import goals
+from robustbench_rec.tasks import finetune, train
+from robustbench_rec.tasks.frontier import Side, States
+
+PLAIN, TUNED = "none", "rawp_ft"
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="of rrec train, for all runs")
+    parser.add_argument("--defences", nargs="+", default=["rawp"], metavar="NAME[=OVERRIDE]", help="of rrec train")
+    parser.add_argument("--tune", nargs="*", default=[], metavar="OVERRIDE", help="of rrec finetune, on each defence")
+    parser.add_argument("--attack", nargs="+", default=["attack=fgm", "attack.surface=weight"], help="of rrec attack")
+    parser.add_argument("--eps", nargs="+", type=float, default=[0.002, 0.004, 0.008, 0.015, 0.03])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--metric", default="hr@10")
+    parser.add_argument("--out", type=Path, required=True, help="a folder; what is there already is not done again")
+    asked = parser.parse_args(arguments)
+    frame = pd.DataFrame(_rows(asked))
+    write_text(asked.out / "frontier.csv", frame.to_csv(index=False))
+    _show(frame)
+    return 0
+
+
+def _rows(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for seed in asked.seeds:
+        runs = {PLAIN: _trained(asked, seed, PLAIN, ["defense=none"])}
+        for each in asked.defences:
+            name, _, override = each.partition("=")
+            words = [f"defense={name}", *([override] if override else [])]
+            runs[each] = _trained(asked, seed, each, words)
+            runs[f"{each} + {TUNED}"] = _tuned(asked, seed, each, runs[each])
+        for eps in asked.eps:
+            traces = {name: _traced(asked, run, eps) for name, run in runs.items()}
+            for name, trace in traces.items():
+                gap = advantage(trace.only(0), traces[PLAIN])
+                area = advantage(trace, traces[PLAIN])
+                clean, attacked = (each[0].nanmean().item() for each in (trace.clean, trace.attacked))
+                yield {
+                    "run": name,
+                    "seed": seed,
+                    "eps": eps,
+                    "clean": clean,
+                    "attacked": attacked,
+                    "gap": gap.value,
+                    "gap_p": gap.p,
+                    "area": area.value,
+                    "area_p": area.p,
+                }
+
+
+def _trained(asked: argparse.Namespace, seed: int, name: str, words: list[str]) -> Path:
+    out = asked.out / f"{_file(name)}-{seed}"
+    if not (out / "metrics.json").is_file():
+        fixed = ["metrics=[ndcg,hr]", "top_k=[10]", "monitor=ndcg@10", "trajectory=1", f"seed={seed}"]
+        _run("train", train.run, [*fixed, *asked.overrides, *words], out)
+    return out
+
+
+def _tuned(asked: argparse.Namespace, seed: int, name: str, run: Path) -> Path:
+    out = asked.out / f"{_file(name)}-{TUNED}-{seed}"
+    if not (out / "metrics.json").is_file():
+        judging = [each for each in asked.overrides if each.partition("=")[0] in ("protocol", "threads", "batch_size")]
+        fixed = ["metrics=[ndcg,hr]", "top_k=[10]", "monitor=ndcg@10", f"seed={seed}", f"ckpt='{run}'"]
+        _run("finetune", finetune.run, [*fixed, *judging, *asked.tune], out)
+    return out
+
+
+def _traced(asked: argparse.Namespace, run: Path, eps: float) -> Trace:
+    """Every state of a run under one attack."""
+    kept = run / f"trace-{_file(' '.join(asked.attack))}-{eps:g}.safetensors"
+    if not kept.is_file():
+        judging = [each for each in asked.overrides if each.partition("=")[0] in ("protocol", "data_dir")]
+        words = [*asked.attack, f"eps={eps}", "metrics=[ndcg,hr]", "top_k=[10]", *judging, f"ckpt='{run}'"]
+        cfg = _config("attack", words)
+        loaded = checkpoint.load(str(run), data_dir=cfg.data_dir, device=torch.device("cpu"))
+        suite, goal = attacks.build(cfg.attack), goals.build(cfg.goal, loaded.data)
+        states = States(cfg, run, evaluator(loaded.data, cfg, alone=suite.alone), suite, goal, kept.stem)
+        states.metric = asked.metric
+        side = Side("ckpt", str(run), loaded, checkpoint.epochs(str(run)))
+        (trace,) = states.run([side])
+        checkpoint.save_state(kept, {"clean": trace.clean, "attacked": trace.attacked}, {})
+        states.finish()
+    tensors, _ = checkpoint.load_state(kept, torch.device("cpu"))
+    return Trace([BEST, *map(str, checkpoint.epochs(str(run)))], tensors["clean"], tensors["attacked"])
+
+
+def _run(verb: str, task: Any, words: list[str], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "metrics.json", task(_config(verb, words), out))
+
+
+def _config(verb: str, words: list[str]) -> Any:
+    launch._register_schemas()
+    with hydra.initialize_config_dir(str(launch.conf_dir()), version_base="1.3"):
+        return OmegaConf.to_object(hydra.compose(verb, words))
+
+
+def _show(frame: pd.DataFrame) -> None:
+    groups = frame.groupby(["eps", "run"], sort=False)
+    table = groups[["clean", "attacked", "gap", "area"]].agg(["mean", "std"]).round(4)
+    for name in ("gap", "area"):
+        better = frame[name].gt(0) & frame[f"{name}_p"].lt(0.05)
+        table[(name, "seeds above")] = better.groupby([frame["eps"], frame["run"]], sort=False).sum()
+    print(table.to_string())
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^\w.]+", "_", name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
