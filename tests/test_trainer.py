@@ -187,7 +187,7 @@ class TestSchedule:
         assert torch.equal(model.get_buffer("attention"), attention)
 
     def test_a_learning_rate_of_zero_changes_nothing(self, tmp_path: Path) -> None:
-        for name in defenses:
+        for name in set(defenses) - {"amr"}:  # for which mf has no features
             model = build("mf")
             before = {key: each.clone() for key, each in model.state_dict().items()}
             built = run(tmp_path, model=model, defense=configured("defense", name), lr=0.0, epochs=2)
