@@ -26,7 +26,7 @@ from robustbench_rec.objective import Plain, start_epoch
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 
-MEETING = ["mf", "biased_mf", "lightgcn", "kgat", "structure_aware_kgat"]
+MEETING = ["mf", "biased_mf", "lightgcn", "kgat", "structure_aware_kgat", "kgcn"]
 
 
 def paired(model: RecModel, *, size: int = 16) -> Batch:

@@ -19,9 +19,16 @@ from robustbench_rec.shifted import Delta, Shifted
 
 @dataclass(frozen=True, kw_only=True)
 class Shared(Ascent):
-    """One step on vectors of examples `[B, …]`, whose radii are multiplied by the share of each example `[B]`."""
+    """One step on vectors of examples `[B, …]`, whose radii are multiplied by the share of each example `[B]`.
+
+    held: these vectors, so that a batch is not read again for them.
+    """
 
     shares: Tensor
+    held: Delta
+
+    def base(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
+        return dict(self.held)
 
     def radii(self, base: Delta) -> dict[str, Tensor]:
         return {name: spread(self.shares, each) * each for name, each in super().radii(base).items()}
@@ -43,10 +50,10 @@ class PerUser(Adversarial):
             raise RrecError(
                 f"defense.weight={config.weight}, scale={config.scale}, start={config.start}: must not be negative"
             )
-        ball = Ball(eps=config.eps, norm="l2", per="row", relative=config.relative)
-        ascent = Shared(surface="activation", names=vectors(model), ball=ball, steps=1, shares=torch.ones(1))
+        sites, ball = vectors(model), Ball(eps=config.eps, norm="l2", per="row", relative=config.relative)
+        ascent = Shared(surface="activation", names=sites, ball=ball, steps=1, shares=torch.ones(1), held={})
         super().__init__(inner, ascent, clean=1.0, robust=config.weight)
-        self.config, self.full, self.loss = config, ascent, innermost(inner).loss
+        self.config, self.full, self.sites, self.loss = config, ascent, sites, innermost(inner).loss
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.robust = self.config.weight if epoch >= self.config.start else 0.0
@@ -58,10 +65,11 @@ class PerUser(Adversarial):
                     f"defense '{type(self).__module__.rpartition('.')[2]}' perturbs the vectors of a user's "
                     "candidates, but this training compares with the whole catalogue: set loss=bpr negatives=1"
                 )
-            shares = self.config.scale * torch.sigmoid(self.ratio(at, batch) - 1)
-            self.attack = replace(self.full, shares=shares)
+            held = at.activations(self.sites, batch)
+            shares = self.config.scale * torch.sigmoid(self.ratio(at, batch, held[self.sites[0]]) - 1)
+            self.attack = replace(self.full, shares=shares, held=held)
         return super().forward(at, batch)
 
     @abstractmethod
-    def ratio(self, at: Shifted, batch: Batch) -> Tensor:
-        """How an example's user compares with the mean of the batch, `[B]`, 1 for alike; without a graph."""
+    def ratio(self, at: Shifted, batch: Batch, users: Tensor) -> Tensor:
+        """How an example's user, with a vector of `users` `[B, …]`, compares with the mean: `[B]`, 1 for alike."""

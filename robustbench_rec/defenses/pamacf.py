@@ -20,8 +20,6 @@ class PamaCF(PerUser):
     vector. Needs sampled negatives.
     """
 
-    @torch.no_grad()
-    def ratio(self, at: Shifted, batch: Batch) -> Tensor:
-        user = self.full.names[0] if self.full.names else ""
-        sizes = at.activations([user], batch)[user].float().square().sum(1)
+    def ratio(self, at: Shifted, batch: Batch, users: Tensor) -> Tensor:
+        sizes = users.float().square().flatten(1).sum(1)
         return sizes / sizes.mean().clamp_min(torch.finfo(sizes.dtype).tiny)

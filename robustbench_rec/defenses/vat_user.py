@@ -17,8 +17,8 @@ class VATUser(PerUser):
     """
 
     @torch.no_grad()
-    def ratio(self, at: Shifted, batch: Batch) -> Tensor:
+    def ratio(self, at: Shifted, batch: Batch, users: Tensor) -> Tensor:
         losses = self.loss(at(batch), batch)
-        users, place = batch.owners.unique(return_inverse=True)
-        sums = torch.zeros(len(users), dtype=losses.dtype, device=losses.device).index_add(0, place, losses)
+        owners, place = batch.owners.unique(return_inverse=True)
+        sums = torch.zeros(len(owners), dtype=losses.dtype, device=losses.device).index_add(0, place, losses)
         return (sums.mean() / sums.clamp_min(torch.finfo(sums.dtype).tiny)).clamp_max(1e6)[place]
