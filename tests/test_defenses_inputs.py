@@ -142,6 +142,29 @@ class TestConformanceOfSMART:
         if norm == "l2":  # a corner of the box is longer than the step of SMART
             assert values[0] > values[1]
 
+    @pytest.mark.parametrize("norm", ["l2", "linf"])
+    def test_a_step_is_uphill_from_the_random_start(self, norm: str) -> None:
+        """To first order: the divergence rises along δ₁ − δ₀, by the gradient at δ₀."""
+        model, batch = case("mf")
+        at = Shifted(model)
+        with torch.no_grad():
+            clean = at(batch)
+        changes: dict[str, Any] = {"eps": 0.1, "norm": norm, "start": 0.5}
+        start, end = (
+            defended("smart", model, steps=steps, **changes).perturbation(at, batch, clean) for steps in (0, 1)
+        )
+
+        def apart(at: Shifted, batch: Batch) -> Tensor:
+            return divergence(at(batch), clean, batch, bpr).sum()
+
+        _, slopes = climb(at, batch, apart, start)
+        for name, slope in slopes.items():
+            assert slope is not None
+            read = slope.ne(0).any(1)
+            assert not end[name][~read].any()
+            rise = (slope * (end[name] - start[name])).sum(1)[read]
+            assert (rise >= 0).float().mean() > 0.95  # where the projection takes back more than a step gives
+
     @pytest.mark.parametrize("name", TOKENS)
     @pytest.mark.parametrize("defense", ["smart", "freelb"])
     def test_noise_is_on_real_tokens_only(self, name: str, defense: str, monkeypatch: pytest.MonkeyPatch) -> None:
