@@ -30,7 +30,7 @@ from robustbench_rec import __version__, checkpoint, optimizers
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import ROOTS, Train
 from robustbench_rec.data import Data
-from robustbench_rec.defenses import defenses
+from robustbench_rec.defenses import defended
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.base import CELLS
 from robustbench_rec.evaluation.ranking import Full
@@ -46,6 +46,7 @@ from robustbench_rec.trainer import Trainer
 
 DATASET = "bench"
 OPS = 12  # operators that a profile names
+LATE = 100  # an epoch in which every defence that begins later has begun
 
 Result = dict[str, Any]
 
@@ -342,11 +343,11 @@ def _turn(job: Result, defense: str, batches: list[Batch]) -> Callable[[int], No
     """Some training steps of a model of its own under a defence, as the trainer takes them."""
     cfg, data = _open({**job, "overrides": [*job["overrides"], f"defense={defense}"]})
     model = _model(cfg, data).train()
-    objective = defenses.build(cfg.defense, Plain(loss(cfg.loss or model.loss)), model)
+    objective = defended(cfg.defense, Plain(loss(cfg.loss or model.loss)), model)
     optimizer = optimizers.optimizer(model, cfg)
 
     def turn(number: int) -> None:
-        start_epoch(objective, number, epoch_generator(cfg.seed, number, "objective"))
+        start_epoch(objective, LATE + number, epoch_generator(cfg.seed, number, "objective"))
         for index in range(number * job["steps"], (number + 1) * job["steps"]):
             value = objective(Shifted(model), batches[index % len(batches)])
             optimizer.zero_grad()

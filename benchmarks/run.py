@@ -18,10 +18,11 @@ from typing import Any
 import harness
 from rich.progress import track
 
+from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError, unknown
 
 BATCH, LR, SEED = 2048, 1e-3, 0
-DEFENSES = ("none", "apr", "awp", "rawp")
+DEFENSES = ("none", *(each for each in defenses if each not in ("none", "amr")))  # amr needs features
 MODELS = {"mf": {"steps": 20, "turns": 10}, "kgat": {"steps": 2, "turns": 5}}
 PASSES = {"warm_up": 3, "epochs": 10}  # in each process; the first epochs warm caches and the allocator
 SWEEPS = {"warm_up": 1, "passes": 2}

@@ -16,23 +16,28 @@ class Adversarial(Objective):
 
     δ is a constant for the outer gradient, as in all published methods built on this. With clean > 0 the gradient of
     the clean term is the first ascent direction too, so a one-step method costs two forward and backward passes, not
-    three.
+    three. worst: what is taken at θ + δ instead of L.
     """
 
-    def __init__(self, inner: Objective, attack: Attack, *, clean: float, robust: float) -> None:
+    def __init__(
+        self, inner: Objective, attack: Attack, *, clean: float, robust: float, worst: Objective | None = None
+    ) -> None:
         super().__init__()
-        self.inner, self.attack, self.clean, self.robust = inner, attack, clean, robust
+        self.inner, self.attack, self.clean, self.robust, self.worst = inner, attack, clean, robust, worst
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.attack = self.attack.drawing_from(generator)
 
+    @torch.enable_grad()
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        """With its ascent also where only the value is asked for, as by an ascent around it."""
+        there = self.inner if self.worst is None else self.worst
         if not self.robust:
             return self.clean * self.inner(at, batch)  # type: ignore[no-any-return]
         if not self.clean:
-            return self.robust * self.inner(*self.attack(at, batch, self.inner))  # type: ignore[no-any-return]
+            return self.robust * there(*self.attack(at, batch, self.inner))  # type: ignore[no-any-return]
         value, worse, worse_batch = self.attack.beside(at, batch, self.inner)
-        robust: Tensor = self.inner(worse, worse_batch)
+        robust: Tensor = there(worse, worse_batch)
         return self.clean * value + self.robust * robust
 
 

@@ -59,6 +59,13 @@ class Batch:
         """Examples: rows of scores."""
         return len(self.users) if self.history is None or self.history.steps is None else len(self.history.steps)
 
+    @property
+    def owners(self) -> Tensor:
+        """The user of each example `[N]`."""
+        if self.history is None or self.history.steps is None:
+            return self.users
+        return self.users[torch.div(self.history.steps, self.history.items.shape[1], rounding_mode="floor")]
+
     @classmethod
     def unlabelled(
         cls,

@@ -69,6 +69,7 @@ _verb(
     "Train a recommender, with or without a defence.",
     """\
   rrec train model=kgat defense=rawp
+  rrec train 'defense=[rawp,apr]' defense.inner.eps=0.3
   rrec train dataset=synthetic model=mf epochs=20 lr=0.01
   rrec train -m model=mf,kgat seed=0,1,2
   rrec train resume=outputs/train/<date>/<time>""",

@@ -59,6 +59,19 @@ def mse(output: Output, batch: Batch) -> Tensor:
     return (each * batch.mask).sum(1) / batch.mask.sum(1).clamp_min(1)
 
 
+def squared_hinge(output: Output, batch: Batch, *, kappa: float = 1.0) -> Tensor:
+    """max(0, κ − y·score)² of every candidate, y = 1 for a positive and −1 for the others; κ is the margin wanted."""
+    scores = output.scores.float()  # [B, C]
+    if batch.targets is None:
+        positive = batch.labels > 0
+    else:
+        positive = torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch.targets[:, None], value=True)
+    each = F.relu(kappa - torch.where(positive, scores, -scores)).square()
+    if batch.mask is None:
+        return each.mean(1)
+    return (each * batch.mask).sum(1) / batch.mask.sum(1).clamp_min(1)
+
+
 def topk(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     """How far the positives are below the k-th best other candidate: softplus, averaged over the positives."""
     scores, positive = candidates(output, batch), batch.labels > 0  # [B, C]
@@ -79,6 +92,22 @@ def dlr(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     least = margin.masked_fill(~inside, float("inf")).amin(1)
     least = torch.where(least.isinf(), torch.zeros_like(least), least)
     return -least / spread(top)
+
+
+def divergence(output: Output, other: Output, batch: Batch, loss: Loss) -> Tensor:
+    """How far two outputs are apart in what a loss makes of scores `[B]`: 0 for equal ones, symmetric.
+
+    The squared difference for mse; for other losses of single candidates the mean over the candidates of KL(p‖q) +
+    KL(q‖p) between Bernoulli distributions, for losses of lists that between the two softmaxes.
+    """
+    one, two = candidates(output, batch), candidates(other, batch)
+    counts = one.isfinite()
+    apart = torch.where(counts, one - two, 0.0)
+    if loss in (mse, bce) or getattr(loss, "func", loss) is squared_hinge:
+        # Σ (p − q) (log p − log q), where the normalisers cancel
+        each = apart * (apart if loss is mse else one.sigmoid() - two.sigmoid())
+        return each.sum(1) / counts.sum(1).clamp_min(1)
+    return ((one.softmax(1) - two.softmax(1)) * apart).sum(1)
 
 
 def candidates(output: Output, batch: Batch) -> Tensor:
@@ -105,11 +134,12 @@ LOSSES: dict[str, Loss] = {
     "margin": margin,
     "mse": mse,
     "softmax": softmax,
+    "squared_hinge": squared_hinge,
     "topk": topk,
 }
-POINTWISE = ("bce", "mse")
+POINTWISE = ("bce", "mse", "squared_hinge")
 """Losses of single candidates, which need nothing to compare them with."""
-TRAINED = ("bce", "bpr", "margin", "mse", "softmax")
+TRAINED = ("bce", "bpr", "margin", "mse", "softmax", "squared_hinge")
 """Losses that a model can be trained with."""
 CUT = ("dlr", "margin", "topk")
 """Losses that look at a list of k."""

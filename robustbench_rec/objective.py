@@ -37,6 +37,11 @@ class Plain(Objective):
         return self.loss(at(batch), batch).mean()
 
 
+def innermost(objective: Objective) -> Plain:
+    """The mean loss that all nested objectives are around."""
+    return next(each for each in objective.modules() if isinstance(each, Plain))
+
+
 def start_epoch(objective: Objective, epoch: int, generator: torch.Generator) -> None:
     """Tell every nested objective that an epoch begins, the outermost first."""
     for each in objective.modules():

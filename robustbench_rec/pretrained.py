@@ -24,7 +24,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.files import write_bytes
-from robustbench_rec.shifted import Site
+from robustbench_rec.shifted import Embedded, Site
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +157,7 @@ class Block(nn.Module):
     def __init__(self, layer: nn.Module, *, entry: bool) -> None:
         super().__init__()
         self.layer, self.site = layer, Site()
-        self.entry = Site() if entry else None
+        self.entry = Embedded() if entry else None
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -16,12 +16,16 @@ Delta = Mapping[str, Tensor]
 
 
 class Site(nn.Module):
-    """Names an activation, so that it can be shifted like any weight; free of cost until it is."""
+    """Names an activation, so that it can be shifted like any weight; free of cost until it is.
+
+    listed: whether it belongs to the activation surface; one that does not is there for who knows its name.
+    """
 
     shift: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, *, listed: bool = True) -> None:
         super().__init__()
+        self.listed = listed
         self.register_buffer("shift", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,6 +35,10 @@ class Site(nn.Module):
     def idle(self) -> bool:
         """Neither shifted nor looked at, so that a model may compute the activation in pieces, or not at all."""
         return not self.shift.ndim and not self._forward_hooks
+
+
+class Embedded(Site):
+    """The site of the vectors of tokens or events `[…, L, D]` as they are looked up, before any layer."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,16 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
     return names
 
 
+def inputs(model: RecModel) -> tuple[str, list[str]]:
+    """Where a model reads embeddings: the surface, and the tensors of it.
+
+    The sites of tokens or events, each occurrence by itself, where it has such; else the rows of its embedding tables.
+    RrecError when it has neither.
+    """
+    sites = [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Embedded)]
+    return ("activation", sites) if sites else ("embedding", surface(model, "embedding"))
+
+
 def label(name: str) -> str:
     """A tensor's name for people: that of its module, or its own where the module has several."""
     return name.removesuffix(".weight").removesuffix(".shift")
@@ -148,7 +166,7 @@ def _features(model: RecModel) -> list[str]:
 
 
 def _sites(model: RecModel) -> list[str]:
-    return [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Site)]
+    return [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Site) and each.listed]
 
 
 SURFACES = {"embedding": _embeddings, "weight": _weights, "feature": _features, "activation": _sites}

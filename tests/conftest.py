@@ -17,16 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_rec import checkpoint, launch
+from robustbench_rec.adversarial import Adversarial
 from robustbench_rec.ascent import Perturbation
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Fit, Judge, Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
+from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError
 from robustbench_rec.histories import Histories
+from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.sampling import Events, sampler
-from robustbench_rec.shifted import SURFACES, Site, surface
+from robustbench_rec.shifted import SURFACES, Shifted, Site, surface
 
 torch.set_num_threads(1)  # tiny tensors, and other work beside
 settings.register_profile("rrec", deadline=None, derandomize=True, max_examples=60)
@@ -312,6 +316,32 @@ class Fixed(RecModel):
     def forward(self, batch: Batch, encoded: None) -> Output:
         rows = self.table[batch.users]
         return Output(rows if batch.items is None else rows.gather(1, batch.items))
+
+
+def learner(name: str) -> RecModel:
+    return Toy() if name == "toy" else build(name).eval()
+
+
+def usual(model: RecModel) -> Objective:
+    """The loss that a model is trained with."""
+    return Plain(loss(model.loss))
+
+
+def defended(name: str, model: RecModel, inner: Objective | None = None, *, epoch: int = 0, **changes: Any) -> Any:
+    """A defence as it stands in an epoch."""
+    built = defenses.build(configured("defense", name, **changes), inner or usual(model), model)
+    start_epoch(built, epoch, torch.Generator().manual_seed(epoch))
+    return built
+
+
+def delta_of(objective: Adversarial, model: RecModel, batch: Batch) -> dict[str, Tensor]:
+    return dict(objective.attack(Shifted(model), batch, objective.inner)[0].delta)
+
+
+def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
+    assert any(each.any() for each in expected.values())
+    for name, each in expected.items():
+        torch.testing.assert_close(found[name], each, **tolerance)
 
 
 @pytest.fixture

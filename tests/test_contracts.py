@@ -24,18 +24,23 @@ from torch import Tensor
 from robustbench_rec import checkpoint
 from robustbench_rec.ascent import Ascent, Perturbation
 from robustbench_rec.attacks import attacks
+from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
 from robustbench_rec.distills import distills
+from robustbench_rec.errors import RrecError
+from robustbench_rec.hardware import autocast
 from robustbench_rec.losses import POINTWISE, loss
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.minimal import Minimal
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.noises import noises
 from robustbench_rec.norms import NORMS, SCALES, UNITS, Ball
-from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.poisons import poisons
 from robustbench_rec.registry import Registry
-from robustbench_rec.sampling import epoch_generator
+from robustbench_rec.sampling import epoch_generator, sampler
 from robustbench_rec.shifted import Shifted
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -50,6 +55,8 @@ MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]
 WIDE = make_data(n_items=80)  # lists of a teacher's best items find room here
+LATE = 50  # an epoch in which every defence has begun
+PAIRED = ("pamacf", "vat_user")  # perturb the vectors of a user's own candidates
 USERS = torch.arange(DATA.n_users)
 
 
@@ -74,12 +81,32 @@ def plain(model: RecModel) -> Objective:
 
 def defended(name: str, model: RecModel, **changes: Any) -> Objective:
     built = defenses.build(configured("defense", name, **changes), plain(model), model)
-    for each in built.modules():
-        if isinstance(each, Objective):
-            each.start_epoch(0, torch.Generator().manual_seed(0))
+    start_epoch(built, LATE, torch.Generator().manual_seed(0))
     return built
 
 
+def batch_under(defense: str, model: RecModel, data: Data = DATA, *, seed: int = 0) -> Batch:
+    """A training batch; for a defence of single candidates beside sampled negatives, whatever the model's own way."""
+    batch = batch_for(model, data, seed=seed)
+    if batch.items is not None or defense not in PAIRED:
+        return batch
+    built = sampler(data, model, loss="bpr", batch_size=16, negatives=1)
+    return next(iter(built.epoch(torch.Generator().manual_seed(seed))))
+
+
+def refused(name: str, defense: str) -> bool:
+    """Whether a model has nothing that a defence could move."""
+    model = build(name)
+    has = {"amr": "feature" in surfaces(model), "pamacf": meets(model), "vat_user": meets(model)}
+    return not has.get(defense, True)
+
+
+def meets(model: RecModel) -> bool:
+    return any(isinstance(each, Meeting) for each in model.modules())
+
+
+DEFENDED = [(name, defense) for name in LEARNERS for defense in defenses if not refused(name, defense)]
+REFUSED = [(name, defense) for name in LEARNERS for defense in defenses if refused(name, defense)]
 BALLED = [
     each for each in SHIFTING if issubclass(attacks[each], Perturbation) and not issubclass(attacks[each], Minimal)
 ]
@@ -215,10 +242,21 @@ class TestLearner:
             optimizer.step()
         assert objective(Shifted(model.eval()), batch).item() < 0.25 * first
 
-    @pytest.mark.parametrize("defense", list(defenses))
+    def test_batches_of_an_epoch_do_not_depend_on_the_model(self, name: str) -> None:
+        model = build(name)
+        list(model.auxiliary(epoch_generator(0, 0, "auxiliary")))
+        one = torch.rand(3)
+        torch.manual_seed(0)
+        build(name)
+        list(model.auxiliary(epoch_generator(0, 0, "auxiliary")))
+        assert torch.equal(one, torch.rand(3))  # no global randomness is used up
+
+
+@pytest.mark.parametrize(("name", "defense"), DEFENDED)
+class TestDefended:
     def test_a_step_under_every_defense_is_finite_and_trains(self, name: str, defense: str) -> None:
         model = build(name)
-        batch = batch_for(model)
+        batch = batch_under(defense, model)
         objective = defended(defense, model)
         before = state(model)
         value = objective(Shifted(model.train()), batch)
@@ -231,15 +269,13 @@ class TestLearner:
             assert each.isfinite().all(), key
             assert bool(each.any()) == bool(reached[key].any()), key
 
-    @pytest.mark.parametrize("defense", list(defenses))
     def test_every_defense_leaves_frozen_parameters_alone(self, name: str, defense: str) -> None:
         model = build(name)
         frozen, *_ = [key for key, _ in model.named_parameters()]
         model.get_parameter(frozen).requires_grad_(False)
-        defended(defense, model)(Shifted(model), batch_for(model)).backward()
+        defended(defense, model)(Shifted(model), batch_under(defense, model)).backward()
         assert model.get_parameter(frozen).grad is None
 
-    @pytest.mark.parametrize("defense", list(defenses))
     def test_a_learning_rate_of_zero_leaves_every_bit(self, name: str, defense: str) -> None:
         model = build(name)
         before = state(model)
@@ -247,32 +283,49 @@ class TestLearner:
         objective = defended(defense, model)
         for seed in range(3):
             optimizer.zero_grad()
-            objective(Shifted(model.train()), batch_for(model, seed=seed)).backward()
+            objective(Shifted(model.train()), batch_under(defense, model, seed=seed)).backward()
             optimizer.step()
         assert_same(before, state(model))
 
     @pytest.mark.parametrize("distill", list(distills))
-    @pytest.mark.parametrize("defense", list(defenses))
     def test_every_distillation_composes_with_every_defense(self, name: str, distill: str, defense: str) -> None:
         student, teacher = build(name, WIDE), Shifted(build(name, WIDE, seed=9).requires_grad_(False).eval())
         objective = distills.build(configured("distill", distill), defended(defense, student), teacher, WIDE)
         objective.start_epoch(0, torch.Generator().manual_seed(0))
         before = state(teacher.model)
-        value = objective(Shifted(student.train()), batch_for(student, WIDE))
+        value = objective(Shifted(student.train()), batch_under(defense, student, WIDE))
         found = gradients(student, value)
         assert value.isfinite()
         assert all(each.isfinite().all() for each in found.values())
         assert any(each.any() for each in found.values())
         assert_same(before, state(teacher.model))
 
-    def test_batches_of_an_epoch_do_not_depend_on_the_model(self, name: str) -> None:
+    def test_a_step_in_reduced_precision_is_finite(self, name: str, defense: str) -> None:
         model = build(name)
-        list(model.auxiliary(epoch_generator(0, 0, "auxiliary")))
-        one = torch.rand(3)
-        torch.manual_seed(0)
-        build(name)
-        list(model.auxiliary(epoch_generator(0, 0, "auxiliary")))
-        assert torch.equal(one, torch.rand(3))  # no global randomness is used up
+        objective = defended(defense, model)
+        with autocast("bf16", torch.device("cpu")):
+            value = objective(Shifted(model.train()), batch_under(defense, model))
+        assert all(each.isfinite().all() for each in gradients(model, value).values())
+
+    def test_its_epochs_can_be_drawn_again(self, name: str, defense: str) -> None:
+        """What a defence remembers beyond an epoch is in its buffers, so that a killed run goes on as it was."""
+        model = build(name).eval()
+        objective = defended(defense, model)
+        objective(Shifted(model), batch_under(defense, model))
+        again = defended(defense, model)
+        again.load_state_dict(objective.state_dict())
+        values = []
+        for each in (objective, again):
+            start_epoch(each, LATE + 1, torch.Generator().manual_seed(1))
+            values.append(each(Shifted(model), batch_under(defense, model, seed=1)))
+        assert torch.equal(*values)
+
+
+@pytest.mark.parametrize(("name", "defense"), REFUSED)
+def test_a_defense_refuses_a_model_in_one_line_that_says_what_it_has(name: str, defense: str) -> None:
+    with pytest.raises(RrecError, match=f"^model '{name}' has no .*(it has|its surfaces): .*weight") as caught:
+        defended(defense, build(name))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "kind"), ON)

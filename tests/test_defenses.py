@@ -5,7 +5,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Toy, batch_for, batch_of, build, configured, gradients, moved, surfaces
+from conftest import (
+    DATA,
+    Toy,
+    assert_gradients,
+    batch_for,
+    batch_of,
+    build,
+    configured,
+    defended,
+    delta_of,
+    gradients,
+    learner,
+    moved,
+    surfaces,
+    usual,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,33 +40,6 @@ from robustbench_rec.shifted import Shifted, surface
 
 BPR = Plain(loss("bpr"))
 LEARNERS = [name for name in models if build(name).trainable]
-
-
-def usual(model: RecModel) -> Objective:
-    return Plain(loss(model.loss))
-
-
-def defended(
-    name: str, model: RecModel, inner: Objective | None = None, *, epoch: int = 0, **changes: Any
-) -> Adversarial:
-    built = defenses.build(configured("defense", name, **changes), inner or usual(model), model)
-    assert isinstance(built, Adversarial)
-    start_epoch(built, epoch, torch.Generator().manual_seed(epoch))
-    return built
-
-
-def learner(name: str) -> RecModel:
-    return Toy() if name == "toy" else build(name).eval()
-
-
-def delta_of(objective: Adversarial, model: RecModel, batch: Batch) -> dict[str, Tensor]:
-    return dict(objective.attack(Shifted(model), batch, objective.inner)[0].delta)
-
-
-def assert_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:
-    assert any(each.any() for each in expected.values())
-    for name, each in expected.items():
-        torch.testing.assert_close(found[name], each, **tolerance)
 
 
 class TestAPR:

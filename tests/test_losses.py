@@ -121,6 +121,8 @@ class TestEveryLoss:
     def test_a_better_positive_lowers_it(self, name: str) -> None:
         output, batch = case(2)
         output.scores[:, 0] = output.scores[:, 1:].max(1).values + 1  # inside the list, so that `margin` counts it
+        if name == "squared_hinge":
+            output.scores[:, 0] = 0.0  # within its margin
         better = output.scores.clone()
         better[:, 0] += -0.5 if name == "mse" else 0.5  # a score is to be the label, not to be high
         assert (loss(name)(Output(better), batch) < loss(name)(output, batch)).all()
@@ -140,5 +142,7 @@ class TestEveryLoss:
 
 
 def test_an_unknown_loss_names_the_choices() -> None:
-    with pytest.raises(RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, dlr, margin, mse, softmax, topk"):
+    with pytest.raises(
+        RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, dlr, margin, mse, softmax, squared_hinge, topk"
+    ):
         loss("bp")

@@ -1,24 +1,32 @@
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from robustbench_rec.adversarial import Adversarial
 from robustbench_rec.attacks import single
 from robustbench_rec.defenses import defenses
-from robustbench_rec.errors import RrecError
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.losses import squared_hinge
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective
+from robustbench_rec.objective import Objective, Plain
+
+ROBUST = ("squared_hinge",)
 
 
 @defenses.register
 class AdversarialTraining(Adversarial):
     """Adversarial training on any surface with any attack: λ · L(θ) + (1 − λ) · L(θ + δ) (Madry et al., ICLR 2018).
 
-    clean_weight: λ, so 1 is clean training. attack: the config of the inner attack, run anew for every batch.
+    clean_weight: λ, so 1 is clean training. attack: the config of the inner attack, run anew for every batch; it climbs
+    L. robust_loss: null for L in the second term too, squared_hinge for mean max(0, κ − y·score)² there, y = ±1. kappa:
+    κ, the margin of that loss, which has nothing to do with the attack's eps.
     """
 
     @dataclass
     class Config:
         clean_weight: float
+        robust_loss: str | None
+        kappa: float
         attack: dict[str, Any]
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
@@ -26,4 +34,9 @@ class AdversarialTraining(Adversarial):
             raise RrecError(f"defense.clean_weight={config.clean_weight}: a share between 0 and 1")
         attack = single(config.attack)
         attack.check(model)
-        super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight)
+        if config.robust_loss not in (None, *ROBUST):
+            raise unknown("defense.robust_loss", str(config.robust_loss), ("null", *ROBUST))
+        if config.kappa <= 0:
+            raise RrecError(f"defense.kappa={config.kappa}: a margin above 0")
+        worst = Plain(partial(squared_hinge, kappa=config.kappa)) if config.robust_loss else None
+        super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight, worst=worst)

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from robustbench_rec.adversarial import Adversarial, weight_ascent
 from robustbench_rec.defenses import defenses
+from robustbench_rec.defenses._directions import directed
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective
 
@@ -13,8 +14,9 @@ class AWP(Adversarial):
     gamma: γ. per: layer, as in the paper, or row or element; with `layer` an embedding table shares one budget among
     all its rows and the few that a batch touches move far. steps: of the ascent, each of 2.5γ/steps if there are
     several. clean_weight: c in c · L(θ) + (1 − c) · L(θ + v); 0 in the paper. Only parameters with at least two
-    dimensions move. Differences from the published code: the inputs are clean (nest it around `at` for both); the
-    ascent needs no proxy network and the outer step is taken on θ itself, the gradient being the one at θ + v.
+    dimensions move. direction: gradient, or random for a control, Gaussian directions of the same norms. Differences
+    from the published code: the inputs are clean (defense=[awp,at] for both); the ascent needs no proxy network and the
+    outer step is taken on θ itself, the gradient being the one at θ + v.
     """
 
     @dataclass
@@ -23,8 +25,10 @@ class AWP(Adversarial):
         per: str
         steps: int
         clean_weight: float
+        direction: str
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         ascent = weight_ascent(config.gamma, config.per, config.steps)
         ascent.check(model)
-        super().__init__(inner, ascent, clean=config.clean_weight, robust=1 - config.clean_weight)
+        attack = directed(config.direction, ascent)
+        super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight)

@@ -20,8 +20,9 @@ class RAWP(Adversarial):
     """Random adversarial weight perturbation: AWP on random layers with a jittered γ (Qian et al., KBS 2025).
 
     Each layer is perturbed with probability p; γ is multiplied by a factor uniform in jitter; both are drawn every
-    epoch or every batch (resample). gamma, per, steps, clean_weight: as in AWP. proxy: sgd follows the true gradient,
-    adam the running preconditioned one of the released code. Where no layer is chosen, the step is a plain one.
+    epoch or every batch (resample). modules: of which layers, null for all. gamma, per, steps, clean_weight: as in AWP.
+    proxy: sgd follows the true gradient, adam the running preconditioned one of the released code. Where no layer is
+    chosen, the step is a plain one.
 
     Reconstructed from the laboratory's released code, not from the paper's text. Its defects are left out: one coin for
     all layers, model selection on test users, a perturbation that is restored under another mask than it was added
@@ -38,6 +39,7 @@ class RAWP(Adversarial):
         steps: int
         proxy: str
         clean_weight: float
+        modules: list[str] | None
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         if not (0 <= config.p <= 1 and len(config.jitter) == 2 and 0 <= config.jitter[0] <= config.jitter[1]):
@@ -49,7 +51,7 @@ class RAWP(Adversarial):
                 raise unknown(f"defense.{key}", value, choices)
         ascent = weight_ascent(config.gamma, config.per, config.steps)
         super().__init__(inner, ascent, clean=config.clean_weight, robust=1 - config.clean_weight)
-        self.config, self.names = config, surface(model, "weight")
+        self.config, self.names = config, surface(model, "weight", config.modules)
         if config.proxy == "adam":
             self.proxy = AdamProxy({name: model.get_parameter(name) for name in self.names})
             ascent = replace(ascent, direction=self.proxy)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import half_square, pairs, rows
+from robustbench_rec.lookup import half_square
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
 
@@ -44,6 +45,7 @@ class BiasedMF(RecModel):
         self.item = nn.Embedding(data.n_items, config.dim)
         self.user_bias = nn.Parameter(torch.zeros(data.n_users))
         self.item_bias = nn.Parameter(torch.zeros(data.n_items))
+        self.dots = Meeting(listed=True)
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=config.spread)
         self.register_buffer("mean", torch.zeros(()))
@@ -53,11 +55,8 @@ class BiasedMF(RecModel):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         known = (self.mean + self.user_bias[batch.users])[:, None]  # [B, 1]
-        if batch.items is None:
-            products = rows(self.user.weight, batch.users) @ self.item.weight.T
-            return Output(products + known + self.item_bias)
-        products = pairs(self.user.weight, batch.users, self.item.weight, batch.items)
-        return Output(products + known + self.item_bias[batch.items])
+        products = self.dots(self.user.weight, batch.users, self.item.weight, batch.items)
+        return Output(products + known + (self.item_bias if batch.items is None else self.item_bias[batch.items]))
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

@@ -11,7 +11,7 @@ from robustbench_rec.lookup import Events, rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._sequences import checked, dots, from_the_end
-from robustbench_rec.shifted import Site
+from robustbench_rec.shifted import Embedded, Site
 
 
 @models.register
@@ -48,7 +48,7 @@ class ComiRec(RecModel):
         self.first = nn.Linear(config.dim, config.hidden, bias=False)
         self.last = nn.Linear(config.hidden, config.interests, bias=False)
         self.events, self.dropout = Events(), Dropout(config.dropout)
-        self.embedded, self.hidden, self.interests = Site(), Site(), Site()
+        self.embedded, self.hidden, self.interests = Embedded(), Site(), Site()
         for each in (self.item, self.position, self.first, self.last):
             nn.init.xavier_normal_(each.weight)
 

@@ -8,10 +8,11 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._sequences import checked, dots
-from robustbench_rec.shifted import Site
+from robustbench_rec.models._sequences import checked
+from robustbench_rec.shifted import Embedded, Site
 
 
 @models.register
@@ -48,7 +49,7 @@ class GRU4Rec(RecModel):
         sizes = [config.dim, *[config.hidden] * (config.layers - 1)]
         self.layers = nn.ModuleList(GRU(size, config.hidden) for size in sizes)
         self.dense = nn.Linear(config.hidden, config.dim)
-        self.embedded, self.user = Site(), Site()
+        self.embedded, self.user, self.meeting = Embedded(), Site(), Meeting(listed=False)
         nn.init.xavier_normal_(self.item.weight)
         nn.init.xavier_normal_(self.dense.weight)
 
@@ -58,7 +59,7 @@ class GRU4Rec(RecModel):
         for layer in self.layers:
             x = layer(x)  # [B, L, H]
         users = self.user(self.dense(batch.history.read(x)))  # [N, D]
-        return Output(dots(users, self.item.weight, batch.items), {"user": users})
+        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
 
 
 class GRU(nn.Module):

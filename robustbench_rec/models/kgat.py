@@ -15,9 +15,9 @@ from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, product
 from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._dots import Dots
 from robustbench_rec.shifted import Site
 
 AGGREGATORS = ("bi_interaction", "gcn", "graphsage")
@@ -90,7 +90,7 @@ class KGAT(RecModel):
         self.sum = nn.ModuleList(nn.Linear(width * a, b) for a, b in pairs)
         self.product = nn.ModuleList(nn.Linear(a, b) for a, b in pairs if config.aggregator == "bi_interaction")
         self.sites = nn.ModuleList(Site() for _ in pairs)
-        self.propagated, self.dots = Site(), Dots()
+        self.propagated, self.dots = Site(), Meeting(listed=True)
         self.dropout = Dropout(config.dropout)
         for each in (self.node.weight, self.relation.weight, *self.projection):
             nn.init.xavier_uniform_(each)

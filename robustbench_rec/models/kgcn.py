@@ -12,6 +12,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.lookup import rows
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
@@ -69,6 +70,7 @@ class KGCN(RecModel):
         self.relation = nn.Embedding(data.kg.n_relations, config.dim)
         self.layers = nn.ModuleList(_Project(config.dim, config.aggregator) for _ in range(config.layers))
         self.sites = nn.ModuleList(Site() for _ in self.layers)
+        self.meeting = Meeting(listed=False)
         for table in (self.user, self.entity, self.relation):
             nn.init.xavier_uniform_(table.weight)
         for name, each in _neighbors(data.kg, config.neighbors, config.neighbor_seed).items():
@@ -84,7 +86,8 @@ class KGCN(RecModel):
         if batch.items is None:
             return Output(self._catalogue(users, interest, encoded), {"user": users})
         items = self._items(interest, batch.items, encoded)  # [B, C, D]
-        return Output(torch.einsum("bd,bcd->bc", users, items), {"user": users, "item": items})
+        scores = torch.einsum("bd,bcd->bc", self.meeting.user(users), self.meeting.item(items))
+        return Output(scores, {"user": users, "item": items})
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.l2:

@@ -8,9 +8,9 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import mirrored, normalised, product
 from robustbench_rec.lookup import half_square
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._dots import Dots
 from robustbench_rec.shifted import Site
 
 
@@ -38,7 +38,7 @@ class LightGCN(RecModel):
         self.item = nn.Embedding(data.n_items, config.dim)
         self.graph = normalised(data)
         self.sites = nn.ModuleList(Site() for _ in range(config.layers))
-        self.dots = Dots()
+        self.dots = Meeting(listed=True)
         for table in (self.user, self.item):
             nn.init.xavier_uniform_(table.weight)
 

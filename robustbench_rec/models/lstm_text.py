@@ -17,7 +17,7 @@ from robustbench_rec.models import models
 from robustbench_rec.models._fields import Fields
 from robustbench_rec.models._pairs import Pairs
 from robustbench_rec.reader import Reader
-from robustbench_rec.shifted import Site
+from robustbench_rec.shifted import Embedded, Site
 from robustbench_rec.vocabulary import PADDING, UNKNOWN, item_vocabulary, split
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class LSTMText(RecModel):
             raise RrecError(f"lstm_text with user_id=false: dataset '{data.name}' has no features of its users")
         self.token = nn.Embedding(self.vocabulary.size, config.token_dim, padding_idx=PADDING)
         self.lstm = nn.LSTM(config.token_dim, config.state_dim, batch_first=True)
-        self.embedded, self.state = Site(), Site()
+        self.embedded, self.state = Embedded(), Site()
         widths = self.users.count * config.field_dim, config.state_dim + self.items.count * config.field_dim
         self.user_readout, self.item_readout = nn.Linear(widths[0], 1), nn.Linear(widths[1], 1, bias=False)
         self.deep = Pairs(*widths, config.layers, config.dropout) if config.layers else None

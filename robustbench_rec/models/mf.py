@@ -6,9 +6,9 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import half_square
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._dots import Dots
 
 
 @models.register
@@ -31,7 +31,7 @@ class MF(RecModel):
         self.l2 = config.l2
         self.user = nn.Embedding(data.n_users, config.dim)
         self.item = nn.Embedding(data.n_items, config.dim)
-        self.dots = Dots()
+        self.dots = Meeting(listed=True)
         for table in (self.user, self.item):
             nn.init.xavier_normal_(table.weight)
 

@@ -9,10 +9,11 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events, rows
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._sequences import checked, dots, from_the_end
-from robustbench_rec.shifted import Site
+from robustbench_rec.models._sequences import checked, from_the_end
+from robustbench_rec.shifted import Embedded, Site
 
 
 @models.register
@@ -48,7 +49,7 @@ class SASRec(RecModel):
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
         self.events, self.dropout = Events(), Dropout(config.dropout)
-        self.embedded = Site()
+        self.embedded, self.meeting = Embedded(), Meeting(listed=False)
         self.blocks = nn.ModuleList(Block(config.dim, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         for table in (self.item, self.position):
@@ -62,7 +63,7 @@ class SASRec(RecModel):
         for block in self.blocks:
             x = block(x)
         users = self.norm(batch.history.read(x))  # [N, D]
-        return Output(dots(users, self.item.weight, batch.items), {"user": users})
+        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
 
 
 class Block(nn.Module):

@@ -16,9 +16,9 @@ from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, sums
 from robustbench_rec.lookup import half_square
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._dots import Dots
 from robustbench_rec.shifted import Site
 
 STRUCTURE = ("degree", "frequency", "jaccard", "adamic_adar")
@@ -88,7 +88,7 @@ class StructureAwareKGAT(RecModel):
         self.attentions = nn.ModuleList(_Attention(config.dim, width) for _ in range(config.layers))
         self.updates = nn.ModuleList(_Update(config.dim, config.dropout) for _ in range(config.layers))
         self.mixture = nn.Parameter(torch.zeros(1 + config.layers)) if config.readout == "weighted" else None
-        self.propagated, self.dots = Site(), Dots()
+        self.propagated, self.dots = Site(), Meeting(listed=True)
         for table in (self.node, self.relation):
             nn.init.xavier_uniform_(table.weight)
 

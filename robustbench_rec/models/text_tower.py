@@ -14,7 +14,8 @@ from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.lookup import pairs, rows
+from robustbench_rec.lookup import rows
+from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.pretrained import Adaptation, Backbone, Origin, Pretrained, joined, kept, mean, texts, whole_words
@@ -104,7 +105,7 @@ class TextTower(RecModel):
         steps = list(pairwise([frozen.shape[1], *config.hidden, config.dim]))
         self.head = nn.ModuleList(nn.Linear(a, b) for a, b in steps)
         self.sites = nn.ModuleList(Site() for _ in steps)
-        self.dropout = Dropout(config.dropout)
+        self.dropout, self.meeting = Dropout(config.dropout), Meeting(listed=False)
         if config.user == "embedding":
             self.user = nn.Embedding(data.n_users, config.dim)
             nn.init.xavier_normal_(self.user.weight)
@@ -121,10 +122,10 @@ class TextTower(RecModel):
         table = self._items(named) if encoded is None else encoded  # [M, D]
         users = self._users(batch, table, named)  # [B, D]
         if batch.items is None:
-            scores = users @ table.T  # [B, n_items]
+            scores = self.meeting(users, None, table, None)  # [B, n_items]
             learning = batch.targets is not None
             return Output(scores.masked_fill(self.unseen, -torch.inf) if learning else scores, {"user": users})
-        return Output(pairs(users, None, table, _places(batch.items, named)), {"user": users})
+        return Output(self.meeting(users, None, table, _places(batch.items, named)), {"user": users})
 
     def text_reader(self, data: Data) -> Reader:
         """Of tokens with LoRA, else of what the encoder says, which it loads."""

@@ -10,7 +10,7 @@ import torch
 from robustbench_rec import checkpoint, profiles
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
-from robustbench_rec.defenses import defenses
+from robustbench_rec.defenses import defended
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
@@ -68,7 +68,7 @@ def trainer_of(
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
     name = cfg.loss or model.loss
-    objective = wrap(defenses.build(cfg.defense, Plain(trained(name)), model), model, data).to(data.train.users.device)
+    objective = wrap(defended(cfg.defense, Plain(trained(name)), model), model, data).to(data.train.users.device)
     judging = evaluator(data, cfg)
     monitor = judging.watched(cfg.monitor)
     for part in PARTS:

@@ -1,0 +1,18 @@
+"""Where perturbations point: uphill, or anywhere as a control."""
+
+from robustbench_rec.ascent import Ascent
+from robustbench_rec.attack import Attack
+from robustbench_rec.attacks.noise import Noise
+from robustbench_rec.errors import unknown
+
+DIRECTIONS = ("gradient", "random")
+
+
+def directed(direction: str, ascent: Ascent) -> Attack:
+    """The ascent, or noise of the same norms in random directions."""
+    if direction not in DIRECTIONS:
+        raise unknown("defense.direction", direction, DIRECTIONS)
+    if direction == "gradient":
+        return ascent
+    size = vars(ascent.ball)
+    return Noise(Noise.Config(surface=ascent.surface, modules=None, scope=ascent.reach, seed=ascent.seed, **size))

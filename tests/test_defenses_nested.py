@@ -1,0 +1,120 @@
+"""Several defences around one another: on the command line, in configs, in checkpoints."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Toy, batch_of, build, compose, configured, gradients, usual
+
+from robustbench_rec import launch
+from robustbench_rec.config import Attack, Train
+from robustbench_rec.defenses import defended, defenses
+from robustbench_rec.errors import RrecError
+from robustbench_rec.objective import start_epoch
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks import attack, train
+
+SMALL = (
+    "dataset=synthetic",
+    "dataset.n_users=40",
+    "dataset.n_items=30",
+    "dataset.events_per_user=9",
+    "device=cpu",
+    "top_k=[5]",
+    "monitor=ndcg@5",
+    "epochs=3",
+    "batch_size=128",
+    "model=mf",
+    "model.dim=8",
+)
+
+
+def typed(*words: str) -> Train:
+    found = launch._typed(compose("train", *launch._nested(words)), "train")
+    assert isinstance(found, Train)
+    return found
+
+
+def names(config: dict[str, Any]) -> list[str]:
+    return [config["name"], *(names(config["inner"]) if "inner" in config else [])]
+
+
+class TestCommandLine:
+    def test_the_first_of_a_list_is_outermost_and_each_has_its_keys(self) -> None:
+        found = typed("defense=[rawp, apr,at]", "defense.gamma=0.5", "defense.inner.eps=0.7").defense
+        assert names(found) == ["rawp", "apr", "at"]
+        assert (found["gamma"], found["inner"]["eps"]) == (0.5, 0.7)
+        assert found["inner"]["inner"]["attack"]["name"] == "pgd"
+        swapped = typed("defense=[awp,at]", "attack@defense.inner.attack=fgm").defense
+        assert swapped["inner"]["attack"]["name"] == "fgm"
+
+    def test_one_in_a_list_is_that_one(self) -> None:
+        assert typed("defense=[apr]").defense == typed("defense=apr").defense
+
+    def test_other_words_stay_as_they_are(self) -> None:
+        words = ["defense=apr", "defense.modules=[a,b]", "top_k=[5,10]", "+x=[1]", "-m"]
+        assert launch._nested(words) == words
+
+    @pytest.mark.parametrize("word", ["defense=[]", "defense=[apr,]", "defense=none,[rawp,apr]", "defense=[a,[b]]"])
+    def test_what_cannot_be_read_is_one_line(self, word: str) -> None:
+        with pytest.raises(RrecError, match=r"defense=\[outermost,…,innermost\]") as caught:
+            launch._nested([word])
+        assert "\n" not in str(caught.value)
+
+    def test_an_unknown_key_of_an_inner_defence_is_told_with_its_place(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert launch.launch("train", ["defense=[rawp,apr]", "defense.inner.epss=1"]) == 2
+        assert "unknown key 'defense.inner.epss'; did you mean 'defense.inner.eps'?" in capsys.readouterr().err
+        assert launch.launch("train", ["defense=[rawp,aprr]"]) == 2
+        assert "unknown defense 'aprr'; did you mean 'apr'?" in capsys.readouterr().err
+
+    def test_keys_of_an_inner_defence_are_completed(self) -> None:
+        assert launch.complete("train", ["defense=[rawp,apr]"], "defense.inner.ep") == ["defense.inner.eps=0.2"]
+
+
+class TestObjective:
+    def test_it_is_the_one_built_around_the_other(self) -> None:
+        model, batch = Toy(), batch_of()
+        config = {**configured("defense", "awp", gamma=0.05), "inner": configured("defense", "apr", eps=0.3)}
+        inner = defenses.build(configured("defense", "apr", eps=0.3), usual(model), model)
+        outer = defenses.build(configured("defense", "awp", gamma=0.05), inner, model)
+        found = gradients(model, defended(config, usual(model), model)(Shifted(model), batch))
+        expected = gradients(model, outer(Shifted(model), batch))
+        assert all(torch.equal(found[key], expected[key]) for key in found)
+
+    @pytest.mark.parametrize(("outer", "inner"), list(product(defenses, defenses)))
+    def test_every_defence_goes_around_every_other(self, outer: str, inner: str) -> None:
+        dots = bool({"pamacf", "vat_user"} & {outer, inner})
+        if dots and "amr" in (outer, inner):
+            pytest.skip("no model at hand has both a dot product and features")
+        model = build("mf") if dots else Toy(dtype=torch.float32)
+        config = {**configured("defense", outer), "inner": configured("defense", inner)}
+        objective = defended(config, usual(model), model)
+        start_epoch(objective, 9, torch.Generator().manual_seed(0))
+        value = objective(Shifted(model), batch_of())
+        assert value.isfinite()
+        found = gradients(model, value)
+        assert all(each.isfinite().all() for each in found.values())
+        assert any(each.any() for each in found.values())
+
+    def test_an_inner_defence_is_a_config(self) -> None:
+        with pytest.raises(RrecError, match=r"defense.inner=apr: .*defense=\[rawp,…\]"):
+            defended({**configured("defense", "rawp"), "inner": "apr"}, usual(Toy()), Toy())
+
+
+def test_a_run_with_several_is_trained_and_trained_again_on_poison(tmp_path: Path) -> None:
+    out, again = tmp_path / "run", tmp_path / "again"
+    out.mkdir()
+    again.mkdir()
+    train.run(typed(*SMALL, "defense=[rawp,apr]", "defense.inner.eps=0.3", "defense.proxy=adam"), out)
+    stored = json.loads((out / "model.json").read_text())["training"]["defense"]
+    assert names(stored) == ["rawp", "apr"]
+    assert stored["inner"]["eps"] == 0.3
+    cfg = launch._typed(compose("attack", f"ckpt='{out}'", "poison=random", "device=cpu", "top_k=[5]"), "attack")
+    assert isinstance(cfg, Attack)
+    assert attack.run(cfg, again)
+    assert json.loads((again / "model.json").read_text())["training"]["defense"] == stored
