@@ -41,6 +41,13 @@ class RecModel(nn.Module):
         """Score `batch`, given `encode()`."""
         raise NotImplementedError
 
+    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor] | None:
+        """The vectors of the users of a batch `[B, D]` and of all items `[n_items, D]` whose dot products are the scores.
+
+        None where the scores are no dot products.
+        """
+        return None
+
     def text_reader(self, data: Data) -> Reader:
         """How texts of items reach the model, for one that reads them.
 

@@ -68,6 +68,9 @@ class LightGCN(RecModel):
         users, items = encoded
         return Output(self.dots(users, batch.users, items, batch.items))
 
+    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return encoded[0][batch.users], encoded[1]
+
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:
             return 0.0
