@@ -89,7 +89,7 @@ def certifiable(judging: Full) -> list[str]:
 
 
 def guaranteed(judging: Full, part: str, above: Tensor) -> Result:
-    """The metrics of the worst lists in which no more than `above` `[P]` irrelevant items stand above each relevant one.
+    """The metrics of the worst lists in which at most `above` `[P]` irrelevant items stand above each relevant one.
 
     With N_t irrelevant items above t at most, the j-th relevant item of any list stands at place j + N_(j) or better,
     N_(1) ≤ N_(2) ≤ … being the bounds in ascending order.
@@ -109,7 +109,7 @@ def guaranteed(judging: Full, part: str, above: Tensor) -> Result:
 
 
 def worst_lists(rows: Tensor, above: Tensor, n: int, k: int) -> tuple[Tensor, Tensor]:
-    """Hits `[n, k]` where the relevant items, of users rows `[P]`, stand as low as `above` `[P]` lets them, and counts."""
+    """Hits `[n, k]` where relevant items, of users rows `[P]`, stand as low as `above` `[P]` lets them, and counts."""
     order = above.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     owner, counts = rows[order], torch.bincount(rows, minlength=n)
@@ -125,8 +125,8 @@ def barriers(upper: Tensor, joint: Joint) -> Tensor:
     """What the votes of an item must exceed for at most 0, 1, … A-1 others to stand above it `[B, A]`, descending.
 
     upper: the A largest bounds of the others before the attack, descending, −∞ where there are no more `[B, A]`. joint:
-    of the sum of the bounds `[…, A]` of so many items `[A]`, a bound on the sum of their votes after the attack. If a + 1
-    items stand above, so do the weakest c of the strongest a + 1, whose mean is then no less; c is the best of all.
+    of the sum of the bounds `[…, A]` of so many items `[A]`, a bound on the sum of their votes after the attack. If a +
+    1 items stand above, so do the weakest c of the strongest a + 1, whose mean is then no less; c is the best of all.
     """
     depth = upper.shape[1]
     known = upper.isfinite()
@@ -148,7 +148,7 @@ def outvoted(lower: Tensor, rows: Tensor, barrier: Tensor) -> Tensor:
 
 
 def clopper_pearson(n: int, alpha: float) -> tuple[Tensor, Tensor]:
-    """One-sided bounds on a probability, each wrong with probability alpha, for 0 … n successes of n: `[n + 1]` each."""
+    """One-sided bounds on a probability, wrong with probability alpha each, by successes of n: `[n + 1]` each."""
     import numpy as np
     from scipy.stats import beta
 
@@ -176,7 +176,7 @@ class Ballot:
         return judging.measure((each.clone() for each in scores), portions, certifiable(judging))
 
     def bounds(self, judging: Full, part: str, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bounds `[P]` of the relevant pairs, their rows, and the largest of the others `[U, A]`, by count `[n + 1]`."""
+        """Bounds `[P]` of relevant pairs, their rows, and the largest of the others `[U, A]`; given by count `[n + 1]`."""
         depth = min(max(judging.judge.top_k), self.counts.shape[1])
         own, rows, others, first = [], [], [], 0
         for portion in judging.portions(part):

@@ -42,7 +42,7 @@ class RecModel(nn.Module):
         raise NotImplementedError
 
     def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor] | None:
-        """The vectors of the users of a batch `[B, D]` and of all items `[n_items, D]` whose dot products are the scores.
+        """The vectors of a batch's users `[B, D]` and of all items `[n_items, D]` whose dot products are the scores.
 
         None where the scores are no dot products.
         """

@@ -30,8 +30,8 @@ class Elections(Budgets):
 class Elected(Certificate):
     """Certified against fake users: the recommenders that see none of them vote as they did before.
 
-    The recommender is item-kNN with cosine similarity and all neighbours, so that a vote is two matrix products; it votes
-    for nothing that shares no user with what the user has. What the evaluation excludes is never voted for.
+    The recommender is item-kNN with cosine similarity and all neighbours, so that a vote is two matrix products; it
+    votes for nothing that shares no user with what the user has. What the evaluation excludes is never voted for.
     """
 
     threat: ClassVar[Threat] = Threat(
@@ -88,6 +88,6 @@ def neighbours(owned: Tensor, others: Tensor) -> Tensor:
 
 
 def chosen(scores: Tensor, open_: Tensor, votes: int) -> tuple[Tensor, Tensor]:
-    """The best `votes` candidates of each row `[…, votes]`, and whether they are voted for at all: with a score above 0."""
+    """The best `votes` candidates of each row `[…, votes]`, and whether they get a vote: with a score above 0."""
     best = scores.masked_fill(~open_, 0.0).topk(min(votes, scores.shape[-1]))
     return best.indices, best.values > 0

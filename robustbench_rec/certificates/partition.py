@@ -16,10 +16,10 @@ from robustbench_rec.evaluation import Full
 class Partition(Elected):
     """Deep partition aggregation over users, against fake users (Levine & Feizi, ICLR 2021).
 
-    groups: users are put into so many groups by a hash of their id, whoever else is there; a recommender learns from each
-    group and votes for `votes` items for every user. The list has the items with the most votes. A fake user can change
-    the votes of one group: an item stays above another whose votes are more than twice the number of fake users below.
-    Nothing is drawn, the bounds hold with certainty. Trains models itself: the checkpoint only names the data.
+    groups: users are put into so many groups by a hash of their id, whoever else is there; a recommender learns from
+    each group and votes for `votes` items for every user. The list has the items with the most votes. A fake user can
+    change the votes of one group: an item stays above another whose votes are more than twice the number of fake users
+    below. Nothing is drawn, the bounds hold with certainty. Trains models itself: the checkpoint only names the data.
     """
 
     @dataclass

@@ -13,16 +13,16 @@ from robustbench_rec.evaluation import Full
 
 @certificates.register
 class PORE(Elected):
-    """Provably robust ensemble over sub-samples of the users, against fake users (Jia et al., USENIX Security 2023: PORE).
+    """PORE: an ensemble over sub-samples of the users, provably robust to fake users (Jia et al., USENIX Security 2023).
 
     samples: T, sub-samples of `size` s users without replacement; in each, every sampled user gets `votes` N' items by
     item-kNN. alpha: the whole curve is wrong with probability alpha at most, α divided by users times items for each
     Clopper–Pearson bound. seed: of the sub-samples. The list has the items with the most votes.
 
     A sub-sample has no fake with probability ρ = C(n, s) / C(n + e, s); the votes of the others may be anything. So p ≥
-    ρ·p̲ for an item, and Σ p ≤ ρ·Σ p̄ + min(N', c)·(s/(n + e) − ρ·s/n) for c items. The published condition compares with
-    c = 1 and one larger c; here c is the best of all up to N − r + 1, which proves no less. Trains models itself: the
-    checkpoint only names the data. Few sub-samples give weak bounds: T stands beside the results.
+    ρ·p̲ for an item, and Σ p ≤ ρ·Σ p̄ + min(N', c)·(s/(n + e) − ρ·s/n) for c items. The published condition compares
+    with c = 1 and one larger c; here c is the best of all up to N − r + 1, which proves no less. Trains models itself:
+    the checkpoint only names the data. Few sub-samples give weak bounds: T stands beside the results.
     """
 
     @dataclass

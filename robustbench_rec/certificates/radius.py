@@ -31,8 +31,9 @@ class Radius(Certificate):
 
     For one pair of items the distance is exact: gap/‖q_t − q_k‖ (user), gap/‖p‖ (item), and the root of
     2‖p‖r + ‖q_t − q_k‖r + 2r² = gap (all). That an item leaves the first K needs the K-th smallest of them; for `item`
-    that is exact, for the others a lower bound, exact for K = 1. Whoever has several relevant items is certified for the worst of
-    each, though no one perturbation may do all that. Computed in double precision from the vectors of the model.
+    that is exact, for the others a lower bound, exact for K = 1. Whoever has several relevant items is certified for
+    the worst of each, though no one perturbation may do all that. Computed in double precision from the vectors of the
+    model.
     """
 
     @dataclass
@@ -61,7 +62,8 @@ class Radius(Certificate):
     def certify(self, loaded: Loaded, judging: Full, part: str) -> Certified:
         model, budgets = loaded.model.eval(), torch.tensor(self.budgets, dtype=torch.float64)
         at, top_k = Shifted(model), judging.judge.top_k
-        aims = None if self.config.items is None else targets(loaded.data, self.config.items, stratum="", count=0, seed=0)
+        named = self.config.items
+        aims = None if named is None else targets(loaded.data, named, stratum="random", count=1, seed=0)
         above: list[Tensor] = []
         leaving: dict[int, list[Tensor]] = {k: [] for k in top_k}
         entering: dict[int, list[Tensor]] = {k: [] for k in top_k}
@@ -69,7 +71,7 @@ class Radius(Certificate):
         for portion, batch in zip(judging.portions(part), batches, strict=True):
             found = model.vectors(batch, at.encoded)
             if found is None:
-                raise RrecError(f"certify=radius: the scores of {type(model).__name__} are no dot products of two vectors")
+                raise RrecError(f"certify=radius: the scores of {type(model).__name__} are no dot products of vectors")
             users, items = (each.double() for each in found)
             scores = users @ items.T  # [B, n_items]
             scores[portion.excluded] = float("-inf")
@@ -90,11 +92,11 @@ class Radius(Certificate):
                     distance[torch.arange(len(own)), own] = 0
                     for k, kept in entering.items():
                         kept.append(distance.topk(min(k, distance.shape[1]), 1).values[:, -1])
-        notes = {}
+        notes: dict[str, float] = {}
         for k, kept in leaving.items():
             radii = torch.cat(kept)
             inside = radii[radii > 0]
-            notes |= {f"median_radius@{k}": inside.median().item() if len(inside) else float("nan")}
+            notes[f"median_radius@{k}"] = inside.median().item() if len(inside) else float("nan")
         for k, kept in entering.items():
             if kept:
                 radii = torch.cat(kept)
@@ -104,8 +106,8 @@ class Radius(Certificate):
     def attack(self, loaded: Loaded, judging: Full, part: str, budget: float) -> Result:
         model = loaded.model.requires_grad_(False).eval()
         where = self._surface(model)
-        config = {**self.config.attack, **where, "eps": budget, "norm": "l2", "per": "row", "relative": "no", "scope": "all"}
-        suite = attacks.build(config).prepared(model, loaded.data)
+        ball = {"eps": budget, "norm": "l2", "per": "row", "relative": "no", "scope": "all"}
+        suite = attacks.build({**self.config.attack, **where, **ball}).prepared(model, loaded.data)
         results, at = [], Shifted(model)
         for k in judging.judge.top_k:
             goal = goals.build({"name": "untargeted", "k": k}, loaded.data)

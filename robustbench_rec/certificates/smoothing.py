@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.batch import Batch, History
+from robustbench_rec.batch import History
 from robustbench_rec.certificates import certificates
 from robustbench_rec.certified import (
     Ballot,
@@ -36,12 +36,12 @@ CHANGES = ("delete", "insert", "replace")
 class Smoothing(Certificate):
     """Randomised smoothing: the list of the items that a model most often puts on top when its input is noisy.
 
-    noise: gaussian, N(0, sigma²) on the vectors of `surface`: the user's own (user, dot-product models), or all tensors of
-    a surface together; budgets are l2 norms (Cohen et al., ICML 2019; top K: Jia et al., ICLR 2020). deletion: each event
-    of a history is dropped with probability p_minus; budgets are events that are deleted, inserted or replaced (changes),
-    anywhere in it. masking: `kept` events of a history stay; budgets are replaced events, of which a sample sees one with
-    probability Δ = 1 − C(L − r, k) / C(L, k). flips: of the 0/1 history of an item-based model, 1 → 0 with p_minus, 0 → 1
-    with p_plus, the regions of constant likelihood ratio (Bojchevski et al., ICML 2020).
+    noise: gaussian, N(0, sigma²) on the vectors of `surface`: the user's own (user, dot-product models), or all tensors
+    of a surface together; budgets are l2 norms (Cohen et al., ICML 2019; top K: Jia et al., ICLR 2020). deletion: each
+    event of a history is dropped with probability p_minus; budgets are events that are deleted, inserted or replaced
+    (changes), anywhere in it. masking: `kept` events of a history stay; budgets are replaced events, of which a sample
+    sees one with probability Δ = 1 − C(L − r, k) / C(L, k). flips: of the 0/1 history of an item-based model, 1 → 0
+    with p_minus, 0 → 1 with p_plus, the regions of constant likelihood ratio (Bojchevski et al., ICML 2020).
 
     votes: items on top of a sample's list that it votes for. samples, seed: how many, drawn from what. alpha: the whole
     curve is wrong with probability alpha at most, divided by users times items for each Clopper–Pearson bound. A vote's
@@ -85,8 +85,8 @@ class Smoothing(Certificate):
         if not (shares and min(c.kept, c.votes, c.samples) >= 1 and c.sigma > 0 and c.seed >= 0):
             raise RrecError(
                 f"certify.p_minus={c.p_minus}, p_plus={c.p_plus}, alpha={c.alpha}, kept={c.kept}, votes={c.votes}, "
-                f"samples={c.samples}, sigma={c.sigma}, seed={c.seed}: probabilities, counts of at least 1, sigma > 0 and "
-                "seed >= 0 are needed"
+                f"samples={c.samples}, sigma={c.sigma}, seed={c.seed}: probabilities, counts of at least 1, sigma > 0 "
+                "and seed >= 0 are needed"
             )
         if c.noise == "masking" and c.changes != "replace":
             raise RrecError("certify.noise=masking keeps the length of a history: set certify.changes=replace")
@@ -126,7 +126,8 @@ class Smoothing(Certificate):
         """The least that a probability p can become within the budget. lengths: of the histories, for masking."""
         c = self.config
         if c.noise == "gaussian":
-            return torch.special.ndtr(torch.special.ndtri(p) - budget / c.sigma)
+            worst: Tensor = torch.special.ndtr(torch.special.ndtri(p) - budget / c.sigma)
+            return worst
         count = int(budget)
         if c.noise == "masking":
             table = torch.tensor([seen(length, count, c.kept) for length in range(int(lengths.max()) + 1)])
@@ -136,9 +137,7 @@ class Smoothing(Certificate):
             if c.changes == "insert":
                 return away * p
             return ((p - (1 - away)) / (away if c.changes == "delete" else 1)).clamp_min(0)
-        before, after = regions(
-            count * (c.changes != "delete"), count * (c.changes != "insert"), c.p_plus, c.p_minus
-        )
+        before, after = regions(count * (c.changes != "delete"), count * (c.changes != "insert"), c.p_plus, c.p_minus)
         return _interpolated(p, before.to(p.device), after.to(p.device))
 
     def _lengths(self, judging: Full, part: str) -> Tensor:
@@ -173,7 +172,7 @@ class Smoothing(Certificate):
         c = self.config
         if c.noise == "gaussian" and c.surface != "user":
             if budget:
-                raise RrecError(f"certify.empirical: no attack for surface={c.surface} at a norm of all tensors together")
+                raise RrecError(f"certify.empirical: no attack for surface={c.surface}, leave it false")
             names = surface(model, c.surface)
             for _ in range(c.samples):
                 base = Shifted(model).tensors(names)
@@ -199,7 +198,7 @@ class Smoothing(Certificate):
                     yield number, scores
             else:
                 if not model.window:
-                    raise RrecError(f"certify.noise={c.noise}: {_name(model)} reads no histories; take gru4rec or sasrec")
+                    raise RrecError(f"certify.noise={c.noise}: {_name(model)} reads no histories, sasrec does")
                 whole_history = judging.history(portion.users, LONGEST, part)
                 assert whole_history is not None
                 changed = self._changed(whole_history, int(budget), judging.data.n_items, draw)

@@ -1,13 +1,14 @@
 """rrec eval with a certificate."""
 
 from pathlib import Path
+from typing import Any
 
 from robustbench_rec.certificates import certificates
 from robustbench_rec.certified import Certificate, certifiable, guaranteed
 from robustbench_rec.checkpoint import Loaded
 from robustbench_rec.config import Eval
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Evaluator, Full, Result
+from robustbench_rec.evaluation import Evaluator, Full
 from robustbench_rec.files import write_text
 from robustbench_rec.reports.curve import draw
 from robustbench_rec.reports.tables import Row, show
@@ -25,9 +26,7 @@ def certificate(cfg: Eval) -> Certificate | None:
     return certificates.build(cfg.certify)
 
 
-def certified(
-    proof: Certificate, cfg: Eval, loaded: Loaded, judging: Evaluator[Result], out: Path
-) -> dict[str, float]:
+def certified(proof: Certificate, cfg: Eval, loaded: Loaded, judging: Evaluator[Any], out: Path) -> dict[str, float]:
     """Certified, empirical and clean quality over the budget: a table, `certified.csv`, `certified.png` and metrics."""
     assert isinstance(judging, Full)
     found = proof.certify(loaded, judging, cfg.part)
@@ -42,7 +41,8 @@ def certified(
         for name in names:
             told[f"certified/{name}@{budget:g}"] = proven[name]
             if left:
-                told |= {f"empirical/{name}@{budget:g}": left[name], f"gap/{name}@{budget:g}": left[name] - proven[name]}
+                told[f"empirical/{name}@{budget:g}"] = left[name]
+                told[f"gap/{name}@{budget:g}"] = left[name] - proven[name]
             lines.append([name, budget, clean[name], proven[name], left.get(name, NONE)])
     told |= {f"certified/{name}": value for name, value in found.notes.items()}
     header = ["metric", proof.unit, "clean", "certified", "empirical", "gap"]
