@@ -176,7 +176,7 @@ class Ballot:
         return judging.measure((each.clone() for each in scores), portions, certifiable(judging))
 
     def bounds(self, judging: Full, part: str, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bounds `[P]` of relevant pairs, their rows, and the largest of the others `[U, A]`; given by count `[n + 1]`."""
+        """Bounds `[P]` of relevant pairs, their rows, the largest of the others `[U, A]`; given by count `[n + 1]`."""
         depth = min(max(judging.judge.top_k), self.counts.shape[1])
         own, rows, others, first = [], [], [], 0
         for portion in judging.portions(part):

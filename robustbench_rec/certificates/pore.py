@@ -13,7 +13,7 @@ from robustbench_rec.evaluation import Full
 
 @certificates.register
 class PORE(Elected):
-    """PORE: an ensemble over sub-samples of the users, provably robust to fake users (Jia et al., USENIX Security 2023).
+    """PORE: an ensemble over sub-samples of the users, robust to fake users (Jia et al., USENIX Security 2023).
 
     samples: T, sub-samples of `size` s users without replacement; in each, every sampled user gets `votes` N' items by
     item-kNN. alpha: the whole curve is wrong with probability alpha at most, α divided by users times items for each

@@ -55,6 +55,7 @@ class KGAT(RecModel):
         kg_batch_size: int
         min_triples: int
 
+    reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
 
     heads: Tensor

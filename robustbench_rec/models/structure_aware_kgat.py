@@ -56,6 +56,7 @@ class StructureAwareKGAT(RecModel):
         dropout: float
         l2: float
 
+    reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
 

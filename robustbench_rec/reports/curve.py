@@ -8,7 +8,7 @@ from robustbench_rec.files import write_bytes
 
 
 def draw(path: Path, lines: Sequence[Sequence[str | float]], *, unit: str, title: str) -> None:
-    """A PNG of lines with metric, budget, clean, certified and empirical value (NaN: none), for the first NDCG or HR."""
+    """A PNG of lines with metric, budget, clean, certified, empirical value (NaN: none), for the first NDCG or HR."""
     from matplotlib.figure import Figure  # half a second, needed here only
 
     names = list(dict.fromkeys(str(line[0]) for line in lines))
