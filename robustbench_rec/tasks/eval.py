@@ -22,7 +22,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
     seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
     if proof is not None:
         seeds["certify.seed"] = cfg.certify.get("seed")
-    notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "fingerprint": loaded.data.fingerprint}
+    notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "certify": cfg.certify, "fingerprint": loaded.data.fingerprint}
     with Run(out, "eval", seeds=seeds, device=device, **notes):
         at = Shifted(loaded.model)
         result = judging.evaluate(at, cfg.part)

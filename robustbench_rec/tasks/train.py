@@ -49,7 +49,7 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
         metrics = judge(judging, Shifted(trainer.model), cfg, out)
         if numbers := told(trainer.objective):
-            show(str(cfg.defense["name"]), ["", ""], [[each, value] for each, value in numbers.items()])
+            show(str(cfg.defense["name"]), ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
         metrics |= numbers
         trainer.finish()
     return metrics
