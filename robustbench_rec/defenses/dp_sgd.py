@@ -70,7 +70,7 @@ class DPSGD(Objective):
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         if isinstance(at.model.penalty(batch), Tensor):
             raise RrecError(
-                f"dp_sgd: the penalty of model '{_name(at.model)}' looks at the batch; set model.l2=0, and "
+                f"dp_sgd: the penalty of model '{_name(at.model)}' may look at the batch; set model.l2=0, and "
                 "weight_decay for a penalty"
             )
         weights = {name: each for name, each in at.model.named_parameters() if each.requires_grad}
