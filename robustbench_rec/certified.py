@@ -178,6 +178,7 @@ class Ballot:
     def bounds(self, judging: Full, part: str, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Bounds `[P]` of relevant pairs, their rows, the largest of the others `[U, A]`; given by count `[n + 1]`."""
         depth = min(max(judging.judge.top_k), self.counts.shape[1])
+        lower, upper = lower.to(self.counts.device), upper.to(self.counts.device)
         own, rows, others, first = [], [], [], 0
         for portion in judging.portions(part):
             row, column = portion.relevant

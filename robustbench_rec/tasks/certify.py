@@ -47,15 +47,16 @@ def certified(proof: Certificate, cfg: Eval, loaded: Loaded, judging: Evaluator[
     told |= {f"certified/{name}": value for name, value in found.notes.items()}
     header = ["metric", proof.unit, "clean", "certified", "empirical", "gap"]
     rows: list[Row] = [[*line, float(line[4]) - float(line[3])] for line in lines]
-    name = cfg.certify["name"]
-    what = f"{loaded.data.name}, {cfg.part}: {name}"
+    title = what = f"{loaded.data.name}, {cfg.part}: {cfg.certify['name']}"
+    if proof.trains:
+        what += ", of models trained here; ckpt names the data"
     show(what, ["threat", ""], [list(each) for each in proof.declared.words().items()])
     shown = [row for row in rows if str(row[0]).partition("@")[0] in SHOWN] or rows
     show("proven, and what the best attack left", header, [[row[0], f"{row[1]:g}", *row[2:]] for row in shown])
     if found.notes:
         show("beside", ["", ""], [[each, value] for each, value in found.notes.items()])
     write_text(out / "certified.csv", "\n".join(",".join(map(_cell, row)) for row in [header, *rows]) + "\n")
-    draw(out / "certified.png", lines, unit=proof.unit, title=what)
+    draw(out / "certified.png", lines, unit=proof.unit, title=title)
     return told
 
 
