@@ -158,11 +158,12 @@ class Attack(Judge, Base):
 
 @dataclass
 class Eval(Judge, Base):
-    """noise: what is done to the data that the model was trained on, before it is judged."""
+    """noise: what is done to the data that the model was trained on, before it is judged. certify: what is proven."""
 
     ckpt: str = MISSING
     part: str = MISSING
     noise: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
+    certify: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
 
 
 @dataclass

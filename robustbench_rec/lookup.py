@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustbench_rec.batch import History
+from robustbench_rec.traced import traced
 
 ROWS_ONLY = "rows_only"
 
@@ -73,7 +74,7 @@ class Events(nn.Module):
 def _plain(table: Tensor) -> bool:
     """Whether the operators of torch are used as they are: they are fast on a GPU, and know reduced precision."""
     cpu = table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64)
-    return not cpu or torch.is_autocast_enabled("cpu")
+    return not cpu or traced() or torch.is_autocast_enabled("cpu")
 
 
 class _Runs:

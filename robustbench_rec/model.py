@@ -30,6 +30,8 @@ class RecModel(nn.Module):
     """Sampled items beside each positive in training; 0 is the whole catalogue, or an event's own label."""
     causal: ClassVar[bool] = False
     """Whether the state at a step of a history knows nothing of later steps, so that all steps are learnt at once."""
+    reads_events: ClassVar[bool] = False
+    """Whether scores depend on the training events of users beside what is learnt from them, as through their graph."""
     window: int = 0
     """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 
@@ -40,6 +42,13 @@ class RecModel(nn.Module):
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         """Score `batch`, given `encode()`."""
         raise NotImplementedError
+
+    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor] | None:
+        """The vectors of a batch's users `[B, D]` and of all items `[n_items, D]` whose dot products are the scores.
+
+        None where the scores are no dot products.
+        """
+        return None
 
     def text_reader(self, data: Data) -> Reader:
         """How texts of items reach the model, for one that reads them.

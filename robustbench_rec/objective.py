@@ -1,7 +1,7 @@
 """Objectives: scalars of (model at a point, batch) that wrap one another; trained down, attacked up."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,17 @@ Scalar = Callable[[Shifted, Batch], Tensor]
 class Objective(nn.Module):
     """Base of defences and distillations: a scalar of `(at, batch)`, usually around an inner objective.
 
-    Its buffers are training state: they are saved with a resumable run.
+    Its buffers are training state: they are saved with a resumable run. alone: nothing may be added to it.
     """
+
+    alone: ClassVar[bool] = False
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
+
+    def told(self) -> dict[str, float]:
+        """Numbers about the training that has been, for `metrics.json`."""
+        return {}
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -47,6 +53,12 @@ def start_epoch(objective: Objective, epoch: int, generator: torch.Generator) ->
     for each in objective.modules():
         if isinstance(each, Objective):
             each.start_epoch(epoch, generator)
+
+
+def told(objective: Objective) -> dict[str, float]:
+    """What every nested objective tells."""
+    nested = [each.told() for each in objective.modules() if isinstance(each, Objective)]
+    return {name: value for each in nested for name, value in each.items()}
 
 
 def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -45,6 +45,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "noise": ("train",),
     "poison": ("train",),
     "finetune": ("finetune", "ckpt=none"),
+    "certify": ("eval", "ckpt=none"),
 }
 
 

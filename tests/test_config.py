@@ -19,9 +19,8 @@ from robustbench_rec.tasks.ls import groups
 CONF = launch.conf_dir()
 YAMLS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 REGISTRIES = {name: path for name, path in groups().items() if name not in ("losses", "metrics")}
-COMPONENTS = [
-    (group, path.stem) for group in REGISTRIES for path in sorted((CONF / group.removesuffix("s")).glob("*.yaml"))
-]
+KINDS = {name: {"certificates": "certify"}.get(name, name.removesuffix("s")) for name in REGISTRIES}
+COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CONF / KINDS[group]).glob("*.yaml"))]
 
 
 def compose(verb: str, *overrides: str) -> DictConfig:
@@ -60,8 +59,9 @@ def test_a_registry_has_a_yaml_for_every_module_and_no_other(group: str) -> None
 
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_a_component_yaml_has_the_name_of_its_file_and_the_keys_of_its_config(group: str, name: str) -> None:
-    kind = group.removesuffix("s")
-    verb = {"attack": "attack", "distill": "distill", "finetune": "finetune", "goal": "attack"}.get(kind, "train")
+    kind = KINDS[group]
+    verbs = {"attack": "attack", "certify": "eval", "distill": "distill", "finetune": "finetune", "goal": "attack"}
+    verb = verbs.get(kind, "train")
     composed = compose(verb, f"{kind}={name}")  # so that defaults lists and package directives count
     node: Mapping[str, Any] = OmegaConf.to_container(composed[kind], resolve=False)  # type: ignore[assignment]
     assert node["name"] == name

@@ -18,6 +18,8 @@ def defended(config: Mapping[str, Any], objective: "Objective", model: "RecModel
     inner = config.get("inner")
     if isinstance(inner, Mapping):
         objective = defended(inner, objective, model)
+        if objective.alone:
+            raise RrecError(f"defense={inner.get('name')}: no other defence may be around it")
     elif inner is not None:
         raise RrecError(
             f"defense.inner={inner}: the config of another defence; several are defense=[{config['name']},…]"

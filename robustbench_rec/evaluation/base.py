@@ -118,7 +118,7 @@ class Evaluator(ABC, Generic[P]):
         """What the model is asked, a batch a portion; a history ends where the part begins."""
         for each in self.portions(part):
             yield Batch.unlabelled(
-                each.users, each.items, context=each.context, history=self._history(each.users, model.window, part)
+                each.users, each.items, context=each.context, history=self.history(each.users, model.window, part)
             )
 
     def batches(self, model: RecModel, part: str) -> Iterator[Batch]:
@@ -204,7 +204,7 @@ class Evaluator(ABC, Generic[P]):
             joined = {name: torch.cat([each[name] for each in spent]) for name in spent[0]}
             return moved, attack.summary(joined)
 
-    def _history(self, users: Tensor, window: int, part: str) -> History | None:
+    def history(self, users: Tensor, window: int, part: str) -> History | None:
         if not window:
             return None
         if part not in self._histories:

@@ -1,6 +1,7 @@
 """What the models share that score an item by the training items of a user."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class ItemBased(RecModel):
 
     The rows are taken from the data, not from a checkpoint, and are never dense but for the users of a portion.
     """
+
+    reads_events: ClassVar[bool] = True
 
     def __init__(self, data: Data) -> None:
         super().__init__()

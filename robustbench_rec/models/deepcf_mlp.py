@@ -35,6 +35,8 @@ class DeepCFMLP(RecModel):
     loss = "bce"
     negatives: ClassVar[int] = 4
 
+    reads_events: ClassVar[bool] = True
+
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         if min(config.dim, *config.hidden, len(config.hidden)) < 1:

@@ -61,6 +61,9 @@ class GRU4Rec(RecModel):
         users = self.user(self.dense(batch.history.read(x)))  # [N, D]
         return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
 
+    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        return self(batch, encoded).hidden["user"], self.item.weight
+
 
 class GRU(nn.Module):
     """A layer of gated recurrent units, from zero; unlike `nn.GRU` it reads its weights when it is called."""

@@ -55,6 +55,7 @@ class KGAT(RecModel):
         kg_batch_size: int
         min_triples: int
 
+    reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
 
     heads: Tensor
@@ -129,6 +130,9 @@ class KGAT(RecModel):
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))
+
+    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return encoded[0][batch.users], encoded[1]
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

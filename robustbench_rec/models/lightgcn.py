@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class LightGCN(RecModel):
         dim: int
         layers: int
         l2: float
+
+    reads_events: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -67,6 +70,9 @@ class LightGCN(RecModel):
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded
         return Output(self.dots(users, batch.users, items, batch.items))
+
+    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return encoded[0][batch.users], encoded[1]
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

@@ -38,6 +38,9 @@ class MF(RecModel):
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         return Output(self.dots(self.user.weight, batch.users, self.item.weight, batch.items))
 
+    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        return self.user.weight[batch.users], self.item.weight
+
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:
             return 0.0

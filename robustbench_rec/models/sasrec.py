@@ -65,6 +65,9 @@ class SASRec(RecModel):
         users = self.norm(batch.history.read(x))  # [N, D]
         return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
 
+    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        return self(batch, encoded).hidden["user"], self.item.weight
+
 
 class Block(nn.Module):
     """Causal self-attention, then two layers for each step; each behind a norm and beside a way around."""

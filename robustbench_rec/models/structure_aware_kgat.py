@@ -56,6 +56,7 @@ class StructureAwareKGAT(RecModel):
         dropout: float
         l2: float
 
+    reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
 
@@ -105,6 +106,9 @@ class StructureAwareKGAT(RecModel):
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))
+
+    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return encoded[0][batch.users], encoded[1]
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

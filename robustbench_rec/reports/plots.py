@@ -44,6 +44,21 @@ def lines(frame: pd.DataFrame, x: str, title: str, path: Path, *, marked: float 
     write(drawn, path)
 
 
+def certified(table: Sequence[Sequence[str | float]], unit: str, title: str, path: Path) -> None:
+    """Certified and empirical curves of the first NDCG or HR; metric, budget, clean, certified, empirical (NaN: none)."""
+    names = list(dict.fromkeys(str(row[0]) for row in table))
+    name = next((each for kind in ("ndcg", "hr") for each in names if each.startswith(kind)), names[0])
+    budgets, clean, proven, left = zip(*(row[1:] for row in table if row[0] == name), strict=True)
+    drawn, axes = figure(xlabel=unit, ylabel=name, title=title)
+    axes.plot(budgets, proven, marker="o", label="certified")
+    if any(each == each for each in left):
+        axes.plot(budgets, left, marker="s", label="empirical")
+    axes.axhline(clean[0], linestyle="--", color="grey", label="clean")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize="small")
+    write(drawn, path)
+
+
 def figure(*, xlabel: str, ylabel: str, title: str, height: float = 4.4) -> tuple[Any, Any]:
     """A figure and its axes, with a grid."""
     from matplotlib.figure import Figure  # half a second, needed here only

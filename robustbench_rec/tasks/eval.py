@@ -9,17 +9,20 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.reports.tables import by_metric
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
-    """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise."""
-    device = setup(cfg)
+    """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise; prove what stays."""
+    device, proof = setup(cfg), certificate(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
     judging.portions(cfg.part)
     seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
-    notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "fingerprint": loaded.data.fingerprint}
+    if proof is not None:
+        seeds["certify.seed"] = cfg.certify.get("seed")
+    notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "certify": cfg.certify, "fingerprint": loaded.data.fingerprint}
     with Run(out, "eval", seeds=seeds, device=device, **notes):
         at = Shifted(loaded.model)
         result = judging.evaluate(at, cfg.part)
@@ -27,4 +30,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
-    return {f"{cfg.part}/{name}": value for name, value in result.metrics.items()}
+        told = {f"{cfg.part}/{name}": value for name, value in result.metrics.items()}
+        if proof is not None:
+            told |= certified(proof, cfg, loaded, judging, out)
+    return told

@@ -13,7 +13,7 @@ import robustbench_rec
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.registry import Registry
 
-DECLARED = ("attacks", "poisons")
+DECLARED = ("attacks", "certificates", "poisons")
 """Groups whose components declare a threat."""
 
 

@@ -11,16 +11,17 @@ from robustbench_rec import checkpoint, profiles
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defended
+from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.objective import Objective, Plain, told
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
-from robustbench_rec.reports.tables import by_metric
+from robustbench_rec.reports.tables import by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
@@ -47,6 +48,9 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
     with Run(out, task, seeds=seeds, device=device, **notes):
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
         metrics = judge(judging, Shifted(trainer.model), cfg, out)
+        if numbers := told(trainer.objective):
+            show(str(cfg.defense["name"]), ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
+        metrics |= numbers
         trainer.finish()
     return metrics
 
@@ -68,7 +72,10 @@ def trainer_of(
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
     name = cfg.loss or model.loss
-    objective = wrap(defended(cfg.defense, Plain(trained(name)), model), model, data).to(data.train.users.device)
+    inner = defended(cfg.defense, Plain(trained(name)), model)
+    objective = wrap(inner, model, data).to(data.train.users.device)
+    if inner.alone and objective is not inner:
+        raise RrecError(f"defense={cfg.defense['name']}: nothing may be added to its loss, as rrec {task} does")
     judging = evaluator(data, cfg)
     monitor = judging.watched(cfg.monitor)
     for part in PARTS:

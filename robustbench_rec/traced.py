@@ -1,0 +1,22 @@
+"""Whether the transforms of torch.func look on, which know the operators of torch and nothing else."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_TRACED = ContextVar("traced", default=False)
+
+
+@contextmanager
+def tracing() -> Iterator[None]:
+    """Within it the models use the operators of torch as they are, however slow."""
+    token = _TRACED.set(True)
+    try:
+        yield
+    finally:
+        _TRACED.reset(token)
+
+
+def traced() -> bool:
+    """Whether they do now."""
+    return _TRACED.get()

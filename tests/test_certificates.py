@@ -1,0 +1,695 @@
+"""Certificates: against brute force, other people's libraries, and attacks that must never beat them."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations, product
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import (
+    DATA,
+    RECIPE,
+    Fixed,
+    build,
+    buildable,
+    compose,
+    configured,
+    interactions,
+    judge,
+    make_data,
+    question,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import Tensor
+
+from robustbench_rec import launch
+from robustbench_rec.attacks import attacks
+from robustbench_rec.certificates import certificates
+from robustbench_rec.certificates._elections import chosen, histories, neighbours
+from robustbench_rec.certificates.partition import hashed
+from robustbench_rec.certificates.pore import PORE, clean_share
+from robustbench_rec.certificates.smoothing import Smoothing, _interpolated, _latest, regions, seen
+from robustbench_rec.certified import (
+    Certificate,
+    barriers,
+    candidates,
+    certifiable,
+    clopper_pearson,
+    guaranteed,
+    outvoted,
+    worst_lists,
+)
+from robustbench_rec.checkpoint import Loaded
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import Full, Result
+from robustbench_rec.evaluation.worst import attacked, members
+from robustbench_rec.goals import goals
+from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
+from robustbench_rec.poisons import poisons
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks import eval as evaluate
+from robustbench_rec.tasks import train
+
+METRICS = ["ndcg", "recall", "precision", "hr", "mrr", "map"]
+DOTS = [name for name in models if buildable(name) and type(build(name)).vectors is not RecModel.vectors]
+
+
+def judging(data: Data = DATA, k: int = 5) -> Full:
+    return Full(data, judge(metrics=METRICS, top_k=[k]))
+
+
+def loaded(model: RecModel, data: Data = DATA) -> Loaded:
+    return Loaded(model, data, {}, RECIPE)
+
+
+def proof(name: str, **changes: Any) -> Certificate:
+    return certificates.build(configured("certify", name, **changes))
+
+
+def spread(name: str, data: Data = DATA, *, seed: int = 0) -> RecModel:
+    """A model whose vectors are far apart, so that lists are not a matter of rounding."""
+    model = build(name, data, seed=seed)
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.ndim == 2:
+                each.normal_(generator=torch.Generator().manual_seed(seed))
+    model.refresh()
+    return model.eval()
+
+
+def pairs(judging: Full, part: str = "test") -> tuple[Tensor, Tensor]:
+    """Users and items of the relevant pairs, in the order of a certificate."""
+    portions = judging.portions(part)
+    return (
+        torch.cat([each.users[each.relevant[0]] for each in portions]),
+        torch.cat([each.relevant[1] for each in portions]),
+    )
+
+
+def assert_no_better(attacked: Result, proven: Result, slack: float = 1e-6) -> None:
+    """User by user: what an attack leaves is no less than what is proven."""
+    for name, bound in proven.per_user.items():
+        assert (attacked.per_user[name] >= bound - slack).all(), name
+
+
+class TestLists:
+    @given(st.integers(0, 10_000), st.integers(1, 8))
+    def test_exact_counts_give_the_metrics_of_the_list(self, seed: int, k: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        scores = torch.randn(DATA.n_users, DATA.n_items, generator=draw)
+        model, judge = Fixed(scores), judging(k=k)
+        above = []
+        for portion in judge.portions("test"):
+            found = scores[portion.users].clone()
+            own = found[portion.relevant]
+            found[portion.excluded] = found[portion.relevant] = -torch.inf
+            above.append((found[portion.relevant[0]] >= own[:, None]).sum(1))
+        proven, real = guaranteed(judge, "test", torch.cat(above)), judge.evaluate(Shifted(model), "test")
+        for name in METRICS:
+            assert proven.metrics[f"{name}@{k}"] == pytest.approx(real.metrics[f"{name}@{k}"], abs=1e-6)
+        assert torch.equal(proven.users, real.users)
+
+    @given(st.integers(0, 10_000))
+    def test_no_list_within_the_bounds_is_worse(self, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        scores = torch.randn(DATA.n_users, DATA.n_items, generator=draw)
+        judge, bounds = judging(), []
+        for portion in judge.portions("test"):
+            found = scores[portion.users].clone()
+            own = found[portion.relevant]
+            found[portion.excluded] = found[portion.relevant] = -torch.inf
+            exact = (found[portion.relevant[0]] >= own[:, None]).sum(1)
+            bounds.append(exact + torch.randint(3, exact.shape, generator=draw))
+        assert_no_better(judge.evaluate(Shifted(Fixed(scores)), "test"), guaranteed(judge, "test", torch.cat(bounds)))
+
+    def test_relevant_items_stand_behind_one_another(self) -> None:
+        hits, counts = worst_lists(torch.tensor([1, 0, 1, 1]), torch.tensor([2, 0, 0, 2]), 2, 6)
+        assert hits.int().tolist() == [[1, 0, 0, 0, 0, 0], [1, 0, 0, 1, 1, 0]]
+        assert counts.tolist() == [1, 3]
+
+    def test_metrics_of_whole_lists_cannot_be_certified(self) -> None:
+        with pytest.raises(RrecError, match="ndcg"):
+            certifiable(Full(DATA, judge(metrics=["auc", "coverage"])))
+
+
+class TestBounds:
+    @given(st.integers(1, 60), st.floats(1e-6, 0.4))
+    def test_clopper_pearson_is_that_of_scipy(self, n: int, alpha: float) -> None:
+        lower, upper = clopper_pearson(n, alpha)
+        for count in range(0, n + 1, max(1, n // 7)):
+            expected = binomtest(count, n).proportion_ci(1 - 2 * alpha, "exact")
+            assert lower[count].item() == pytest.approx(expected.low, abs=1e-9)
+            assert upper[count].item() == pytest.approx(expected.high, abs=1e-9)
+
+    @given(st.integers(5, 40), st.integers(1, 5), st.integers(0, 6))
+    def test_the_share_of_clean_samples_is_the_ratio_of_binomials(self, n: int, s: int, fakes: int) -> None:
+        assert clean_share(n, s, fakes) == pytest.approx(comb(n, s) / comb(n + fakes, s), rel=1e-9)
+
+    def test_the_share_of_clean_samples_of_large_data_is_finite(self) -> None:
+        assert 0 < clean_share(1_000_000, 500_000, 500) < 1e-100
+
+    @given(st.integers(0, 10_000), st.integers(1, 3), st.floats(0, 0.4))
+    def test_votes_within_a_budget_lift_no_more_items_than_allowed(self, seed: int, votes: int, room: float) -> None:
+        """Any votes after the attack whose sums over c items rise by at most room · min(c, votes)."""
+        draw = torch.Generator().manual_seed(seed)
+        upper = torch.rand(1, 6, generator=draw, dtype=torch.float64).sort(descending=True).values
+        own = torch.rand(4, generator=draw, dtype=torch.float64)
+        barrier = barriers(upper, lambda total, c: total + room * c.clamp_max(votes))
+        allowed = outvoted(own, torch.zeros(4, dtype=torch.long), barrier)
+        for extra in product([0.0, room / 2, room], repeat=6):
+            if sum(extra) <= votes * room + 1e-12:
+                after = upper[0] + torch.tensor(extra, dtype=torch.float64)
+                assert ((after > own[:, None] + 1e-12).sum(1) <= allowed).all()
+
+    def test_items_that_are_not_there_cannot_rise(self) -> None:
+        upper = torch.tensor([[0.5, -torch.inf, -torch.inf]], dtype=torch.float64)
+        barrier = barriers(upper, lambda total, c: total + c)
+        assert outvoted(torch.zeros(1).double(), torch.zeros(1, dtype=torch.long), barrier).item() == 1
+
+
+@pytest.mark.parametrize("name", DOTS)
+class TestVectors:
+    def test_their_dot_products_are_the_scores(self, name: str) -> None:
+        model = build(name).eval()
+        asked = question(model, torch.arange(DATA.n_users))
+        at = Shifted(model)
+        found = model.vectors(asked, at.encoded)
+        assert found is not None
+        torch.testing.assert_close(found[0] @ found[1].T, at(asked).scores, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("vectors", ["all", "item", "user"])
+    def test_no_budget_certifies_the_list_itself_and_more_budget_less(self, name: str, vectors: str) -> None:
+        judge = judging()
+        certificate = proof("radius", vectors=vectors, budgets=[0, 0.01, 0.1, 1, 1e6])
+        found = certificate.certify(loaded(build(name)), judge, "test")
+        values = [guaranteed(judge, "test", above).metrics for above in found.above]
+        for metric, clean in found.clean.metrics.items():
+            assert values[0][metric] == pytest.approx(clean, abs=1e-6)
+            curve = [each[metric] for each in values]
+            assert curve == sorted(curve, reverse=True)
+            assert curve[-1] == 0
+
+
+def radius_of(vectors: str, users: Tensor, items: Tensor, scores: Tensor, row: int, own: int) -> Tensor:
+    """The closed forms, pair by pair."""
+    gap = scores[row, own] - scores[row]
+    if vectors == "item":
+        return gap / users[row].norm()
+    return gap / (items[own] - items).norm(dim=1)
+
+
+class TestRadius:
+    def of(self, model: RecModel, judge: Full) -> tuple[Tensor, Tensor, Tensor]:
+        users, items = model.get_parameter("user.weight").double(), model.get_parameter("item.weight").double()
+        scores = (users @ items.T).detach()
+        for portion in judge.portions("test"):
+            rows, columns = portion.excluded
+            scores[portion.users[rows], columns] = -torch.inf
+        return users.detach(), items.detach(), scores
+
+    def test_a_step_of_the_radius_and_a_little_along_the_closed_form_swaps_the_items(self) -> None:
+        judge = judging(make_data(test=1), k=1)
+        model = spread("mf", judge.data)
+        users, items, scores = self.of(model, judge)
+        certificate = proof("radius", vectors="user", budgets=[0])
+        for user, own in zip(*(each.tolist() for each in pairs(judge)), strict=True):
+            distance = radius_of("user", users, items, scores, user, own)
+            rival = distance.masked_fill((torch.arange(len(items)) == own) | (scores[user].isinf()), torch.inf).argmin()
+            if scores[user, own] < scores[user, rival]:
+                continue
+            direction = (items[rival] - items[own]) / (items[rival] - items[own]).norm()
+            for factor, falls in ((0.99, False), (1.01, True)):
+                there = users[user] + factor * distance[rival] * direction
+                moved = (items @ there).masked_fill(scores[user].isinf(), -torch.inf)
+                assert (moved.argmax().item() != own) == falls
+        assert certificate.unit == "radius"
+
+    @pytest.mark.parametrize("vectors", ["item", "user"])
+    def test_the_counts_are_those_of_the_closed_forms(self, vectors: str) -> None:
+        judge, budgets = judging(), [0.0, 0.1, 0.5, 1.0]
+        model = spread("mf")
+        users, items, scores = self.of(model, judge)
+        found = proof("radius", vectors=vectors, budgets=budgets).certify(loaded(model), judge, "test").above
+        owners, columns = pairs(judge)
+        relevant = {(u, i) for u, i in zip(owners.tolist(), columns.tolist(), strict=True)}
+        for pair, (user, own) in enumerate(zip(owners.tolist(), columns.tolist(), strict=True)):
+            distance = radius_of(vectors, users, items, scores, user, own)
+            others = [i for i in range(DATA.n_items) if (user, i) not in relevant and scores[user, i].isfinite()]
+            for row, budget in enumerate(budgets):
+                assert found[row, pair] == sum(distance[i].item() <= budget for i in others)
+
+    def test_an_item_vector_that_moves_by_its_radius_leaves_the_list(self) -> None:
+        judge = judging(make_data(test=1), k=3)
+        model = spread("mf", judge.data)
+        users, items, scores = self.of(model, judge)
+        owners, columns = pairs(judge)
+        radii = []
+        for user, own in zip(owners.tolist(), columns.tolist(), strict=True):
+            others = scores[user].clone()
+            others[own] = -torch.inf
+            radius = (scores[user, own] - others.topk(3).values[-1]) / users[user].norm()
+            radii.append(radius.item())
+            if radius > 0:
+                away = users[user] / users[user].norm()
+                for factor, inside in ((0.99, True), (1.01, False)):
+                    score = users[user] @ (items[own] - factor * radius * away)
+                    assert ((others > score).sum() < 3) == inside
+        positive = sorted(each for each in radii if each > 0)
+        told = proof("radius", vectors="item", budgets=[0]).certify(loaded(model, judge.data), judge, "test").notes
+        assert told["median_radius@3"] == pytest.approx(positive[(len(positive) - 1) // 2])
+
+    @pytest.mark.parametrize("name", ["pgd", "fab", "cw", "apgd"])
+    def test_no_attack_on_the_users_vectors_beats_it(self, name: str) -> None:
+        judge, model = judging(), spread("mf")
+        for eps in (0.05, 0.3, 1.0):
+            found = proof("radius", vectors="user", budgets=[eps]).certify(loaded(model), judge, "test")
+            ball = {"eps": eps, "norm": "l2", "per": "row", "relative": "no", "surface": "activation"}
+            suite = attacks.build(configured("attack", name, **ball, modules=["dots.user"])).prepared(model, DATA)
+            goal = goals.build({"name": "untargeted", "k": 5}, DATA)
+            (member,) = members(judge, suite, goal)
+            moved, _ = attacked(judge, Shifted(model.requires_grad_(False)), member, "test", goal, None)
+            assert_no_better(judge.evaluate(moved, "test"), guaranteed(judge, "test", found.above[0]))
+
+    @pytest.mark.parametrize("name", ["cw", "fab"])
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_no_smallest_perturbation_is_smaller(self, name: str, k: int) -> None:
+        data = make_data(n_users=60, test=1)
+        judge, model = judging(data, k=k), spread("mf", data).requires_grad_(False)
+        users, items, scores = self.of(model, judge)
+        config = configured("attack", name, eps=None, surface="activation", modules=["dots.user"])
+        attack = attacks.build(config).prepared(model, data)
+        goal = goals.build({"name": "untargeted", "k": k}, data)
+        (member,) = members(judge, attack, goal)
+        moved, _ = attacked(judge, Shifted(model), member, "test", goal, None)
+        checked = 0
+        for (at, batch), portion in zip(moved, judge.portions("test"), strict=True):  # type: ignore[misc]
+            size = at.delta["dots.user.shift"].norm(dim=1)
+            after = at(batch).scores
+            after[portion.excluded] = -torch.inf
+            for row, own in zip(*(each.tolist() for each in portion.relevant), strict=True):
+                user = int(portion.users[row])
+                distance = radius_of("user", users, items, scores, user, own)
+                distance[own] = torch.inf
+                radius = distance.clamp_min(0).masked_fill(scores[user].isinf(), torch.inf).topk(k, largest=False)
+                left = (after[row] >= after[row, own]).sum() > k
+                if left and radius.values[-1] > 0:
+                    assert size[row] >= radius.values[-1] * (1 - 1e-4)
+                    checked += 1
+        assert checked
+
+    def test_no_attack_on_all_vectors_beats_it(self) -> None:
+        judge, model = judging(), spread("mf")
+        certificate = proof("radius", vectors="all", budgets=[0.02, 0.1, 0.3], empirical=True)
+        found = certificate.certify(loaded(model), judge, "test")
+        for budget, above in zip(certificate.budgets, found.above, strict=True):
+            left = certificate.attack(loaded(model), judge, "test", budget)
+            assert_no_better(left, guaranteed(judge, "test", above))
+            assert left.metrics["ndcg@5"] <= found.clean.metrics["ndcg@5"]
+
+    def test_the_attack_for_one_item_s_vector_is_said_to_be_missing(self) -> None:
+        with pytest.raises(RrecError, match="empirical"):
+            proof("radius", vectors="item").attack(loaded(build("mf")), judging(), "test", 0.1)
+
+    def test_more_users_than_certified_cannot_be_shown_a_target(self) -> None:
+        judge, model = judging(), spread("mf")
+        users, items = model.get_parameter("user.weight"), model.get_parameter("item.weight")
+        target, budget = 7, 1.5
+        found = proof("radius", vectors="user", budgets=[0, budget], items=[DATA.item_ids[target]])
+        told = found.certify(loaded(model), judge, "test").notes
+        clean = judge.exposure(Shifted(model), "test", torch.tensor([target]))
+        assert told["t_hr@5@0"] == pytest.approx(clean.metrics["t_hr@5"])
+        best = 0.0
+        for seed in range(30):
+            towards = items[target] - items[torch.randint(DATA.n_items, (), generator=torch.manual_seed(seed))]
+            step = towards / towards.norm().clamp_min(1e-9) * budget
+            moved = judge.exposure(
+                Shifted(model, {"user.weight": step.detach().expand_as(users)}), "test", torch.tensor([target])
+            )
+            best = max(best, moved.metrics["t_hr@5"])
+        assert clean.metrics["t_hr@5"] < best <= told[f"t_hr@5@{budget}"]
+
+    def test_models_without_dot_products_are_refused(self) -> None:
+        with pytest.raises(RrecError, match="dot products"):
+            proof("radius").certify(loaded(build("neumf")), judging(), "test")
+
+    def test_unknown_vectors_are_refused(self) -> None:
+        with pytest.raises(RrecError, match="all, item, user"):
+            proof("radius", vectors="both")
+
+
+def grouped(n_users: int = 60, n_items: int = 24, seed: int = 0) -> Data:
+    """Users of three tastes, so that a small sample of them knows what the others like."""
+    draw = torch.Generator().manual_seed(seed)
+    base = make_data(n_users=n_users, n_items=n_items)
+    taste = torch.arange(n_users) % 3
+    weights = torch.full((n_users, n_items), 0.15)
+    weights[torch.arange(n_items) % 3 == taste[:, None]] = 3.0
+    order = (weights.log() - (-torch.rand(n_users, n_items, generator=draw).log()).log()).argsort(1, descending=True)
+
+    def part(first: int, count: int) -> Any:
+        return interactions(torch.arange(n_users).repeat_interleave(count), order[:, first : first + count].reshape(-1))
+
+    return replace(base, train=part(0, 5), valid=part(5, 1), test=part(6, 1))
+
+
+def published(p: Tensor, q: Tensor, n_votes: int, k: int, n: int, s: int, fakes: int) -> int:
+    """§ of PORE, an item at a time: the largest r whose r-th best reference item cannot be pushed out.
+
+    p: lower bounds of the reference items. q: upper bounds of the others. Both branches of the published minimum.
+    """
+    rho = math.prod((n + i - s) / (n + i) for i in range(1, fakes + 1))
+    room = s / (n + fakes) - s / n * rho
+    best = 0
+    own, others = sorted(p.tolist(), reverse=True), sorted(q.tolist(), reverse=True)
+    for r in range(1, min(k, len(own)) + 1):
+        strongest = others[: k - r + 1]
+        if len(strongest) < k - r + 1:
+            best = r
+            continue
+        for above in range(len(strongest)):  # how many of them stand above the item already
+            weakest = strongest[above:]
+            mean = (sum(weakest) * rho + n_votes * room) / len(weakest)
+            single = min(weakest) * rho + room
+            if own[r - 1] * rho > min(mean, single):
+                best = r
+    return best
+
+
+class TestPORE:
+    @given(st.integers(0, 10_000), st.integers(0, 4))
+    def test_the_certified_intersection_is_that_of_a_scalar_computation(self, seed: int, fakes: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        n, s, k = 40, 4, 4
+        certificate = proof("pore", size=s, votes=1)
+        assert isinstance(certificate, PORE)
+        data = make_data(n_users=n)
+        own = torch.rand(3, generator=draw).double() * s / n
+        others = (torch.rand(1, 9, generator=draw).double() * s / n * 0.6).sort(descending=True).values
+        lower, barrier = certificate.after(own, others[:, :k], fakes, data)
+        above = outvoted(lower, torch.zeros(3, dtype=torch.long), barrier)
+        hits, _ = worst_lists(torch.zeros(3, dtype=torch.long), above, 1, k)
+        assert hits.sum().item() == published(own, others[0], 1, k, n, s, fakes)
+
+    def test_a_vote_is_for_the_nearest_item_by_summed_cosines(self) -> None:
+        data = grouped()
+        owned = histories(data)
+        scores = neighbours(owned[:7], owned[:20])
+        part = owned[:20]
+        for user, item in product(range(7), range(data.n_items)):
+            expected = 0.0
+            for mine in owned[user].nonzero().flatten().tolist():
+                both = (part[:, mine] * part[:, item]).sum()
+                size = (part[:, mine].sum() * part[:, item].sum()).sqrt().clamp_min(1)
+                expected += (both / size).item()
+            assert scores[user, item].item() == pytest.approx(expected, abs=1e-5)
+
+    def test_excluded_items_and_items_out_of_reach_get_no_vote(self) -> None:
+        scores = torch.tensor([[3.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+        open_ = torch.tensor([[False, True, True], [True, True, True]])
+        items, voted = chosen(scores, open_, 2)
+        assert items[0, 0] == 1
+        assert voted.tolist() == [[True, False], [False, False]]
+
+    def test_every_sub_sample_votes_at_most_so_often(self) -> None:
+        data = grouped()
+        judge = judging(data)
+        certificate = proof("pore", samples=50, size=20, votes=2)
+        assert isinstance(certificate, PORE)
+        ballot = certificate.elect(data, judge, "test")
+        users, open_ = candidates(judge, "test")
+        assert not ballot.counts[~open_].any()
+        assert ballot.counts.sum() <= 50 * 20 * 2
+        assert ballot.counts.sum(1).max() <= 2 * 50
+        # a user is in a third of the sub-samples
+        assert ballot.counts.sum().item() / len(users) == pytest.approx(2 * 50 / 3, rel=0.1)
+
+    @pytest.mark.parametrize("poison", ["random", "bandwagon"])
+    def test_no_fake_users_beat_it(self, poison: str) -> None:
+        data = grouped()
+        judge = judging(data, k=3)
+        fake = configured("poison", poison, count=1)
+        certificate = proof("pore", budgets=[0, 1, 2, 4], samples=3000, size=12, votes=1, poison=fake)
+        found = certificate.certify(loaded(build("pop", data), data), judge, "test")
+        proven = [guaranteed(judge, "test", above) for above in found.above]
+        assert proven[0].metrics["hr@3"] > 0.2
+        for budget, bound in zip(certificate.budgets, proven, strict=True):
+            if budget:
+                left = certificate.attack(loaded(build("pop", data), data), judge, "test", budget)
+                assert_no_better(left, bound)
+        assert [each.metrics["hr@3"] for each in proven] == sorted(
+            (each.metrics["hr@3"] for each in proven), reverse=True
+        )
+
+    def test_more_sub_samples_prove_more(self) -> None:
+        data = grouped()
+        judge, values = judging(data, k=3), []
+        for samples in (100, 1000, 5000):
+            found = proof("pore", budgets=[0], samples=samples, size=12).certify(
+                loaded(build("pop", data), data), judge, "test"
+            )
+            values.append(guaranteed(judge, "test", found.above[0]).metrics["hr@3"])
+        assert values == sorted(values)
+        assert values[-1] > values[0]
+
+    def test_more_users_than_there_are_cannot_be_sampled(self) -> None:
+        with pytest.raises(RrecError, match="certify.size"):
+            proof("pore", size=1000).certify(loaded(build("pop")), judging(), "test")
+
+
+class TestPartition:
+    def test_the_group_of_a_user_depends_on_no_other(self) -> None:
+        ids = [f"u{each}" for each in range(50)]
+        assert torch.equal(hashed(ids, 7)[:20], hashed(ids[:20], 7))
+        assert hashed(ids, 7).bincount(minlength=7).min() > 0
+
+    @pytest.mark.parametrize("poison", ["random", "bandwagon", "covisit"])
+    def test_no_fake_users_beat_it(self, poison: str) -> None:
+        data = grouped()
+        judge = judging(data, k=3)
+        fake = configured("poison", poison, count=1)
+        certificate = proof("partition", budgets=[0, 1, 2, 3, 20], groups=12, votes=2, poison=fake)
+        found = certificate.certify(loaded(build("pop", data), data), judge, "test")
+        proven = [guaranteed(judge, "test", above) for above in found.above]
+        assert proven[0].metrics == pytest.approx(found.clean.metrics, abs=1e-6)
+        assert proven[1].metrics["hr@3"] > 0.1
+        assert proven[-1].metrics["hr@3"] == 0
+        for budget, bound in zip(certificate.budgets, proven, strict=True):
+            if budget:
+                left = certificate.attack(loaded(build("pop", data), data), judge, "test", budget)
+                assert_no_better(left, bound)
+
+    def test_fake_users_change_the_votes_of_their_groups_alone(self) -> None:
+        data = grouped()
+        judge = judging(data)
+        certificate = proof("partition", groups=12, votes=2)
+        before = certificate.elect(data, judge, "test").counts  # type: ignore[attr-defined]
+        one = poisons.build(configured("poison", "random", size=1 / data.n_users, count=1))
+        after = certificate.elect(one(data), judge, "test").counts  # type: ignore[attr-defined]
+        assert (before - after).abs().max() <= 1
+        assert (after - before).clamp_min(0).sum(1).max() <= 2
+
+
+def subsequences(history: tuple[int, ...], p: float) -> Iterator[tuple[tuple[int, ...], float]]:
+    """What is left of a history when each event is deleted with probability p, and how likely that is."""
+    for kept in product([False, True], repeat=len(history)):
+        yield tuple(e for e, k in zip(history, kept, strict=True) if k), math.prod(1 - p if k else p for k in kept)
+
+
+class TestSmoothing:
+    def of(self, **changes: Any) -> Smoothing:
+        built = proof("smoothing", **changes)
+        assert isinstance(built, Smoothing)
+        return built
+
+    @pytest.mark.parametrize(
+        ("changes", "after", "count"),
+        [
+            ("delete", (1, 2, 4), 1),
+            ("delete", (4,), 3),
+            ("insert", (1, 9, 2, 3, 4), 1),
+            ("insert", (8, 1, 2, 9, 3, 4), 2),
+            ("replace", (1, 2, 9, 4), 1),
+            ("replace", (9, 2, 8, 4), 2),
+        ],
+    )
+    def test_no_vote_on_thinned_histories_falls_below_the_bound(
+        self, changes: str, after: tuple[int, ...], count: int
+    ) -> None:
+        p_minus, nothing = 0.7, torch.zeros((), dtype=torch.long)
+        certificate = self.of(noise="deletion", changes=changes, p_minus=p_minus, budgets=[1])
+        before = (1, 2, 3, 4)
+        for seed in range(40):
+            draw = torch.Generator().manual_seed(seed)
+            everything = {each for h in (before, after) for each, _ in subsequences(h, p_minus)}
+            votes = {
+                each: float(torch.rand((), generator=draw) < 0.2 + 0.6 * (seed % 2)) for each in sorted(everything)
+            }
+            values = [sum(p * votes[each] for each, p in subsequences(h, p_minus)) for h in (before, after)]
+            least = certificate.least(torch.tensor(values[0], dtype=torch.float64), count, nothing)
+            assert values[1] >= least.item() - 1e-9
+            most = 1 - certificate.least(torch.tensor(1 - values[0], dtype=torch.float64), count, nothing)
+            assert values[1] <= most.item() + 1e-9
+
+    @pytest.mark.parametrize(("length", "changed", "kept"), [(6, 1, 2), (6, 2, 3), (4, 4, 1), (3, 1, 5), (5, 0, 2)])
+    def test_the_share_of_masked_histories_that_see_a_change_is_counted(
+        self, length: int, changed: int, kept: int
+    ) -> None:
+        subsets = list(combinations(range(length), min(kept, length)))
+        touched = sum(any(each < changed for each in subset) for subset in subsets)
+        assert seen(length, changed, kept) == pytest.approx(touched / len(subsets))
+
+    @given(st.integers(0, 2), st.integers(0, 2), st.floats(0.01, 0.4), st.floats(0.3, 0.9), st.integers(0, 1000))
+    def test_no_vote_on_flipped_histories_falls_below_the_bound(
+        self, added: int, deleted: int, p_plus: float, p_minus: float, seed: int
+    ) -> None:
+        """Over all 0/1 vectors of the changed coordinates, for any function of them."""
+        x = (0,) * added + (1,) * deleted
+        tilde = tuple(1 - each for each in x)
+        before, after = regions(added, deleted, p_plus, p_minus)
+        assert before[-1].item() == pytest.approx(1)
+        assert after[-1].item() == pytest.approx(1)
+
+        def chance(x: tuple[int, ...], z: tuple[int, ...]) -> float:
+            one = [1 - p_minus if each else p_plus for each in x]
+            return math.prod(p if bit else 1 - p for p, bit in zip(one, z, strict=True))
+
+        points = list(product([0, 1], repeat=len(x)))
+        votes = torch.rand(len(points), generator=torch.Generator().manual_seed(seed)).round().tolist()
+        values = [sum(v * chance(h, z) for v, z in zip(votes, points, strict=True)) for h in (x, tilde)]
+        least = _interpolated(torch.tensor([values[0]]).double(), before, after)
+        assert values[1] >= least.item() - 1e-6
+
+    def test_the_bound_on_flips_without_additions_is_that_of_deletions(self) -> None:
+        p, nothing = torch.linspace(0.05, 1, 9).double(), torch.zeros(9, dtype=torch.long)
+        for changes in ("delete", "insert", "replace"):
+            shared = {"changes": changes, "p_minus": 0.6, "p_plus": 0.0, "budgets": [1]}
+            flips, deletion = (self.of(noise=each, **shared) for each in ("flips", "deletion"))
+            assert (flips.least(p, 2, nothing) >= deletion.least(p, 2, nothing) - 1e-9).all()
+            if changes != "replace":
+                torch.testing.assert_close(flips.least(p, 2, nothing), deletion.least(p, 2, nothing))
+
+    def test_the_gaussian_bound_is_reached_by_a_half_space(self) -> None:
+        """A vote of x₁ > 0 falls from p to Φ(Φ⁻¹(p) − r/σ) when x moves by r against it (Cohen et al., 2019)."""
+        p = torch.tensor([0.2, 0.5, 0.9]).double()
+        least = self.of(sigma=0.5).least(p, 0.3, torch.zeros(3))
+        normal = torch.distributions.Normal(0.0, 1.0)
+        torch.testing.assert_close(least, normal.cdf(normal.icdf(p) - 0.3 / 0.5), rtol=1e-6, atol=1e-7)
+
+    def test_the_latest_kept_events_are_what_a_model_reads(self) -> None:
+        items = torch.tensor([[-1, 4, -1, 5, 6], [3, -1, -1, -1, -1], [-1, -1, -1, -1, -1]])
+        found = _latest(items, 2, 20)
+        assert found.items.tolist() == [[5, 6], [3, 20], [20, 20]]
+        assert found.lengths.tolist() == [2, 1, 0]
+
+    @pytest.mark.parametrize(
+        ("model", "changes"),
+        [
+            ("mf", {"noise": "gaussian", "budgets": [0, 0.05, 0.2, 0.5], "sigma": 1.0}),
+            ("sasrec", {"noise": "deletion", "changes": "delete", "budgets": [0, 1, 2], "p_minus": 0.8}),
+            ("sasrec", {"noise": "deletion", "changes": "insert", "budgets": [0, 1, 2], "p_minus": 0.8}),
+            ("gru4rec", {"noise": "deletion", "changes": "replace", "budgets": [0, 1], "p_minus": 0.8}),
+            ("sasrec", {"noise": "masking", "kept": 2, "budgets": [0, 1, 2]}),
+            ("itemknn", {"noise": "flips", "budgets": [0, 1], "p_minus": 0.8, "p_plus": 0.02}),
+        ],
+        ids=lambda each: each if isinstance(each, str) else "-".join(map(str, each.values())),
+    )
+    def test_no_change_of_the_input_beats_it(self, model: str, changes: dict[str, Any]) -> None:
+        data = grouped(n_users=20)
+        judge, built = judging(data, k=8), spread(model, data)
+        certificate = self.of(samples=400, votes=6, empirical=True, **changes)
+        found = certificate.certify(loaded(built, data), judge, "test")
+        proven = [guaranteed(judge, "test", above) for above in found.above]
+        assert proven[0].metrics["hr@8"] > 0
+        for budget, bound in zip(certificate.budgets, proven, strict=True):
+            assert_no_better(certificate.attack(loaded(built, data), judge, "test", budget), bound)
+        curve = [each.metrics["hr@8"] for each in proven]
+        assert curve == sorted(curve, reverse=True)
+
+    def test_a_whole_surface_can_be_smoothed(self) -> None:
+        certificate = self.of(surface="embedding", samples=20, budgets=[0, 0.1])
+        found = certificate.certify(loaded(build("neumf")), judging(), "test")
+        assert found.above.shape == (2, len(DATA.test))
+        with pytest.raises(RrecError, match="empirical"):
+            certificate.attack(loaded(build("neumf")), judging(), "test", 0.1)
+
+    @pytest.mark.parametrize(
+        ("model", "changes", "told"),
+        [
+            ("mf", {"noise": "deletion", "budgets": [1]}, "histories"),
+            ("mf", {"noise": "flips", "budgets": [1]}, "itemknn"),
+            ("neumf", {"noise": "gaussian"}, "dot products"),
+        ],
+    )
+    def test_models_without_the_input_are_refused(self, model: str, changes: dict[str, Any], told: str) -> None:
+        with pytest.raises(RrecError, match=told):
+            self.of(**changes).certify(loaded(build(model)), judging(), "test")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"noise": "laplace"},
+            {"noise": "masking", "changes": "delete", "budgets": [1]},
+            {"noise": "deletion", "budgets": [0.5]},
+            {"p_minus": 1.0},
+            {"sigma": 0.0},
+            {"budgets": [1, 0]},
+            {"budgets": []},
+        ],
+    )
+    def test_settings_that_make_no_sense_are_refused(self, changes: dict[str, Any]) -> None:
+        with pytest.raises(RrecError, match="certify"):
+            self.of(**changes)
+
+
+class TestTask:
+    def run(self, verb: Any, name: str, out: Path, *words: str) -> dict[str, float]:
+        out.mkdir(parents=True, exist_ok=True)
+        metrics: dict[str, float] = verb.run(launch._typed(compose(name, *words), name), out)
+        return metrics
+
+    def test_a_certificate_stands_beside_the_metrics(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        data = ["dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "device=cpu", f"data_dir='{tmp_path}'"]
+        self.run(train, "train", tmp_path / "run", *data, "model=mf", "epochs=1")
+        words = [f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"data_dir='{tmp_path}'", "top_k=[5]"]
+        with_attack = [*words, "certify=radius", "certify.budgets=[0,0.1]", "certify.empirical=true"]
+        told = self.run(evaluate, "eval", tmp_path / "eval", *with_attack)
+        assert told["certified/ndcg@5@0"] == pytest.approx(told["test/ndcg@5"], abs=1e-6)
+        assert told["certified/ndcg@5@0.1"] <= told["empirical/ndcg@5@0.1"]
+        gap = told["empirical/hr@5@0.1"] - told["certified/hr@5@0.1"]
+        assert told["gap/hr@5@0.1"] == pytest.approx(gap)
+        with open(tmp_path / "eval" / "certified.csv", newline="") as file:
+            rows = {(row["metric"], float(row["radius"])): row for row in csv.DictReader(file)}
+        assert float(rows["ndcg@5", 0.1]["certified"]) == told["certified/ndcg@5@0.1"]
+        assert (tmp_path / "eval" / "certified.png").read_bytes()[:4] == b"\x89PNG"
+        assert "white-box" in capsys.readouterr().out
+        assert json.loads((tmp_path / "eval" / "run.json").read_text())["certify"]["name"] == "radius"
+        plain = self.run(evaluate, "eval", tmp_path / "plain", *words)
+        assert not [name for name in plain if name.startswith("certified")]
+        with pytest.raises(RrecError, match="protocol=full"):
+            self.run(
+                evaluate, "eval", tmp_path / "sampled", *words, "certify=radius", "protocol=sampled", "n_negatives=9"
+            )
+
+
+def test_a_model_that_says_so_reads_the_events_of_all_users() -> None:
+    """Other events of another user change the scores of users whose own events stay, or change nothing."""
+    other = DATA.train.users == DATA.n_users - 1
+    items = torch.where(other, (DATA.train.items + 1) % DATA.n_items, DATA.train.items)
+    changed = replace(DATA, train=replace(DATA.train, items=items))
+    for name in models:
+        if not buildable(name) or not (model := build(name)).trainable or type(model).fit is not RecModel.fit:
+            continue
+        again, asked = build(name, changed), question(model, torch.arange(3))
+        with torch.no_grad():
+            one, two = (Shifted(each.eval())(asked).scores for each in (model, again))
+        assert torch.equal(one, two) != model.reads_events, name
