@@ -45,7 +45,7 @@ def lines(frame: pd.DataFrame, x: str, title: str, path: Path, *, marked: float 
 
 
 def certified(table: Sequence[Sequence[str | float]], unit: str, title: str, path: Path) -> None:
-    """Certified and empirical curves of the first NDCG or HR; metric, budget, clean, certified, empirical (NaN: none)."""
+    """Curves of the first NDCG or HR; rows of metric, budget, clean, certified, empirical value (NaN: none)."""
     names = list(dict.fromkeys(str(row[0]) for row in table))
     name = next((each for kind in ("ndcg", "hr") for each in names if each.startswith(kind)), names[0])
     budgets, clean, proven, left = zip(*(row[1:] for row in table if row[0] == name), strict=True)
