@@ -76,6 +76,9 @@ class TestCommandLine:
         assert launch.complete("train", ["defense=[rawp,apr]"], "defense.inner.ep") == ["defense.inner.eps=0.2"]
 
 
+NESTING = [each for each in defenses if each != "dp_sgd"]
+
+
 class TestObjective:
     def test_it_is_the_one_built_around_the_other(self) -> None:
         model, batch = Toy(), batch_of()
@@ -86,7 +89,7 @@ class TestObjective:
         expected = gradients(model, outer(Shifted(model), batch))
         assert all(torch.equal(found[key], expected[key]) for key in found)
 
-    @pytest.mark.parametrize(("outer", "inner"), list(product(defenses, defenses)))
+    @pytest.mark.parametrize(("outer", "inner"), list(product(NESTING, NESTING)))
     def test_every_defence_goes_around_every_other(self, outer: str, inner: str) -> None:
         dots = bool({"pamacf", "vat_user"} & {outer, inner})
         if dots and "amr" in (outer, inner):
@@ -100,6 +103,13 @@ class TestObjective:
         found = gradients(model, value)
         assert all(each.isfinite().all() for each in found.values())
         assert any(each.any() for each in found.values())
+
+    @pytest.mark.parametrize("other", ["none", "awp", "sam"])
+    def test_private_training_is_the_only_defence(self, other: str) -> None:
+        private = configured("defense", "dp_sgd", noise=0.0)
+        for outer, inner in ((private, configured("defense", other)), (configured("defense", other), private)):
+            with pytest.raises(RrecError, match=r"dp_sgd needs the loss of single events|no other defence may be"):
+                defended({**outer, "inner": inner}, usual(Toy()), build("mf", l2=0.0))
 
     def test_an_inner_defence_is_a_config(self) -> None:
         with pytest.raises(RrecError, match=r"defense.inner=apr: .*defense=\[rawp,…\]"):
