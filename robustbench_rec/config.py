@@ -108,11 +108,18 @@ class Fit:
     monitor: str | None = MISSING
 
 
+def _nothing() -> dict[str, Any]:
+    return {"name": "none"}
+
+
 @dataclass
 class Train(Fit, Judge, Recipe, Base):
+    """clean: what is done to the training events, poison included, before the training."""
+
     model: dict[str, Any] = MISSING
     defense: dict[str, Any] = MISSING
     poison: dict[str, Any] = MISSING
+    clean: dict[str, Any] = field(default_factory=_nothing)  # trainings from before it have none
     resume: str | None = MISSING
 
 
@@ -139,7 +146,8 @@ class Attack(Judge, Base):
     loss: what the attack climbs, null for the goal's own. labels: true, the worst case, or own: what the model itself
     takes for relevant, a score above 0, as in the evaluations of the RAWP line. poison: fake users in the training
     data, then the model is trained again and nothing of goal, attack, eps, loss and labels counts; none for an attack
-    on the model as it is.
+    on the model as it is. clean: what is done to the poisoned data before that training; none for what was done in the
+    training of the checkpoint.
     """
 
     ckpt: str = MISSING
@@ -151,6 +159,7 @@ class Attack(Judge, Base):
     attack: dict[str, Any] = MISSING
     resume: str | None = MISSING
     poison: dict[str, Any] = MISSING
+    clean: dict[str, Any] = field(default_factory=_nothing)
 
 
 @dataclass

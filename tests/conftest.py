@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "goal": ("attack", "ckpt=none"),
     "noise": ("train",),
     "poison": ("train",),
+    "clean": ("train",),
 }
 
 

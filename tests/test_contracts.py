@@ -24,6 +24,7 @@ from torch import Tensor
 from robustbench_rec import checkpoint
 from robustbench_rec.ascent import Ascent, Perturbation
 from robustbench_rec.attacks import attacks
+from robustbench_rec.cleans import cleans
 from robustbench_rec.defenses import defenses
 from robustbench_rec.distills import distills
 from robustbench_rec.errors import RrecError
@@ -46,6 +47,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "distill": distills,
     "noise": noises,
     "poison": poisons,
+    "clean": cleans,
 }
 MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]

@@ -14,7 +14,7 @@ from robustbench_rec.shifted import Shifted
 
 @defenses.register
 class GeneralisedCrossEntropy(Denoiser):
-    """Generalised cross-entropy (1 − p^q) / q, between cross-entropy and absolute error (Zhang & Sabuncu, NeurIPS 2018).
+    """Generalised cross-entropy (1 − p^q) / q, from cross-entropy to absolute error (Zhang & Sabuncu, NeurIPS 2018).
 
     q: in (0, 1]; near 0 cross-entropy, 1 the absolute error. p is the probability of an event's label, as in `r_ce`,
     whose gradient with β = q this loss has. Without the truncation of the paper.

@@ -13,7 +13,7 @@ from robustbench_rec.shifted import Shifted
 
 @defenses.register
 class ReweightedLoss(Denoiser):
-    """R-CE: every loss weighs as much as the event is likely, p^β, so that hard ones count less (Wang et al., WSDM 2021).
+    """R-CE: a loss weighs as much as its event is likely, p^β, so that hard ones count less (Wang et al., WSDM 2021).
 
     beta: β; 0 is plain training. p is the probability that the model gives the label of an event, exp(−loss): σ(s) of a
     positive and 1 − σ(s) of a negative with bce as in the paper, σ of the margin with bpr, the softmax with softmax.

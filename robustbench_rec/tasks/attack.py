@@ -13,7 +13,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
-from robustbench_rec.errors import unknown
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
@@ -35,7 +35,11 @@ Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint: as it is, or by training it again on poisoned data."""
-    return evade(cfg, out) if cfg.poison["name"] == "none" else retrain(cfg, out)
+    if cfg.poison["name"] != "none":
+        return retrain(cfg, out)
+    if cfg.clean["name"] != "none":
+        raise RrecError(f"clean={cfg.clean['name']} is for a training: name a poison too, or use rrec train")
+    return evade(cfg, out)
 
 
 def evade(cfg: Attack, out: Path) -> dict[str, float]:
