@@ -19,8 +19,8 @@ class Finding:
     """What a step found in the data it was shown.
 
     removed: training events that go, bool `[N]`. counts: what each rule found. flagged: users that it takes for fake,
-    bool `[U]`. scores: how suspicious each user is, NaN without training events `[U]`. told: users whose truth it was given, bool `[U]`. edges,
-    texts: as in `Cleaning`.
+    bool `[U]`. scores: how suspicious each user is, NaN without training events `[U]`. told: users whose truth it was
+    given, bool `[U]`. edges, texts: as in `Cleaning`.
     """
 
     removed: Tensor
@@ -30,6 +30,11 @@ class Finding:
     told: Tensor | None = None
     edges: Tensor | None = None
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """The counts, and how many events go."""
+        return {**self.counts, "events": int(self.removed.sum())}
 
 
 class Clean(ABC):
@@ -161,10 +166,10 @@ def cleaned(data: Data, steps: Sequence[Clean]) -> tuple[Data, list[tuple[Clean,
         finding = step.find(visible(current), fake if step.known else None)
         kept = made.kept.clone()
         kept[made.kept] = ~finding.removed
-        texts = {**made.texts}
+        texts = dict(made.texts)
         for column, rows in finding.texts.items():
-            texts[column] = {**texts.get(column, {}), **rows}
-        told = {"config": step.settings, "counts": {**finding.counts, "events": int(finding.removed.sum())}}
+            texts[column] = dict(texts.get(column, {})) | dict(rows)
+        told: dict[str, Any] = {"config": step.settings, "counts": finding.totals}
         if finding.flagged is not None:
             told["users"] = [data.user_ids[each] for each in finding.flagged.nonzero().squeeze(1).tolist()]
         steps_told = [*made.about.get("steps", ()), told]

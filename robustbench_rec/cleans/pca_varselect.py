@@ -36,4 +36,5 @@ class PCAVarSelect(Detector):
         centred = values - values.mean(1, keepdim=True)
         z = centred / values.std(1, correction=0, keepdim=True).clamp_min(1e-12)
         _, vectors = torch.linalg.eigh(z @ z.T)  # by rising eigenvalue
-        return -vectors[:, -self.config.components :].square().sum(1)
+        loadings: Tensor = vectors[:, -self.config.components :].square().sum(1)
+        return -loadings

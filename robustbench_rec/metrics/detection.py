@@ -12,7 +12,7 @@ def auroc(scores: Tensor, fake: Tensor) -> float:
     _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
     ranks = (counts.cumsum(0) - (counts - 1) / 2)[place].double()  # the mean rank of ties
     above = ranks[fake].sum() - positives * (positives + 1) / 2
-    return (above / (positives * negatives)).item()
+    return float(above) / (positives * negatives)
 
 
 def average_precision(scores: Tensor, fake: Tensor) -> float:
@@ -22,7 +22,7 @@ def average_precision(scores: Tensor, fake: Tensor) -> float:
     _, place, counts = torch.unique(-scores, return_inverse=True, return_counts=True)
     found = torch.zeros(len(counts), dtype=torch.double, device=scores.device).index_add(0, place, fake.double())
     precision = found.cumsum(0) / counts.cumsum(0)
-    return (precision * found).sum().item() / int(fake.sum())
+    return float((precision * found).sum()) / int(fake.sum())
 
 
 def flags(flagged: Tensor, fake: Tensor) -> dict[str, float]:

@@ -71,17 +71,8 @@ def _training(cfg: Attack, loaded: checkpoint.Loaded) -> Train:
     clean = cfg.clean if cfg.clean["name"] != "none" else loaded.training.get("clean", cfg.clean)
     here = {each.name: getattr(cfg, each.name) for each in fields(Base) if each.name not in loaded.training}
     recipe = asdict(loaded.recipe)
+    changed = {"model": loaded.config, "poison": cfg.poison, "clean": clean, "resume": None}
     try:
-        return typed_training(
-            {
-                **here,
-                **loaded.training,
-                **recipe,
-                "model": loaded.config,
-                "poison": cfg.poison,
-                "clean": clean,
-                "resume": None,
-            }
-        )
+        return typed_training({**here, **loaded.training, **recipe, **changed})
     except ValueError as error:
         raise RrecError(f"ckpt={cfg.ckpt}: its training cannot be repeated ({error})") from error

@@ -68,12 +68,10 @@ def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> d
     told: dict[str, float] = {}
     columns: dict[str, Any] = {}
     for step, finding in found:
-        counts = {**finding.counts, "events": int(finding.removed.sum())}
-        show(f"cleaning: {step.name}{', told the truth' if step.known else ''}", list(counts), [list(counts.values())])
-        told |= {f"cleaning/{step.name}/{name}": float(value) for name, value in counts.items()}
-        if worth := judged(finding, data):
-            show("against the truth", list(worth), [list(worth.values())])
-            told |= {f"cleaning/{step.name}/{name}": value for name, value in worth.items()}
+        worth = {name: float(value) for name, value in finding.totals.items()} | judged(finding, data)
+        title = f"cleaning: {step.name}{', which was told the truth' if step.known else ''}"
+        show(title, ["", ""], [[name, value] for name, value in worth.items()])
+        told |= {f"cleaning/{step.name}/{name}": value for name, value in worth.items()}
         if finding.flagged is not None and finding.scores is not None:
             columns |= {step.name: finding.scores.numpy(), f"{step.name}_flagged": finding.flagged.numpy()}
     if columns:
