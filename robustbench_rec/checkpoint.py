@@ -51,7 +51,7 @@ def save(
     *,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `model.safetensors` and `model.json` into a run directory, each atomically; fakes and cleaning beside them."""
+    """Write `model.safetensors` and `model.json` into a run directory, each atomically, and fakes and cleaning."""
     if data.fakes is not None:
         profiles.save(out, data.fakes)
     if data.cleaning is not None:

@@ -1,6 +1,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.clean import Detect, Detector
@@ -14,11 +15,12 @@ from robustbench_rec.errors import RrecError
 class DenseBlock(Detector):
     """Groups who have more items in common than their lengths and the items' popularity explain.
 
-    How much two users share is Σ over items of the product of their Pearson residuals (x − π)/√(π(1 − π)), where π, the
+    How much two users share is the cosine of their Pearson residuals (x − π)/√(π(1 − π)) over items, where π, the
     chance that a user has an item, is the user's length times the item's share of all events. Suspicion is the
     `group`-1-th largest of a user's values: what somebody shares with a whole group of that size at least, not with one
     friend. window: seconds, only the same item in the same stretch of time counts (null: at any time). Own
-    construction, for the co-rating rule of group detection.
+    construction, for the co-rating rule of group detection. It is for fake users who copy each other: those with random
+    fillers are less alike than people are.
     """
 
     @dataclass
@@ -39,8 +41,8 @@ class DenseBlock(Detector):
         chance = there.sum(1, keepdim=True) * (there.sum(0) / there.sum().clamp_min(1))
         chance = chance.clamp(1e-12, 1 - 1e-3)
         residual = (there - chance) / (chance * (1 - chance)).sqrt()
-        shared = nearest(residual @ residual.T, self.config.group - 1)
-        return shared[:, -1]
+        unit = F.normalize(residual, dim=1)
+        return nearest(unit @ unit.T, self.config.group - 1)[:, -1]
 
     def _tokens(self, data: Data) -> Data:
         """The data with an item in a stretch of time in the place of the item."""
