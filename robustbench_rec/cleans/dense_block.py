@@ -15,8 +15,8 @@ from robustbench_rec.errors import RrecError
 class DenseBlock(Detector):
     """Groups who have more items in common than their lengths and the items' popularity explain.
 
-    How much two users share is the cosine of their Pearson residuals (x − π)/√(π(1 − π)) over items, where π, the
-    chance that a user has an item, is the user's length times the item's share of all events. Suspicion is the
+    How much two users share is the cosine of the Pearson residuals √((1 − π)/π) of what they have, where π, the chance
+    that a user has an item, is the user's length times the item's share of all events. Suspicion is the
     `group`-1-th largest of a user's values: what somebody shares with a whole group of that size at least, not with one
     friend. window: seconds, only the same item in the same stretch of time counts (null: at any time). Own
     construction, for the co-rating rule of group detection. It is for fake users who copy each other: those with random
@@ -38,9 +38,10 @@ class DenseBlock(Detector):
     def suspicion(self, data: Data, users: Tensor, told: Tensor | None) -> Tensor:
         there, _ = profiles(self._tokens(data), users, "clicks")
         there = there[:, there.sum(0) > 1]  # what one user has is shared with nobody
-        chance = there.sum(1, keepdim=True) * (there.sum(0) / there.sum().clamp_min(1))
+        lengths = torch.bincount(data.train.users, minlength=data.n_users)[users].double()
+        chance = lengths[:, None] * there.sum(0) / len(data.train)
         chance = chance.clamp(1e-12, 1 - 1e-3)
-        residual = (there - chance) / (chance * (1 - chance)).sqrt()
+        residual = there * ((1 - chance) / chance).sqrt()
         unit = F.normalize(residual, dim=1)
         return nearest(unit @ unit.T, self.config.group - 1)[:, -1]
 
