@@ -218,10 +218,14 @@ class TestFeatures:
         centred = np.where(has, r - np.array([[r[u, has[u]].mean()] for u in range(len(r))]), 0)
         for u in range(len(r)):
             items = np.flatnonzero(has[u])
-            off = [abs(r[u, i] - mean[i]) for i in items]
-            assert found["rdma"][u] == pytest.approx(sum(d / raters[i] for d, i in zip(off, items)) / n[u])
-            assert found["wdma"][u] == pytest.approx(sum(d / raters[i] ** 2 for d, i in zip(off, items)) / n[u])
-            assert found["wda"][u] == pytest.approx(sum(d / raters[i] for d, i in zip(off, items)))
+            off = [(abs(r[u, i] - mean[i]), raters[i]) for i in items]
+            assert found["rdma"][u] == pytest.approx(
+                sum(d / raters[i] for d, i in zip(off, items, strict=False)) / n[u]
+            )
+            assert found["wdma"][u] == pytest.approx(
+                sum(d / raters[i] ** 2 for d, i in zip(off, items, strict=False)) / n[u]
+            )
+            assert found["wda"][u] == pytest.approx(sum(d / n_i for d, n_i in off))
             assert found["length_variance"][u] == pytest.approx(abs(n[u] - n.mean()) / spread_)
             top = r[u, items].max()
             filler = [i for i in items if r[u, i] != top]
@@ -446,7 +450,7 @@ class TestSanitise:
 
 class TestGraph:
     def test_rgcf_drops_the_least_alike_and_a_user_keeps_an_edge(self) -> None:
-        users, items = clicked(GENUINE)
+        users, _items = clicked(GENUINE)
         found = find("rgcf", GENUINE, share=0.3)
         assert found.edges.shape[1] == len(users) - round(0.3 * len(users))
         assert not found.removed.any()
@@ -591,7 +595,7 @@ class TestRuns:
         again = run("eval", tmp_path, f"ckpt='{out}'", "device=cpu", "top_k=[5,10]", "per_user=true")
         assert again == {key: value for key, value in metrics.items() if key.startswith("test/")}
         judged_users = set(pd.read_csv(tmp_path / "per_user-test.csv")["user"])
-        flagged = {each for each in json.loads((out / "cleaning.json").read_text())["steps"][0]["users"]}
+        flagged = set(json.loads((out / "cleaning.json").read_text())["steps"][0]["users"])
         genuine = {each for each in flagged if not each.startswith("fake/")}
         assert genuine <= judged_users
 
@@ -658,6 +662,8 @@ class TestRuns:
         assert again["test/ndcg@10"] == metrics["test/ndcg@10"]
         with pytest.raises(RrecError, match="its graph was made by cleaning, which noise=edge_drop"):
             run("eval", tmp_path / "x", f"ckpt='{tmp_path / 'second'}'", "device=cpu", "noise=edge_drop")
+        with pytest.raises(RrecError, match="clean=graphda needs clean.ckpt="):
+            run("train", tmp_path / "z", *words, "clean=graphda")
         with pytest.raises(RrecError, match="clean.ckpt=.* was trained on data"):
             run("train", tmp_path / "y", *words, *graph, "split.seed=9")
 

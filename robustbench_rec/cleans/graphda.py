@@ -26,7 +26,7 @@ class GraphDA(Clean):
 
     @dataclass
     class Config:
-        ckpt: str
+        ckpt: str | None
         items: int
         users: int
         threshold: float | None
@@ -39,6 +39,8 @@ class GraphDA(Clean):
             raise RrecError(f"clean.items={config.items}, clean.users={config.users}: not negative, and not both 0")
 
     def find(self, data: Data, fake: Tensor | None) -> Finding:
+        if self.config.ckpt is None:
+            raise RrecError("clean=graphda needs clean.ckpt=<run directory>, a run of rrec train on the same data")
         place = None if data.place is None else str(data.place)
         teacher = checkpoint.load(self.config.ckpt, data_dir=place, device=torch.device("cpu"), key="clean.ckpt")
         if teacher.data.fingerprint != data.fingerprint:
