@@ -219,12 +219,8 @@ class TestFeatures:
         for u in range(len(r)):
             items = np.flatnonzero(has[u])
             off = [(abs(r[u, i] - mean[i]), raters[i]) for i in items]
-            assert found["rdma"][u] == pytest.approx(
-                sum(d / raters[i] for d, i in zip(off, items, strict=False)) / n[u]
-            )
-            assert found["wdma"][u] == pytest.approx(
-                sum(d / raters[i] ** 2 for d, i in zip(off, items, strict=False)) / n[u]
-            )
+            assert found["rdma"][u] == pytest.approx(sum(d / n_i for d, n_i in off) / n[u])
+            assert found["wdma"][u] == pytest.approx(sum(d / n_i**2 for d, n_i in off) / n[u])
             assert found["wda"][u] == pytest.approx(sum(d / n_i for d, n_i in off))
             assert found["length_variance"][u] == pytest.approx(abs(n[u] - n.mean()) / spread_)
             top = r[u, items].max()
