@@ -1,6 +1,7 @@
 """Cleaning of training data: what every step keeps to, the detectors against their definitions, what a run keeps."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -366,6 +367,11 @@ class TestDetectors:
         with pytest.raises(RrecError, match="too many for a step that holds them as a matrix"):
             profiles(replace(GENUINE, item_ids=[""] * 2**24), torch.arange(60), "clicks")
 
+    def test_without_scikit_learn_the_extra_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+        with pytest.raises(RrecError, match=r"needs the extra `detect`"):
+            find("isolation_forest", FAKED)
+
 
 class TestRules:
     def run(self, users: list[int], items: list[int], times: list[int], values: list[float], **on: Any) -> Any:
@@ -483,8 +489,11 @@ class TestGraph:
         data, _ = cleaned(GENUINE, [step("rgcf", share=0.3)])
         assert data.edges is not None
         assert len(data.train) == len(GENUINE.train)
-        for name in ("lightgcn", "kgat", "structure_aware_kgat"):
-            assert build(name, data).n_edges == build(name, GENUINE).n_edges - 216 or name == "structure_aware_kgat"
+        for name in ("lightgcn", "kgat"):
+            assert build(name, data).n_edges == build(name, GENUINE).n_edges - 216
+        one, two = (build("structure_aware_kgat", each).eval() for each in (data, GENUINE))
+        asked = question(one, torch.arange(60), None, GENUINE)
+        assert not torch.equal(Shifted(one)(asked).scores, Shifted(two)(asked).scores)
         assert len(edges_of(data)[0]) == len(edges_of(GENUINE)[0]) - 216
         dense = normalised(data).csr.dense(110)
         torch.testing.assert_close(dense, dense.T)

@@ -120,7 +120,7 @@ class TestTruncated:
         model = Fixed(torch.randn(DATA.n_users, DATA.n_items))
         scores = Shifted(model)(batch).scores
         each = F.binary_cross_entropy_with_logits(scores, batch.labels, reduction="none")
-        kept = each[:, 0].sort().values[: n - int(rate * n)]
+        kept = each[:, 0].sort().values[: n - round(rate * n)]
         expected = torch.cat([kept, each[:, 1:].flatten()]).mean()
         value = denoiser("t_ce", "bce", model, rate=rate, ramp=0)(Shifted(model), batch)
         torch.testing.assert_close(value, expected)
@@ -130,7 +130,7 @@ class TestTruncated:
         model, batch = build("mf"), batch_of(size=20)
         each = loss(kind)(Shifted(model)(batch), batch)
         value = denoiser("t_ce", kind, model, rate=0.2, ramp=0)(Shifted(model), batch)
-        torch.testing.assert_close(value, each.sort().values[: len(each) - int(0.2 * len(each))].mean())
+        torch.testing.assert_close(value, each.sort().values[: len(each) - round(0.2 * len(each))].mean())
 
     def test_what_is_dropped_has_no_gradient(self) -> None:
         model, batch = fixed([[-9.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])

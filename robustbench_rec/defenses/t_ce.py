@@ -44,6 +44,6 @@ class TruncatedLoss(Denoiser):
         losses, positive, counted = self.events(at(batch), batch)
         positive = positive & counted
         worst = losses.detach().masked_fill(~positive, float("-inf")).flatten()
-        worst = worst.topk(int(self.rate * int(positive.sum()))).indices
+        worst = worst.topk(round(self.rate * int(positive.sum()))).indices
         kept = counted.flatten().index_fill(0, worst, False).view_as(counted)
         return (losses * kept).sum() / kept.sum().clamp_min(1)

@@ -35,6 +35,8 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     poisoned_judge, targets = evaluator(data, cfg), data.fakes.targets.to(device)
     seeds = {"seed": training.seed, "poison.seed": cfg.poison.get("seed")}
     notes = {"ckpt": cfg.ckpt, "fingerprint": data.fingerprint, "threat": data.fakes.about["threat"]}
+    if found:
+        notes["clean"] = training.clean
     with Run(out, "attack", seeds=seeds, device=device, **notes):
         learn(trainer, training, data, settings(training))
         sides: dict[str, dict[str, float]] = {}

@@ -43,10 +43,12 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
     data, found = cleaned(data, cleaning(cfg.clean))
     trainer, judging = trainer_of(cfg, data, out, task, wrap, about)
     seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
-    notes = {"dataset": data.name, "fingerprint": data.fingerprint}
+    notes: dict[str, Any] = {"dataset": data.name, "fingerprint": data.fingerprint}
     if data.fakes is not None:
         seeds["poison.seed"] = cfg.poison.get("seed")
         notes["threat"] = data.fakes.about["threat"]
+    if found:
+        notes["clean"] = cfg.clean
     with Run(out, task, seeds=seeds, device=device, **notes):
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
         metrics = judge(judging, Shifted(trainer.model), cfg, out) | suspects(found, data, out)
