@@ -523,6 +523,8 @@ class TestCleaned:
         assert [each["config"]["name"] for each in both.cleaning.about["steps"]] == ["rules", "degree_sad"]
         again = cleanings.apply(FAKED, both.cleaning)
         assert again.fingerprint == both.fingerprint
+        with pytest.raises(RrecError, match="clean.inner=rules: the config of the next step"):
+            cleaning({"name": "none", "inner": "rules"})
 
     def test_what_fits_other_data_or_leaves_nothing_is_refused(self) -> None:
         with pytest.raises(RrecError, match="the cleaning was made for 3 training events"):

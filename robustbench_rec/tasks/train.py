@@ -13,6 +13,7 @@ from robustbench_rec.cleans import cleans
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
+from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
@@ -59,8 +60,10 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
 def cleaning(config: Mapping[str, Any]) -> list[Clean]:
     """The steps of a cleaning: that of the config, then those of its `inner` config, if it has one."""
     own = {key: value for key, value in config.items() if key != "inner"}
-    steps = [] if own.get("name") == "none" else [cleans.build(own)]
-    return [*steps, *(cleaning(config["inner"]) if "inner" in config else [])]
+    steps, inner = [] if own.get("name") == "none" else [cleans.build(own)], config.get("inner")
+    if inner is not None and not isinstance(inner, Mapping):
+        raise RrecError(f"clean.inner={inner}: the config of the next step, as +clean@clean.inner=<step> writes it")
+    return steps if inner is None else [*steps, *cleaning(inner)]
 
 
 def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> dict[str, float]:
