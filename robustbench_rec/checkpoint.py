@@ -13,7 +13,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from robustbench_rec import profiles
+from robustbench_rec import cleanings, profiles
 from robustbench_rec.config import Recipe, typed_recipe
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
@@ -31,13 +31,15 @@ TENSORS, CARD, TRAJECTORY = "model.safetensors", "model.json", "trajectory"
 class Loaded:
     """A model as it was saved, with the data that it was trained on.
 
-    config: of the model, with its name. training: how it was trained, where a run of `rrec train` says so.
+    config: of the model, with its name. training: how it was trained, where a run of `rrec train` says so. uncleaned:
+    the data before cleaning, where there was some, else the same.
     """
 
     model: RecModel
     data: Data
     config: dict[str, Any]
     recipe: Recipe
+    uncleaned: Data
     training: Mapping[str, Any] | None = None
 
 
@@ -50,9 +52,11 @@ def save(
     *,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write `model.safetensors` and `model.json` into the run directory, each atomically, and the fakes of the data."""
+    """Write `model.safetensors` and `model.json` into a run directory, each atomically, and fakes and cleaning."""
     if data.fakes is not None:
         profiles.save(out, data.fakes)
+    if data.cleaning is not None:
+        cleanings.save(out, data.cleaning)
     content = to_bytes(_apart(model.state_dict()))
     write_bytes(out / TENSORS, content)
     card = {
@@ -69,6 +73,8 @@ def save(
     }
     if data.fakes is not None:
         card["fakes"] = profiles.digest(data.fakes)
+    if data.cleaning is not None:
+        card["cleaning"] = cleanings.digest(data.cleaning)
     if training is not None:
         card["training"] = dict(training)
     write_json(out / CARD, card)
@@ -110,6 +116,9 @@ def load(
     data = load_data(recipe, data_dir)
     if "fakes" in card:
         data = profiles.inject(data, profiles.load(str(folder), key))
+    uncleaned = data
+    if "cleaning" in card:
+        data = cleanings.apply(data, cleanings.load(str(folder), key))
     if data.fingerprint != fingerprint:
         raise RrecError(
             f"{key}={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
@@ -117,6 +126,10 @@ def load(
             "restore the files it was trained on"
         )
     trained, data = data, data if noise is None else noises.build(noise)(data)
+    if data.edges is not None and data is not trained:
+        raise RrecError(
+            f"{key}={path}: its graph was made by cleaning, which noise={noise and noise['name']} cannot reach"
+        )
     data = data.to(device)
     model = build(config, data)
     try:
@@ -126,7 +139,7 @@ def load(
             raise
         told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
         raise RrecError(f"{error}; {told}") from error
-    return Loaded(model.to(device), data, config, recipe, card.get("training"))
+    return Loaded(model.to(device), data, config, recipe, uncleaned.to(device), card.get("training"))
 
 
 def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float]) -> None:

@@ -109,11 +109,18 @@ class Fit:
     trajectory: int = 0  # checkpoints from before it do not say
 
 
+def _nothing() -> dict[str, Any]:
+    return {"name": "none"}
+
+
 @dataclass
 class Train(Fit, Judge, Recipe, Base):
+    """clean: what is done to the training events, poison included, before the training."""
+
     model: dict[str, Any] = MISSING
     defense: dict[str, Any] = MISSING
     poison: dict[str, Any] = MISSING
+    clean: dict[str, Any] = field(default_factory=_nothing)  # trainings from before it have none
     resume: str | None = MISSING
 
 
@@ -141,7 +148,8 @@ class Attack(Judge, Base):
     takes for relevant, a score above 0, as in the evaluations of the RAWP line. frontier: the directory of an
     undefended run that kept its trajectory, to compare with at equal clean quality; true for the trajectory of the
     checkpoint alone. poison: fake users in the training data, then the model is trained again and nothing of goal,
-    attack, eps, loss and labels counts; none for an attack on the model as it is.
+    attack, eps, loss and labels counts; none for an attack on the model as it is. clean: what is done to the poisoned
+    data before that training; none for what was done in the training of the checkpoint.
     """
 
     ckpt: str = MISSING
@@ -154,6 +162,7 @@ class Attack(Judge, Base):
     frontier: str | None = MISSING
     resume: str | None = MISSING
     poison: dict[str, Any] = MISSING
+    clean: dict[str, Any] = field(default_factory=_nothing)
 
 
 @dataclass

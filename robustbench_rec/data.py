@@ -92,6 +92,21 @@ class Profiles:
 
 
 @dataclass(frozen=True)
+class Cleaning:
+    """What cleaning changed in the training data.
+
+    kept: the training events that stay, bool `[N]`. edges: users and items of the graph, where it is not that of the
+    training events `[2, E]`. texts: changed cells of the item table, by column and row. about: the steps and what they
+    found, as JSON can hold it.
+    """
+
+    kept: Tensor
+    edges: Tensor | None = None
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Data:
     """What models, trainer and evaluator see of a dataset.
 
@@ -102,7 +117,8 @@ class Data:
     truth: ground truth of synthetic data, named tensors. hidden: events that a noise took out of train, which nothing
     learns from and which are no candidates of a ranking (None: there are none). place: folder for what is computed once
     from the data (None: it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and in
-    train alone.
+    train alone. cleaning: what was done to train before. edges: users and items of the edges that models on a graph
+    have, `[2, E]`, where they are not those of the training events.
     """
 
     name: str
@@ -122,6 +138,8 @@ class Data:
     hidden: Interactions | None = None
     place: Path | None = None
     fakes: Profiles | None = None
+    cleaning: Cleaning | None = None
+    edges: Tensor | None = None
 
     @property
     def n_users(self) -> int:
@@ -166,4 +184,5 @@ class Data:
     def to(self, device: torch.device) -> "Data":
         train, valid, test = (self.part(name).to(device) for name in ("train", "valid", "test"))
         kg, hidden = self.kg and self.kg.to(device), None if self.hidden is None else self.hidden.to(device)
-        return replace(self, kg=kg, train=train, valid=valid, test=test, hidden=hidden)
+        edges = None if self.edges is None else self.edges.to(device)
+        return replace(self, kg=kg, train=train, valid=valid, test=test, hidden=hidden, edges=edges)

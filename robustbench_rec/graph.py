@@ -87,9 +87,17 @@ def clicked(data: Data) -> tuple[Tensor, Tensor]:
     return keys // data.n_items, keys % data.n_items
 
 
+def edges_of(data: Data) -> tuple[Tensor, Tensor]:
+    """Users and items of the edges of the interaction graph, each once, sorted: `clicked`, or what cleaning made."""
+    if data.edges is None:
+        return clicked(data)
+    keys = torch.unique(data.edges[0] * data.n_items + data.edges[1])
+    return keys // data.n_items, keys % data.n_items
+
+
 def normalised(data: Data) -> Sparse:
-    """D^-½ A D^-½ of the bipartite graph of the training events, users before items; symmetric."""
-    users, items = clicked(data)
+    """D^-½ A D^-½ of the bipartite graph of users and items, users before items; symmetric."""
+    users, items = edges_of(data)
     items = items + data.n_users
     rows, columns = torch.cat([users, items]), torch.cat([items, users])
     n = data.n_users + data.n_items

@@ -32,6 +32,8 @@ from robustbench_rec.reports import sweep
 
 log = logging.getLogger("rrec")
 
+NESTED = ("defense", "clean")
+"""Groups of which several can be chosen, one inside the other."""
 RESUMABLE_WITH = ("device", "threads", "data_dir")
 """What may change when a run is continued: where it runs, not what it computes."""
 
@@ -257,16 +259,17 @@ def _nested(overrides: Sequence[str]) -> list[str]:
     for each in overrides:
         key, _, value = each.partition("=")
         listed = re.fullmatch(r"\[([\w\s,]*)\]", value.strip())
-        if key.strip() != "defense" or (listed is None and "[" not in value):
+        group = key.strip()
+        if group not in NESTED or (listed is None and "[" not in value):
             words.append(each)
             continue
         names = [name.strip() for name in listed[1].split(",")] if listed else []
         if not all(names) or not names:
             raise RrecError(
-                f"cannot read '{each}': several defences are defense=[outermost,…,innermost]; "
-                "a sweep over such lists is written -m defense=a,b +defense@defense.inner=c"
+                f"cannot read '{each}': several are {group}=[first,…], each inside the one before; "
+                f"a sweep over such lists is written -m {group}=a,b +{group}@{group}.inner=c"
             )
-        places = ["defense", *(f"+defense@defense{'.inner' * depth}" for depth in range(1, len(names)))]
+        places = [group, *(f"+{group}@{group}{'.inner' * depth}" for depth in range(1, len(names)))]
         words += [f"{place}={name}" for place, name in zip(places, names, strict=True)]
     return words
 

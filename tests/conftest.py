@@ -46,6 +46,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "poison": ("train",),
     "finetune": ("finetune", "ckpt=none"),
     "certify": ("eval", "ckpt=none"),
+    "clean": ("train",),
 }
 
 

@@ -26,9 +26,11 @@ from robustbench_rec.ascent import Ascent, Perturbation
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.certificates import certificates
+from robustbench_rec.cleans import cleans
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses.dp_sgd import entangled
+from robustbench_rec.denoising import Denoiser
 from robustbench_rec.distills import distills
 from robustbench_rec.errors import RrecError
 from robustbench_rec.hardware import autocast
@@ -53,6 +55,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "noise": noises,
     "poison": poisons,
     "certify": certificates,
+    "clean": cleans,
 }
 MODELS = [name for name in models if buildable(name)]
 LEARNERS = [name for name in MODELS if build(name).trainable]
@@ -105,8 +108,10 @@ def batch_under(defense: str, model: RecModel, data: Data = DATA, *, seed: int =
 
 
 def refused(name: str, defense: str) -> bool:
-    """Whether a model has nothing that a defence could move."""
-    model = build(name)
+    """Whether a model has nothing that a defence could move, or a loss that it cannot take apart."""
+    model, cls = build(name), defenses[defense]
+    if issubclass(cls, Denoiser):
+        return model.loss not in cls.supported
     has = {"amr": "feature" in surfaces(model), "pamacf": meets(model), "vat_user": meets(model)}
     return not has.get(defense, True)
 

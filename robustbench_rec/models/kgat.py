@@ -13,7 +13,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, clicked, pointers, product
+from robustbench_rec.graph import Csr, edges_of, pointers, product
 from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -166,7 +166,7 @@ class KGAT(RecModel):
     def _graph(self, data: Data, kg: KG) -> None:
         """Edges in both directions sorted by head, and what the products and their transposes need."""
         shift, inverse = data.n_users, 1 + kg.n_relations
-        users, items = clicked(data)
+        users, items = edges_of(data)
         heads = torch.cat([users, kg.heads + shift])
         tails = torch.cat([items + shift, kg.tails + shift])
         relations = torch.cat([torch.zeros_like(users), kg.relations + 1])

@@ -14,7 +14,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, clicked, pointers, sums
+from robustbench_rec.graph import Csr, edges_of, pointers, sums
 from robustbench_rec.lookup import half_square
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -266,7 +266,7 @@ def _softmax(logits: Tensor, heads: Tensor, n: int) -> Tensor:
 def _union(data: Data) -> Edges:
     """Training events and triples in both directions, sorted by head, then tail."""
     assert data.kg is not None
-    users, items = clicked(data)
+    users, items = edges_of(data)
     heads = torch.cat([users, data.kg.heads + data.n_users])
     tails = torch.cat([items + data.n_users, data.kg.tails + data.n_users])
     relations = torch.cat([torch.zeros_like(users), data.kg.relations + 1])

@@ -29,11 +29,13 @@ from robustbench_rec.tasks.trials import Trial, Trials, labelled
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint: as it is, in all states that its run has kept, or by training it again on poisoned data."""
-    if cfg.poison["name"] == "none":
-        return evade(cfg, out) if cfg.frontier is None else frontier(cfg, out)
-    if cfg.frontier is not None:
-        raise RrecError("frontier and poison: a poison trains anew, no state is attacked; leave one of them out")
-    return retrain(cfg, out)
+    if cfg.poison["name"] != "none":
+        if cfg.frontier is not None:
+            raise RrecError("frontier and poison: a poison trains anew, no state is attacked; leave one of them out")
+        return retrain(cfg, out)
+    if cfg.clean["name"] != "none":
+        raise RrecError(f"clean={cfg.clean['name']} is for a training: name a poison too, or use rrec train")
+    return evade(cfg, out) if cfg.frontier is None else frontier(cfg, out)
 
 
 def evade(cfg: Attack, out: Path) -> dict[str, float]:

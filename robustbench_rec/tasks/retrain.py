@@ -4,6 +4,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from robustbench_rec import checkpoint
+from robustbench_rec.clean import cleaned
 from robustbench_rec.config import Attack, Base, Train, typed_training
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, Result, evaluator
@@ -11,7 +12,7 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks.train import keep, learn, poisoned, settings, trainer_of
+from robustbench_rec.tasks.train import cleaning, keep, learn, poisoned, settings, suspects, trainer_of
 
 
 def retrain(cfg: Attack, out: Path) -> dict[str, float]:
@@ -25,13 +26,17 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     training = _training(cfg, loaded)
     clean_judge = evaluator(loaded.data, cfg)
     clean_judge.portions(cfg.part)
-    data = poisoned(cfg.poison, loaded.data, out)
+    data = poisoned(cfg.poison, loaded.uncleaned, out)
     if data.fakes is None:
         raise RrecError("this poison has no fake users")
+    data, found = cleaned(data, cleaning(training.clean))
+    assert data.fakes is not None
     trainer, _ = trainer_of(training, data, out, "retrain", lambda objective, model, data: objective, {})
     poisoned_judge, targets = evaluator(data, cfg), data.fakes.targets.to(device)
     seeds = {"seed": training.seed, "poison.seed": cfg.poison.get("seed")}
     notes = {"ckpt": cfg.ckpt, "fingerprint": data.fingerprint, "threat": data.fakes.about["threat"]}
+    if found:
+        notes["clean"] = training.clean
     with Run(out, "attack", seeds=seeds, device=device, **notes):
         learn(trainer, training, data, settings(training))
         sides: dict[str, dict[str, float]] = {}
@@ -43,6 +48,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
                 sides[name] |= judging.exposure(at, cfg.part, targets).metrics
             if cfg.per_user:
                 keep(result, judging.data, out / f"per_user-{name}.csv")
+        told = suspects(found, data, out)
         trainer.finish()
     before, after = sides["clean"], sides["poisoned"]
     change = {name: after[name] - value for name, value in before.items()}
@@ -52,7 +58,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     spent = {"fake_users": float(data.fakes.n), "fake_events": float(len(data.fakes.events))}
     show("budget used", list(spent), [list(spent.values())])
     sides |= {"change": change, "budget": spent}
-    return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()}
+    return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()} | told
 
 
 def _training(cfg: Attack, loaded: checkpoint.Loaded) -> Train:
@@ -64,11 +70,11 @@ def _training(cfg: Attack, loaded: checkpoint.Loaded) -> Train:
             f"ckpt={cfg.ckpt} does not say how it was trained (only runs of rrec train do, since poisons came): "
             "train it again"
         )
+    clean = cfg.clean if cfg.clean["name"] != "none" else loaded.training.get("clean", cfg.clean)
     here = {each.name: getattr(cfg, each.name) for each in fields(Base) if each.name not in loaded.training}
     recipe = asdict(loaded.recipe)
+    changed = {"model": loaded.config, "poison": cfg.poison, "clean": clean, "resume": None}
     try:
-        return typed_training(
-            {**here, **loaded.training, **recipe, "model": loaded.config, "poison": cfg.poison, "resume": None}
-        )
+        return typed_training({**here, **loaded.training, **recipe, **changed})
     except ValueError as error:
         raise RrecError(f"ckpt={cfg.ckpt}: its training cannot be repeated ({error})") from error

@@ -1,6 +1,6 @@
 """rrec train."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from robustbench_rec import checkpoint, profiles
+from robustbench_rec.clean import Clean, Finding, cleaned, judged
+from robustbench_rec.cleans import cleans
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defended
@@ -39,20 +41,51 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
     """The same with another objective around the defended one."""
     device = setup(cfg)
     data = poisoned(cfg.poison, load(cfg, cfg.data_dir).to(device), out)
+    data, found = cleaned(data, cleaning(cfg.clean))
     trainer, judging = trainer_of(cfg, data, out, task, wrap, about)
     seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
-    notes = {"dataset": data.name, "fingerprint": data.fingerprint}
+    notes: dict[str, Any] = {"dataset": data.name, "fingerprint": data.fingerprint}
     if data.fakes is not None:
         seeds["poison.seed"] = cfg.poison.get("seed")
         notes["threat"] = data.fakes.about["threat"]
+    if found:
+        notes["clean"] = cfg.clean
     with Run(out, task, seeds=seeds, device=device, **notes):
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
-        metrics = judge(judging, Shifted(trainer.model), cfg, out)
+        metrics = judge(judging, Shifted(trainer.model), cfg, out) | suspects(found, data, out)
         if numbers := told(trainer.objective):
             show(str(cfg.defense["name"]), ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
         metrics |= numbers
         trainer.finish()
     return metrics
+
+
+def cleaning(config: Mapping[str, Any]) -> list[Clean]:
+    """The steps of a cleaning: that of the config, then those of its `inner` config, if it has one."""
+    own = {key: value for key, value in config.items() if key != "inner"}
+    steps, inner = [] if own.get("name") == "none" else [cleans.build(own)], config.get("inner")
+    if inner is not None and not isinstance(inner, Mapping):
+        raise RrecError(f"clean.inner={inner}: the config of the next step; several are clean=[first,…]")
+    return steps if inner is None else [*steps, *cleaning(inner)]
+
+
+def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> dict[str, float]:
+    """What cleaning found, shown, and against the truth where that is known; every user's suspicion in a CSV."""
+    import pandas as pd
+
+    told: dict[str, float] = {}
+    columns: dict[str, Any] = {}
+    for step, finding in found:
+        worth = {name: float(value) for name, value in finding.totals.items()} | judged(finding, data)
+        title = f"cleaning: {step.name}{', which was told the truth' if step.known else ''}"
+        show(title, ["", ""], [[name, value] for name, value in worth.items()])
+        told |= {f"cleaning/{step.name}/{name}": value for name, value in worth.items()}
+        if finding.flagged is not None and finding.scores is not None:
+            columns |= {step.name: finding.scores.numpy(), f"{step.name}_flagged": finding.flagged.numpy()}
+    if columns:
+        frame = pd.DataFrame({"user": data.user_ids, **columns})
+        write_text(out / "suspicion.csv", frame.to_csv(index=False))
+    return told
 
 
 def poisoned(config: Mapping[str, Any], data: Data, out: Path) -> Data:
@@ -107,7 +140,7 @@ def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] 
 
 def settings(cfg: Train) -> dict[str, Any]:
     """What a model is trained with beside its config and its data, for a checkpoint to keep."""
-    kept = {each.name for group in (Fit, Judge) for each in fields(group)} | {"seed", "precision", "defense"}
+    kept = {each.name for group in (Fit, Judge) for each in fields(group)} | {"seed", "precision", "defense", "clean"}
     return {name: value for name, value in asdict(cfg).items() if name in kept}
 
 

@@ -1,0 +1,104 @@
+"""Cleaned training data, and the files that keep what was left out."""
+
+import json
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from robustbench_rec.data import Cleaning, Data, Interactions
+from robustbench_rec.errors import RrecError
+from robustbench_rec.files import read_json, write_bytes, write_json
+
+FORMAT = 1
+TENSORS, CARD = "cleaning.safetensors", "cleaning.json"
+
+
+def digest(cleaning: Cleaning) -> str:
+    """sha256 over what changed."""
+    texts = json.dumps(cleaning.texts, sort_keys=True)
+    return sha256(to_bytes(_tensors(cleaning)) + texts.encode()).hexdigest()
+
+
+def apply(data: Data, cleaning: Cleaning) -> Data:
+    """The cleaned data: other training events, item texts or edges, the same users and items.
+
+    Events that are left out are `hidden`: nothing learns from them, and they are no candidates of a ranking, so that
+    rankings with and without cleaning can be compared. RrecError where it was made for other data, or leaves no event.
+    """
+    if len(cleaning.kept) != len(data.train):
+        raise RrecError(
+            f"the cleaning was made for {len(cleaning.kept)} training events, dataset '{data.name}' has "
+            f"{len(data.train)}: use the data that it was made for"
+        )
+    if not bool(cleaning.kept.any()):
+        raise RrecError(f"cleaning leaves no training event of dataset '{data.name}': its steps are too strict")
+    device = data.train.users.device
+    kept = cleaning.kept.to(device)
+    table = data.item_table
+    if cleaning.texts and table is not None:
+        table = table.copy()
+        for column, changed in cleaning.texts.items():
+            values = table[column].to_numpy(dtype=object, copy=True)
+            values[list(changed)] = list(changed.values())
+            table[column] = values
+    return replace(
+        data,
+        fingerprint=sha256(f"{data.fingerprint} {digest(cleaning)}".encode()).hexdigest(),
+        train=data.train.where(kept),
+        hidden=_hidden(data, ~kept),
+        truth={n: each[cleaning.kept] if n.startswith("train/") else each for n, each in data.truth.items()},
+        item_table=table,
+        cleaning=cleaning,
+        edges=None if cleaning.edges is None else cleaning.edges.to(device),
+    )
+
+
+def save(out: Path, cleaning: Cleaning) -> None:
+    """Write `cleaning.safetensors` and `cleaning.json` into a run directory, each atomically."""
+    content = to_bytes(_tensors(cleaning))
+    write_bytes(out / TENSORS, content)
+    card = {"format": FORMAT, **cleaning.about, "texts": cleaning.texts, "sha256": sha256(content).hexdigest()}
+    write_json(out / CARD, card)
+
+
+def load(path: str, key: str) -> Cleaning:
+    """The cleaning of a run directory; RrecError where it is missing or was changed."""
+    folder = Path(path)
+    card = read_json(folder / CARD, f"{key}={path}")
+    if card.pop("format", None) != FORMAT:
+        raise RrecError(f"{key}={path}: {CARD} is of another format, this version reads format {FORMAT}")
+    try:
+        content = (folder / TENSORS).read_bytes()
+    except OSError as error:
+        raise RrecError(f"{key}={path}: {TENSORS} cannot be read ({error.strerror})") from error
+    if sha256(content).hexdigest() != card.pop("sha256", None):
+        raise RrecError(f"{key}={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
+    try:
+        tensors = from_bytes(content)
+        texts = {
+            column: {int(row): str(text) for row, text in rows.items()} for column, rows in card.pop("texts").items()
+        }
+        return Cleaning(tensors["kept"], tensors.get("edges"), texts, card)
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RrecError(f"{key}={path}: {CARD} is no cleaning ({type(error).__name__}: {error})") from error
+
+
+def _tensors(cleaning: Cleaning) -> dict[str, Tensor]:
+    edges = {} if cleaning.edges is None else {"edges": cleaning.edges.cpu().contiguous()}
+    return {"kept": cleaning.kept.cpu().contiguous(), **edges}
+
+
+def _hidden(data: Data, gone: Tensor) -> Interactions | None:
+    if not bool(gone.any()):
+        return data.hidden
+    parts = [getattr(data.train, name)[gone] for name in ("users", "items", "values")]
+    if data.hidden is not None:
+        before = (data.hidden.users, data.hidden.items, data.hidden.values)
+        parts = [torch.cat([old, new]) for old, new in zip(before, parts, strict=True)]
+    return Interactions(*parts)

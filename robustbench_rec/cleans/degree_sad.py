@@ -1,0 +1,33 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.clean import Detect, Detector, robust
+from robustbench_rec.cleans import cleans
+from robustbench_rec.data import Data
+
+
+@cleans.register
+class DegreeSAD(Detector):
+    """Users whose items are unusually popular or unpopular: mean, range, upper quartile (W. Li et al., IEICE 2016).
+
+    Suspicion is the mean of the three features' distances from the median user, in robust standard deviations. The
+    paper trains a classifier on these features with labelled users; here nobody has labels.
+    """
+
+    @dataclass
+    class Config(Detect):
+        pass
+
+    def suspicion(self, data: Data, users: Tensor, told: Tensor | None) -> Tensor:
+        owner, popularity = data.train.users, torch.bincount(data.train.items).double()[data.train.items]
+        order = popularity.argsort(stable=True)
+        order = order[owner[order].argsort(stable=True)]
+        counts = torch.bincount(owner, minlength=data.n_users)[users]
+        ends = counts.cumsum(0)
+        line = popularity[order]
+        quartile = line[ends - counts + (0.75 * counts).ceil().long() - 1]
+        mean = torch.zeros(data.n_users, dtype=torch.double).index_add(0, owner, popularity)[users] / counts
+        features = torch.stack([mean, line[ends - 1] - line[ends - counts], quartile], 1)
+        return robust(features).abs().mean(1)
