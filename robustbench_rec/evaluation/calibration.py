@@ -1,5 +1,6 @@
 """What validation teaches about the scores: probabilities that are right, a threshold, an interval."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -23,7 +24,8 @@ class Calibrated:
 
     Of clicks: a temperature, the same for probabilities of all clicks, and the threshold of the best F1. Of ratings:
     the half width of an interval around the score that has 9 of 10 ratings. Of a ranking: slope and shift that make
-    probabilities of a hit from the scores in the list (Platt), as scores of a ranking need not be logits.
+    probabilities of a hit from the scores in the list (Platt), as scores of a ranking need not be logits; and where a
+    model says how far its scores are in doubt, the mean doubt, AURC and error-AUROC of what is listed by it.
     fitted: by name. frame: metric, before, after. reliability: bin, cases, probability, share; before and after.
     """
 
@@ -42,6 +44,22 @@ class Calibrated:
         else:
             for k in judging.judge.top_k:
                 self._list(k, *_listed(valid, k), *_listed(result, k))
+            self._doubted(judging, at, part, result)
+
+    def _doubted(self, judging: Evaluator[Any], at: Shifted, part: str, result: Result) -> None:
+        """Of a model that says how far a score is in doubt: whether the misses in the lists are those in doubt."""
+        shown = result.shown
+        doubts = deviations(judging, at, part, result)
+        if doubts is None or shown is None:
+            return
+        for k in judging.judge.top_k:
+            there = shown.items[:, :k] >= 0
+            sure, misses = -doubts[:, :k][there], (~shown.hits[:, :k][there]).double()
+            self.before |= {
+                f"doubt@{k}": -sure.mean().item(),
+                f"aurc@{k}": uncertainty.aurc(sure, misses).item(),
+                f"error_auroc@{k}": uncertainty.error_auroc(sure, misses).item(),
+            }
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -93,6 +111,22 @@ class Calibrated:
             frame = pd.DataFrame(columns)
             frame.insert(0, "scores", f"{when}{name}")
             self.curves.append(frame)
+
+
+@torch.no_grad()
+def deviations(judging: Evaluator[Any], at: Shifted, part: str, result: Result) -> Tensor | None:
+    """How far the scores of the listed items are in doubt `[R, K]`; None for a model that does not say."""
+    assert result.shown is not None
+    found, first = [], 0
+    at.model.eval()
+    for batch in judging.inputs(at.model, part):
+        lists = result.shown.items[first : first + len(batch)].clamp_min(0)
+        each = at.model.deviation(replace(batch, items=lists), at.encoded)
+        if each is None:
+            return None
+        found.append(each)
+        first += len(batch)
+    return torch.cat(found)
 
 
 def _predicted(result: Result) -> tuple[Tensor, Tensor]:

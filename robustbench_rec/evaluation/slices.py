@@ -209,7 +209,9 @@ def _cold(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def _quarters(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Named by the smallest and the largest number in each."""
+    """Named by the smallest and the largest number in each; up to four different numbers stand for themselves."""
+    if column.nunique() <= 4:
+        return column
     codes = pd.qcut(column, 4, labels=False, duplicates="drop")
     found = column.groupby(codes).agg(["min", "max"])
     names = {code: f"{low:g} – {high:g}" if low < high else f"{low:g}" for code, low, high in found.itertuples()}

@@ -17,7 +17,7 @@ Stability = Callable[[Tensor, Tensor], Tensor]
 
 def jaccard(before: Tensor, after: Tensor) -> Tensor:
     """Items in both lists as a share of those in either."""
-    common = _equal(before, after).sum((1, 2))
+    common = _equal(before, after).sum((1, 2)).double()
     return common / (_length(before) + _length(after) - common)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from robustbench_rec.metrics.prediction import PredictionMetric, auc
 
 BINS = 15
+FAR = 1e3
+"""What a logit is at most shifted by, in sizes."""
+ROUNDING = 1e-9
 MOST_BINS = 256
 """Up to which the adaptive number of bins grows."""
 
@@ -45,7 +48,7 @@ def adaptive_ece(probabilities: Tensor, labels: Tensor) -> Tensor:
     best = _binned(*cases, 1)
     for bins in range(2, min(MOST_BINS, len(labels)) + 1):
         found = _binned(*cases, bins)
-        if bool((found.share[1:] < found.share[:-1]).any()):
+        if bool((found.share.diff() < -ROUNDING).any()):
             break
         best = found
     return _error(best)
@@ -113,33 +116,39 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
 def scaling(logits: Tensor, labels: Tensor, *, shift: bool = True) -> tuple[float, float]:
     """(a, b) for which sigmoid(a · logit + b) has the least log-loss (Platt, 1999); b = 0 unless `shift`.
 
-    Newton's method with halved steps; a is kept in [1e-3, 1e3], so that no ranking is reversed.
+    a is kept in [1e-3, 1e3], so that no ranking is reversed. Newton's method with halved steps, in coordinates in which
+    the logits have mean 0 and size 1, from where no start is saturated.
     """
     x, y = logits.double(), labels.double()
-    at = x.new_tensor([1.0, 0.0])
-    used = 1 + shift
-    columns = torch.stack([x, torch.ones_like(x)], 1)[:, :used]
-
-    def loss(point: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(columns @ point[:used], y)
-
+    centre = x.mean() if shift else x.new_zeros(())
+    size = (x - centre).square().mean().sqrt()
+    size = torch.where(size > 0, size, 1.0)
+    columns = torch.stack([(x - centre) / size, torch.full_like(x, float(shift))], 1)  # [N, 2]
+    low, high = x.new_tensor([1e-3 * size, -FAR]), x.new_tensor([1e3 * size, FAR])
+    at = torch.ones_like(low).clamp(low, high)
     for _ in range(100):
-        sure = (columns @ at[:used]).sigmoid()
+        sure = (columns @ at).sigmoid()
         gradient = columns.T @ (sure - y) / len(y)
-        curvature = (columns.T * (sure * (1 - sure))) @ columns / len(y) + 1e-12 * torch.eye(used, device=x.device)
-        step, size, here = torch.linalg.solve(curvature, gradient), 1.0, loss(at)
-        while size > 1e-8:
-            there = at.clone()
-            there[:used] -= size * step
-            there[0] = there[0].clamp(1e-3, 1e3)
-            if loss(there) <= here:
-                break
-            size /= 2
-        moved = bool((there - at).abs().max() > 1e-10 * (1 + at.abs().max()))
-        at = there if size > 1e-8 else at
-        if not moved or size <= 1e-8:
+        free = ~(((at <= low) & (gradient > 0)) | ((at >= high) & (gradient < 0)))  # the others push against a bound
+        curvature = (columns.T * (sure * (1 - sure))) @ columns / len(y)
+        held = torch.diag((~free).double()) + 1e-9 * torch.eye(2, device=x.device)
+        step = torch.linalg.solve(curvature * free[:, None] * free + held, gradient * free)
+        moved = _descended(columns, y, at, step, low, high)
+        if moved is None:
             break
-    return at[0].item(), at[1].item()
+        at = moved
+    slope = (at[0] / size).item()
+    return slope, (at[1] * shift).item() - slope * centre.item()
+
+
+def _descended(columns: Tensor, y: Tensor, at: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor | None:
+    """The first point along a step, halved and halved again, with a smaller log-loss; None where there is none."""
+    here = F.binary_cross_entropy_with_logits(columns @ at, y)
+    for halvings in range(40):
+        there: Tensor = (at - step / 2**halvings).clamp(low, high)
+        if bool(F.binary_cross_entropy_with_logits(columns @ there, y) < here):
+            return there
+    return None
 
 
 def threshold(logits: Tensor, labels: Tensor) -> float:

@@ -35,21 +35,21 @@ def by_seed(settings: Sequence[Mapping[str, str]], metrics: Sequence[Mapping[str
 
 def table(frame: pd.DataFrame, shown: Sequence[str]) -> Table:
     """Mean ± spread of some metrics, a row a group; ≈ where seeds alone make a difference as large to the first row."""
-    keys = list(frame.columns[: frame.columns.get_loc("seeds")])
+    keys = [str(each) for each in frame.columns[: list(frame.columns).index("seeds")]]
     found = Table(title="over seeds: mean ± standard deviation", title_justify="left", title_style="bold")
     found.caption = "≈: within seed noise of the first row"
     for key in [*keys, "seeds"]:
         found.add_column(key)
     for name in shown:
         found.add_column(name.replace("/", "\n"), justify="right")
-    for group, rows in frame.groupby(keys, sort=False, dropna=False) if keys else [((), frame)]:
-        by_name = rows.set_index("metric")
-        cells = [
-            f"{by_name.at[name, 'mean']:.4f} ± {by_name.at[name, 'std']:.4f}"
-            + (" ≈" if by_name.at[name, "verdict"].startswith("within") else "")
-            if name in by_name.index
-            else "–"
-            for name in shown
-        ]
-        found.add_row(*map(str, group), str(int(rows["seeds"].max())), *cells)
+    told: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in frame.to_dict("records"):
+        told.setdefault(tuple(str(row[key]) for key in keys), {})[str(row["metric"])] = row
+    for group, rows in told.items():
+        seeds = max(row["seeds"] for row in rows.values())
+        found.add_row(*group, str(seeds), *(_cell(rows[name]) if name in rows else "–" for name in shown))
     return found
+
+
+def _cell(row: Mapping[Any, Any]) -> str:
+    return f"{row['mean']:.4f} ± {row['std']:.4f}{' ≈' if row['verdict'].startswith('within') else ''}"

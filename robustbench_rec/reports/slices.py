@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from robustbench_rec.evaluation.slices import Slices
 from robustbench_rec.files import write_text
@@ -24,8 +27,15 @@ def show_slices(sides: Mapping[str, Slices], main: str, path: Path) -> None:
     shown = frame[frame["metric"].isin([main, f"recall@{k}", f"exposure@{k}", "catalogue"])]
     by_item = shown["attribute"].isin(shown.loc[shown["metric"] == "catalogue", "attribute"])
     shown = shown[by_item | (shown["metric"] == main)]
-    cells: list[Row] = [list(each) for each in shown.itertuples(index=False)]
-    show("by slice", list(shown.columns), cells)
+    show("by slice", [str(each) for each in shown.columns], _cells(shown))
     names = [name for name in first.metrics if name.endswith((main, f"@{k}"))]
-    rows = [[name, *(each.metrics[name] for each in sides.values())] for name in names]
+    rows: list[Row] = [[name, *(each.metrics[name] for each in sides.values())] for name in names]
     show("how evenly", ["measure", *sides], rows)
+
+
+def _cells(frame: pd.DataFrame) -> list[Row]:
+    return [list(map(_cell, each)) for each in frame.to_numpy()]
+
+
+def _cell(value: Any) -> str | float | int:
+    return value if isinstance(value, (float, int)) else str(value)
