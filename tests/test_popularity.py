@@ -119,6 +119,8 @@ def tau(one: list[int], two: list[int], k: int) -> float:
         return math.nan
     if one == two:
         return 1.0
+    if len(union) == 1:
+        return math.nan
     first, second = ([each.index(i) + 1 if i in each else k + 1 for i in union] for each in (one, two))
     return float(stats.kendalltau(first, second).statistic)
 

@@ -187,9 +187,9 @@ class TestSlices:
     def test_by_users_they_are_means_over_the_users_of_the_slice(self) -> None:
         judging, result = judged(scored())
         frame = sliced(judging, "test", result, ["gender", "activity"]).frame
-        for label, of in (("F", 0), ("M", 1)):
+        for named, of in (("F", 0), ("M", 1)):
             inside = [i for i, u in enumerate(result.users.tolist()) if u % 3 == of]
-            row = frame.query("attribute == 'gender' and slice == @label and metric == 'ndcg@5'").iloc[0]
+            row = frame[(frame["slice"] == named) & (frame["metric"] == "ndcg@5")].iloc[0]
             assert row["value"] == pytest.approx(result.per_user["ndcg@5"][inside].mean().item())
             assert (row["users"], row["events"]) == (4, 8)
 
@@ -200,7 +200,7 @@ class TestSlices:
         of, frame = groups(DATA, "popularity"), found.frame
         assert result.shown is not None
         hits, pairs, rates = 0, 0, []
-        for number, label in enumerate(of.names):
+        for number, named in enumerate(of.names):
             wanted = [
                 (u, i)
                 for u, i in zip(DATA.test.users.tolist(), DATA.test.items.tolist(), strict=True)
@@ -210,7 +210,7 @@ class TestSlices:
                 sum(bool(h) and int(of.of[i]) == number for i, h in zip(row, hit, strict=True))
                 for row, hit in zip(result.shown.items.tolist(), result.shown.hits.tolist(), strict=True)
             ]
-            row = frame.query("slice == @label and metric == 'recall@5'").iloc[0]
+            row = frame[(frame["slice"] == named) & (frame["metric"] == "recall@5")].iloc[0]
             assert row["events"] == len(wanted)
             assert row["users"] == len({u for u, _ in wanted})
             assert row["value"] == pytest.approx(sum(listed) / len(wanted) if wanted else math.nan, nan_ok=True)
