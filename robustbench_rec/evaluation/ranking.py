@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class Ranking(Evaluator[Lists]):
         return Result({name: means[name] for name in names}, owners, ordered, shown=shown)
 
     def _whole(self, wanted: Container[str], scores: Tensor, chunk: Lists, relevant: Tensor) -> dict[str, Tensor]:
-        """Those of `ranking.WHOLE` that are wanted `[B]`; scores with -inf for what is excluded."""
+        """Those of `ranking.WHOLE` that are wanted `[B]`; scores with -inf for what is excluded, which are spoilt."""
         found: dict[str, Tensor] = {}
         if not any(name in wanted for name in ranking.WHOLE):
             return found
@@ -285,9 +286,20 @@ def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, T
     return items.masked_fill(values.isinf(), -1), values, flags.gather(1, top), relevant
 
 
+def _ordered(scores: Tensor) -> Tensor:
+    """Rows `[B, C]` in ascending order, in place: numpy's sort is many times faster than torch's on a CPU."""
+    if scores.device.type == "cpu":
+        scores.numpy().sort(axis=1)
+        return scores
+    return scores.sort(1).values
+
+
 def _bounds(scores: Tensor, rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scores `[R]` of the given rows: how many in the row `[B, C]` are smaller, and how many are not larger."""
-    order = scores.sort(1).values
+    """Of scores `[R]` of the given rows: how many in the row `[B, C]` are smaller, and how many are not larger.
+
+    Spoils the scores.
+    """
+    order = _ordered(scores)
     counts = torch.bincount(rows, minlength=len(scores))
     starts = counts.cumsum(0) - counts
     by_row = rows.argsort(stable=True)
@@ -295,6 +307,8 @@ def _bounds(scores: Tensor, rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     within = torch.empty_like(rows)
     within[by_row] = torch.arange(len(rows), device=rows.device) - starts[rows[by_row]]
     table[rows, within] = own
-    found = (torch.searchsorted(order, table, right=right) for right in (False, True))
-    low, high = (each[rows, within] for each in found)
-    return low, high
+    low = torch.searchsorted(order, table)
+    after = order.gather(1, (low + 1).clamp_max(order.shape[1] - 1))
+    tied = bool(((after == table)[rows, within] & (low[rows, within] + 1 < order.shape[1])).any())
+    high = torch.searchsorted(order, table, right=True) if tied else low + 1
+    return low[rows, within], high[rows, within]
