@@ -7,6 +7,7 @@ item. exposure: `[n_items]`, in how many lists an item stands.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 HEAD = 0.8
@@ -99,11 +100,11 @@ def _centred(rows: Tensor, values: Tensor, n_rows: int) -> Tensor:
     """Mean rank of each value among those of its row, less the row's mean rank; float64 `[R]`."""
     order = values.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]  # by row, then by value
-    pairs = torch.stack([rows[order].double(), values[order].double()], 1)
-    _, group, sizes = torch.unique_consecutive(pairs, dim=0, return_inverse=True, return_counts=True)
-    ends = sizes.cumsum(0).double()
+    apart = (rows[order].diff() != 0) | (values[order].diff() != 0)
+    group = F.pad(apart.long().cumsum(0), (1, 0))[: len(rows)]
+    sizes = torch.bincount(group)
     ranks = torch.empty(len(rows), dtype=torch.double, device=rows.device)
-    ranks[order] = (ends - (sizes - 1) / 2)[group]
+    ranks[order] = (sizes.cumsum(0) - (sizes - 1) / 2).double()[group]
     counts = torch.bincount(rows, minlength=n_rows)
     means = ranks.new_zeros(n_rows).index_add(0, rows, ranks) / counts
     return ranks - means[rows]
