@@ -74,13 +74,29 @@ def paired(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> list[Comparison]:
     there = ~differences.isnan()
     ours, theirs = (each.masked_fill(~there, float("nan")) for each in (ours, theirs))
     drawn = bootstrap(differences, seed=seed)  # [R, M]
-    pooled = ((_variance(ours) + _variance(theirs)) / 2).sqrt()
-    own = _variance(differences).sqrt()
-    found = []
-    for index, value in enumerate(differences.nanmean(1).tolist()):
-        d, dz = (value / each[index].item() if each[index] > 0 else float("nan") for each in (pooled, own))
-        found.append(Comparison(estimate(value, drawn[:, index]), d, dz))
-    return found
+    effects = zip(*(each.tolist() for each in _effects(ours, theirs)), strict=True)
+    values = differences.nanmean(1).tolist()
+    return [
+        Comparison(estimate(value, drawn[:, index]), *effect)
+        for index, (value, effect) in enumerate(zip(values, effects, strict=True))
+    ]
+
+
+def paired_events(ours: Tensor, theirs: Tensor, users: Tensor, *, seed: int = 0) -> list[Comparison]:
+    """The same of metrics that are means over events `[M, E]`; users `[E]` are drawn with all their events.
+
+    Effect sizes are those of the users' means.
+    """
+    _, row, counts = users.unique(return_inverse=True, return_counts=True)
+    nothing = torch.zeros(len(ours), len(counts), dtype=torch.double)
+    one, two = (nothing.index_add(1, row, each.double()) for each in (ours, theirs))
+    drawn = bootstrap(torch.cat([one - two, counts[None].double()]), seed=seed)
+    effects = zip(*(each.tolist() for each in _effects(one / counts, two / counts)), strict=True)
+    values = (ours.double() - theirs.double()).mean(1).tolist()
+    return [
+        Comparison(estimate(value, drawn[:, index] / drawn[:, -1]), *effect)
+        for index, (value, effect) in enumerate(zip(values, effects, strict=True))
+    ]
 
 
 def bootstrap(values: Tensor, *, seed: int = 0, size: int = RESAMPLES) -> Tensor:
@@ -140,6 +156,14 @@ def verdict(one: Spread, other: Spread) -> str:
     """The same in words, for tables."""
     known = {None: "one seed: noise unknown", True: "within seed noise", False: ""}
     return known[within_noise(one, other)]
+
+
+def _effects(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """d and dz `[M]` of `[M, N]`."""
+    value = (ours - theirs).nanmean(1)
+    pooled, own = ((_variance(ours) + _variance(theirs)) / 2).sqrt(), _variance(ours - theirs).sqrt()
+    d, dz = (torch.where(each > 0, value / each, float("nan")) for each in (pooled, own))
+    return d, dz
 
 
 def _variance(values: Tensor) -> Tensor:

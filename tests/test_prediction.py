@@ -21,7 +21,7 @@ from robustbench_rec.evaluation import Result, evaluator, prediction, worth
 from robustbench_rec.evaluation.prediction import Clicks
 from robustbench_rec.histories import Histories
 from robustbench_rec.losses import loss
-from robustbench_rec.metrics.prediction import CLICKS, RATINGS
+from robustbench_rec.metrics.prediction import CLICKS, RATINGS, of_clicks, of_ratings
 from robustbench_rec.prepare import prepare
 from robustbench_rec.raw import Raw
 from robustbench_rec.sampling import Events, Labelled
@@ -66,6 +66,14 @@ def test_every_metric_of_ratings_agrees_with_scikit_learn(seed: int, size: int) 
     assert {name: metric(scores, labels).item() for name, metric in RATINGS.items()} == pytest.approx(
         {"mae": judged.mean_absolute_error(labels, scores), "rmse": judged.root_mean_squared_error(labels, scores)}
     )
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(2, 60))
+def test_metrics_that_are_means_over_events_are_the_means_of_their_values(seed: int, size: int) -> None:
+    scores, labels = drawn(seed, size, levels=1000)
+    for known, values in ((Clicks.known, of_clicks(scores, labels)), (RATINGS, of_ratings(scores, labels))):
+        for name, each in values.items():
+            assert each.mean().item() == pytest.approx(known[name](scores, labels).item())
 
 
 def test_without_both_kinds_of_labels_auc_is_undefined() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robustbench_rec.reports.seeds import by_seed, table
-from robustbench_rec.significance import bootstrap, holm, over_seeds, paired, verdict, within_noise
+from robustbench_rec.significance import bootstrap, holm, over_seeds, paired, paired_events, verdict, within_noise
 
 
 def users(n: int = 300, *, shift: float = 0.0, noise: float = 0.1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,6 +66,29 @@ class TestPaired:
         (found,) = paired(torch.ones(1, 1), torch.zeros(1, 1))
         assert found.difference.value == 1
         assert math.isnan(found.difference.p)
+
+    def test_means_over_events_are_resampled_by_user(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        owner = torch.randint(40, (300,), generator=generator)
+        shared = torch.randn(40, generator=generator)[owner]  # what a user's events have in common
+        ours, theirs = (shared + torch.randn(1, 300, generator=generator)), torch.zeros(1, 300)
+        (found,) = paired_events(ours, theirs, owner)
+        assert found.difference.value == pytest.approx(ours.mean().item(), abs=1e-6)
+        rng = np.random.default_rng(0)
+        groups = [ours[0, owner == user].numpy() for user in owner.unique()]
+        drawn = [
+            np.concatenate([groups[each] for each in rng.integers(len(groups), size=len(groups))]).mean()
+            for _ in range(2000)
+        ]
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        assert found.difference.low == pytest.approx(float(low), abs=0.1 * float(high - low))
+        assert found.difference.high == pytest.approx(float(high), abs=0.1 * float(high - low))
+
+    def test_one_event_a_user_is_the_mean_over_users(self) -> None:
+        ours, theirs = users(50)
+        (one,), (two,) = paired(ours, theirs), paired_events(ours, theirs, torch.arange(50))
+        assert vars(one.difference) == pytest.approx(vars(two.difference))
+        assert (one.d, one.dz) == pytest.approx((two.d, two.dz))
 
     def test_the_samples_are_the_same_for_all_metrics(self) -> None:
         ours, _ = users(50)

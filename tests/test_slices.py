@@ -115,7 +115,7 @@ class TestShown:
 
     def test_of_several_attacks_the_lists_are_those_of_the_most_harmful(self) -> None:
         goal = goals.build({"name": "untargeted", "k": 5}, DATA)
-        results = [judged(scored(seed), metrics=["ndcg", "gini", "arp"])[1] for seed in range(3)]
+        results = [judged(scored(seed), metrics=["gini", "ndcg", "arp"])[1] for seed in range(3)]
         chief = min(results, key=lambda each: each.metrics["ndcg@5"])
         found = worst(results, goal, frozenset())
         assert found.shown is chief.shown
@@ -333,6 +333,17 @@ class TestVerbs:
         frame = pd.read_csv(tmp_path / "slices.csv")
         assert list(frame.columns) == ["attribute", "slice", "users", "events", "metric", "value"]
         assert {each.name for each in tmp_path.glob("*.csv")} == {"slices.csv", "calibration.csv", "reliability.csv"}
+
+    def test_clicks_are_compared_and_calibrated_too(self, tmp_path: Path) -> None:
+        clicks = ["prepare.label=4", "protocol=clicks", "loss=bce", "negatives=0"]
+        for name, epochs in (("one", 1), ("two", 4)):
+            run(train, tmp_path / name, *(w for w in SMALL if w != "epochs=3"), f"epochs={epochs}", *clicks)
+        words = ["protocol=clicks", "device=cpu", "slices=[activity]", "calibrate=true"]
+        ckpts = f"ckpt='{tmp_path / 'one'}'", f"baseline='{tmp_path / 'two'}'"
+        found = run(evaluate, tmp_path / "eval", *ckpts, *words)
+        assert {"test/difference/logloss/p", "test/difference/auc", "test/fitted/temperature"} <= found.keys()
+        assert "test/difference/auc/p" not in found
+        assert "test/fair/activity/gap/auc" in found
 
     def test_other_data_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:
         other = tmp_path / "other"

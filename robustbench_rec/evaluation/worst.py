@@ -71,10 +71,10 @@ def attacked(
 def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Result:
     """For every metric and user the value that serves the attacker most; a metric without users as a whole.
 
-    What is no quality, as popularity, and the lists are those of the result whose first metric serves most.
+    What is no quality, as popularity, and the lists are those of the result whose first quality serves most.
     """
     first = results[0]
-    main = next(iter(first.metrics))
+    main = next((name for name in first.metrics if not neutral(name)), next(iter(first.metrics)))
     sign = goal.serves(main, smaller=main in smaller)
     chief = max(results, key=lambda each: sign * each.metrics[main])
     per_user = {}

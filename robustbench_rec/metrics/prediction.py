@@ -49,6 +49,21 @@ def f1(scores: Tensor, labels: Tensor) -> Tensor:
     return 2 * _hits(scores, labels) / ((scores > 0).sum() + (labels > 0).sum()).clamp_min(1)
 
 
+def of_clicks(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Those metrics that are means over events, `[N]` before the mean, by name; of clicks."""
+    scores, labels = scores.double(), labels.double()
+    return {
+        "logloss": F.binary_cross_entropy_with_logits(scores, labels, reduction="none"),
+        "accuracy": ((scores > 0) == (labels > 0)).double(),
+        "brier": (scores.sigmoid() - labels).square(),
+    }
+
+
+def of_ratings(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The same of ratings."""
+    return {"mae": (scores.double() - labels.double()).abs()}
+
+
 def no_positives(scores: Tensor, labels: Tensor) -> Tensor:
     """A flag: 1 where no click is predicted, so that precision and F1 are 0 by convention."""
     return (scores > 0).logical_not().all().double()

@@ -166,7 +166,10 @@ def _shared(
 ) -> dict[str, float]:
     """What each member left by itself, and the share of the users to whom it was the worst."""
     results = [result for result, _ in found]
-    name = next(iter(results[0].per_user), next(iter(results[0].metrics)))
+    qualities = [each for each in results[0].metrics if _is_quality(each, judging)]
+    name = next(
+        (each for each in results[0].per_user if each in qualities), next(iter(qualities or results[0].metrics))
+    )
     won: Mapping[int, float] = {}
     if name in results[0].per_user:
         index = winners(clean, results, goal, name, judging.smaller)

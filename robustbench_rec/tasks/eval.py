@@ -1,6 +1,6 @@
 """rrec eval."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from robustbench_rec.evaluation.calibration import Calibrated
 from robustbench_rec.evaluation.slices import groups, sliced
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
+from robustbench_rec.metrics import prediction
 from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.significance import Comparison, holm, paired
+from robustbench_rec.significance import Comparison, holm, paired, paired_events
 from robustbench_rec.tasks.train import exposure, keep, title
 
 LEVEL = 0.05
@@ -83,13 +84,9 @@ def _calibrated(found: Calibrated, out: Path) -> dict[str, float]:
 
 
 def _compared(judging: Evaluator[Any], ours: Result, theirs: Result, cfg: Eval) -> dict[str, float]:
-    """Difference to the baseline of every metric; with interval, p and effect size where users have values."""
-    names = list(ours.per_user)
-    found: Mapping[str, Comparison] = {}
-    if names:
-        sides = (torch.stack([each.per_user[name] for name in names]).cpu() for each in (ours, theirs))
-        found = dict(zip(names, paired(*sides), strict=True))
-    adjusted = dict(zip(names, holm([each.difference.p for each in found.values()]), strict=True))
+    """Difference to the baseline of every metric; with interval, p and effect size where it is a mean."""
+    found = _paired(ours, theirs, judging.judge.protocol, judging.names())
+    adjusted = dict(zip(found, holm([each.difference.p for each in found.values()]), strict=True))
     rows: list[Row] = []
     told: dict[str, float] = {}
     for name in judging.names():
@@ -106,3 +103,19 @@ def _compared(judging: Evaluator[Any], ours: Result, theirs: Result, cfg: Eval) 
     columns = ["metric", "run", "base", "Δ", "95 %", "p", "dz", ""]
     show(f"beside {cfg.baseline}: {len(ours.users)} users, paired; p after Holm", columns, rows)
     return told
+
+
+def _paired(ours: Result, theirs: Result, protocol: str, names: Sequence[str]) -> dict[str, Comparison]:
+    """Of the metrics that users, or events, have values of; none of coverage, AUC of clicks and the like."""
+    one, two = ours.predicted, theirs.predicted
+    if one is None or two is None:
+        kept = list(ours.per_user)
+        sides = (torch.stack([each.per_user[name] for name in kept]).cpu() for each in (ours, theirs) if kept)
+        return dict(zip(kept, paired(*sides), strict=True)) if kept else {}
+    of = prediction.of_ratings if protocol == "ratings" else prediction.of_clicks
+    values = [of(each.scores.cpu(), each.labels.cpu()) for each in (one, two)]
+    kept = [name for name in names if name in values[0]]
+    if not kept:
+        return {}
+    first, second = (torch.stack([each[name] for name in kept]) for each in values)
+    return dict(zip(kept, paired_events(first, second, one.users.cpu()), strict=True))
