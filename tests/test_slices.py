@@ -175,6 +175,12 @@ class TestGroups:
         with pytest.raises(RrecError, match=r"unknown slice 'agee'; did you mean 'age'"):
             groups(DATA, "agee")
 
+    def test_numbers_that_are_texts_become_quarters_too(self) -> None:
+        assert DATA.user_table is not None
+        table = DATA.user_table.assign(age=DATA.user_table["age"].astype(int).astype(str))
+        found = groups(replace(DATA, user_table=table), "age")
+        assert found.names == groups(DATA, "age").names
+
     def test_many_names_share_the_rest(self) -> None:
         table = pd.DataFrame({"job": [f"j{each}" for each in range(30)] + ["j0"] * 5})
         data = replace(DATA, user_table=table, user_ids=[str(each) for each in range(35)])

@@ -57,7 +57,7 @@ def groups(data: Data, attribute: str) -> Groups:
         column = pd.Series(_events(data, items=items).cpu().numpy())
         column = _cold(column) if attribute.startswith("cold") else _quarters(column)
     elif table is not None and attribute in table:
-        items, column = False, table[attribute].reset_index(drop=True)
+        items, column = False, _numbers(table[attribute].reset_index(drop=True))
         several = column.nunique() > (FEW if pd.api.types.is_numeric_dtype(column) else MANY)
         if several:
             column = _quarters(column) if pd.api.types.is_numeric_dtype(column) else _common(column)
@@ -200,6 +200,12 @@ def _events(data: Data, *, items: bool) -> Tensor:
     return torch.bincount(
         (liked.items if items else liked.users)[genuine], minlength=(data.n_items if items else data.n_users)
     )
+
+
+def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts that are all numbers as such, as ages in files without types."""
+    found = pd.to_numeric(column, errors="coerce")
+    return column if bool((found.isna() & column.notna()).any()) else found
 
 
 def _cold(column: "pd.Series[Any]") -> "pd.Series[Any]":
