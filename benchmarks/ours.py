@@ -174,7 +174,7 @@ def evaluate(job: Result) -> Result:
         metrics.update(judging.evaluate(Shifted(model), "test").metrics)
 
     seconds = _times(judge, job["warm_up"], job["passes"])
-    return {"seconds": {"rrec": seconds}, "once": once, "peak_mib_before": before, "metrics": metrics}
+    return {"seconds": {job.get("side", "rrec"): seconds}, "once": once, "peak_mib_before": before, "metrics": metrics}
 
 
 def evaluate_bare(job: Result) -> Result:

@@ -105,7 +105,8 @@ _verb(
   rrec eval ckpt=<run directory> part=valid top_k=[5,10]
   rrec eval ckpt=<run directory> protocol=sampled n_negatives=99
   rrec eval ckpt=<run directory> noise=sparsify noise.level=0.3
-  rrec eval ckpt=<run directory> certify=radius""",
+  rrec eval ckpt=<run directory> certify=radius
+  rrec eval ckpt=<run directory> baseline=<another> slices=[activity,popularity]""",
 )
 _data("fetch", "Download a dataset into the data directory.", "rrec data fetch dataset=ml_100k")
 _data(

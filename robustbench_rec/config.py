@@ -149,7 +149,9 @@ class Attack(Judge, Base):
     undefended run that kept its trajectory, to compare with at equal clean quality; true for the trajectory of the
     checkpoint alone. poison: fake users in the training data, then the model is trained again and nothing of goal,
     attack, eps, loss and labels counts; none for an attack on the model as it is. clean: what is done to the poisoned
-    data before that training; none for what was done in the training of the checkpoint.
+    data before that training; none for what was done in the training of the checkpoint. slices: groups that the result
+    is broken down by (activity, cold_users, popularity, cold_items, a column of the user table). baseline: the
+    directory of the same attack on the undefended model, for the robustness improvement.
     """
 
     ckpt: str = MISSING
@@ -163,14 +165,23 @@ class Attack(Judge, Base):
     resume: str | None = MISSING
     poison: dict[str, Any] = MISSING
     clean: dict[str, Any] = field(default_factory=_nothing)
+    slices: list[str] = MISSING
+    baseline: str | None = MISSING
 
 
 @dataclass
 class Eval(Judge, Base):
-    """noise: what is done to the data that the model was trained on, before it is judged. certify: what is proven."""
+    """noise: what is done to the data that the model was trained on, before it is judged. certify: what is proven.
+
+    slices: as for `rrec attack`. baseline: another checkpoint of the same data, to compare with user by user.
+    calibrate: fit probabilities, a threshold or an interval on validation, and judge them before and after.
+    """
 
     ckpt: str = MISSING
     part: str = MISSING
+    slices: list[str] = MISSING
+    baseline: str | None = MISSING
+    calibrate: bool = MISSING
     noise: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     certify: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
 

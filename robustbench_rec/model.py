@@ -50,6 +50,10 @@ class RecModel(nn.Module):
         """
         return None
 
+    def deviation(self, batch: Batch, encoded: Encoded) -> Tensor | None:
+        """How far each score is in doubt, in units of the score, `[B, C]`; None for a model that does not say."""
+        return None
+
     def text_reader(self, data: Data) -> Reader:
         """How texts of items reach the model, for one that reads them.
 

@@ -54,6 +54,8 @@ class Trainer:
     out: Path
     about: Mapping[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
+    done: int = 0
+    """Epochs run by this process."""
 
     def __post_init__(self) -> None:
         fit = self.fit
@@ -82,6 +84,7 @@ class Trainer:
                     break
                 row = self._epoch(epoch, bar)
                 self.history.append(row)
+                self.done += 1
                 if self.fit.trajectory and (epoch + 1) % self.fit.trajectory == 0:
                     keep_epoch(self.out, self.model, epoch + 1, {self.monitor: row[self.monitor]})
                 if self._waited() == 0:

@@ -1,6 +1,8 @@
 """Ranking metrics against ranx and against a naive loop."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from robustbench_rec.errors import RrecError
-from robustbench_rec.metrics.ranking import TOP_K, check
+from robustbench_rec.evaluation.prediction import Clicks, Ratings
+from robustbench_rec.metrics.ranking import KNOWN, TOP_K, check
+from robustbench_rec.metrics.stability import STABILITY
 
 
 @st.composite
@@ -95,6 +99,12 @@ def test_ranx_agrees() -> None:
     for name, metric in TOP_K.items():
         judged = ranx.evaluate(qrels, run, f"{theirs[name]}@{k}", return_mean=False)
         assert metric(hits, relevant).tolist() == pytest.approx(judged.tolist(), rel=1e-5), name
+
+
+def test_the_page_of_definitions_has_every_metric() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "numbers.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_]+)(?:@K)?`", page))
+    assert {*KNOWN, *Clicks.known, *Ratings.known, *STABILITY, "top1"} <= named
 
 
 def test_an_unknown_metric_and_an_impossible_k_are_refused() -> None:

@@ -21,7 +21,7 @@ from robustbench_rec.evaluation import Result, evaluator, prediction, worth
 from robustbench_rec.evaluation.prediction import Clicks
 from robustbench_rec.histories import Histories
 from robustbench_rec.losses import loss
-from robustbench_rec.metrics.prediction import CLICKS, RATINGS
+from robustbench_rec.metrics.prediction import CLICKS, RATINGS, of_clicks, of_ratings
 from robustbench_rec.prepare import prepare
 from robustbench_rec.raw import Raw
 from robustbench_rec.sampling import Events, Labelled
@@ -46,6 +46,7 @@ def drawn(seed: int, size: int, *, levels: int) -> tuple[Tensor, Tensor]:
 def test_every_metric_of_clicks_agrees_with_scikit_learn_ties_included(seed: int, size: int, levels: int) -> None:
     scores, labels = drawn(seed, size, levels=levels)
     found = {name: metric(scores, labels).item() for name, metric in CLICKS.items()}
+    assert found.pop("no_positives") == float(not (scores > 0).any())
     said, sure = scores > 0, torch.sigmoid(scores.double())
     expected = {
         "accuracy": judged.accuracy_score(labels, said),
@@ -65,6 +66,14 @@ def test_every_metric_of_ratings_agrees_with_scikit_learn(seed: int, size: int) 
     assert {name: metric(scores, labels).item() for name, metric in RATINGS.items()} == pytest.approx(
         {"mae": judged.mean_absolute_error(labels, scores), "rmse": judged.root_mean_squared_error(labels, scores)}
     )
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(2, 60))
+def test_metrics_that_are_means_over_events_are_the_means_of_their_values(seed: int, size: int) -> None:
+    scores, labels = drawn(seed, size, levels=1000)
+    for known, values in ((Clicks.known, of_clicks(scores, labels)), (RATINGS, of_ratings(scores, labels))):
+        for name, each in values.items():
+            assert each.mean().item() == pytest.approx(known[name](scores, labels).item())
 
 
 def test_without_both_kinds_of_labels_auc_is_undefined() -> None:
@@ -112,7 +121,7 @@ class TestLabelledClicks:
         data = valued()
         events = data.part(part)
         found = SCORES[events.users, events.items]
-        expected = {name: CLICKS[name](found, events.values).item() for name in Clicks.metrics}
+        expected = {name: Clicks.known[name](found, events.values).item() for name in Clicks.metrics}
         assert result(data, "clicks", part).metrics == pytest.approx(expected, abs=1e-12)
         assert result(data, "clicks", part).metrics["auc"] == pytest.approx(
             judged.roc_auc_score(events.values, found), abs=1e-12

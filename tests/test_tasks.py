@@ -14,7 +14,7 @@ from robustbench_rec import launch
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
-from robustbench_rec.tasks import attack, distill, finetune, train
+from robustbench_rec.tasks import attack, distill, finetune, train, trials
 from robustbench_rec.tasks import eval as evaluate
 
 DATA = (
@@ -32,6 +32,8 @@ MODEL = {
     "kgat": ("model=kgat", "model.dim=8", "model.layers=[6,4]", "model.relation_dim=4"),
     "pop": ("model=pop",),
 }
+QUALITIES = ("ndcg", "recall", "precision", "hr", "mrr", "map", "coverage")
+DESCRIPTIONS = ("gini", "entropy", "arp", "aplt")
 VERBS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill, "finetune": finetune}
 
 
@@ -98,10 +100,11 @@ class TestTrain:
             for part in ("valid", "test")
             for metric in (
                 "auc",
-                *(f"{m}@{k}" for m in ("ndcg", "recall", "precision", "hr", "mrr", "map", "coverage") for k in (5, 10)),
+                *(f"{m}@{k}" for m in (*QUALITIES, *DESCRIPTIONS) for k in (5, 10)),
             )
         }
-        assert all(0 <= value <= 1 for value in metrics.values())
+        unbounded = ("entropy", "arp")
+        assert all(0 <= value <= 1 or name.split("/")[1].startswith(unbounded) for name, value in metrics.items())
 
     @pytest.mark.parametrize("name", ["mf", "kgat"])
     def test_a_trained_model_beats_chance_by_far(self, runs: Runs, name: str) -> None:
@@ -217,6 +220,9 @@ class TestAttack:
             part, _, key = metric.partition("/")
             if part == "test":
                 assert found[f"clean/{key}"] == pytest.approx(clean, abs=1e-12)
+                if key.startswith(DESCRIPTIONS):
+                    assert found[f"rise/{key}"] == pytest.approx(found[f"attacked/{key}"] - clean)
+                    continue
                 expected = (clean - found[f"attacked/{key}"]) / clean
                 assert found[f"drop/{key}"] == pytest.approx(expected)
         assert found["drop/ndcg@10"] > 0
@@ -287,7 +293,7 @@ class TestAttack:
                 raise KeyboardInterrupt
             return attacked(judging, at, member, *args, **kwargs)
 
-        monkeypatch.setattr(attack, "attacked", stopping)
+        monkeypatch.setattr(trials, "attacked", stopping)
         with pytest.raises(KeyboardInterrupt):
             self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE)
         assert self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE) == whole

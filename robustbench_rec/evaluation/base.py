@@ -31,12 +31,40 @@ Moved = Sequence[tuple[Shifted, Batch] | Tensor]
 
 
 @dataclass(frozen=True)
+class Shown:
+    """The lists that were judged, in the order of the portions.
+
+    users: `[R]`. items: `[R, K]`, best first, -1 where a user has no more candidates. scores, hits: theirs.
+    """
+
+    users: Tensor
+    items: Tensor
+    scores: Tensor
+    hits: Tensor
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The single predictions that were judged: all `[N]`."""
+
+    users: Tensor
+    items: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Result:
-    """metrics: by name, e.g. "ndcg@10". users: indices `[N]`; per_user: metrics that are means over users, `[N]`."""
+    """metrics: by name, e.g. "ndcg@10". users: indices `[N]`; per_user: metrics that are means over users, `[N]`.
+
+    shown, predicted: what they are metrics of, whichever the protocol has.
+    """
 
     metrics: dict[str, float]
     users: Tensor
     per_user: dict[str, Tensor]
+    shown: Shown | None = None
+    predicted: Predicted | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +88,8 @@ class Evaluator(ABC, Generic[P]):
     """What early stopping looks at where the config names nothing."""
     smaller: ClassVar[frozenset[str]] = frozenset()
     """Metrics of which less is better."""
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Metrics, without their @K, of which neither is."""
     losses: ClassVar[tuple[str, ...]]
     """What an attack may climb on these candidates, the default first."""
     ensemble: ClassVar[tuple[str, ...]]
@@ -88,10 +118,11 @@ class Evaluator(ABC, Generic[P]):
 
     def watched(self, monitor: str | None) -> str:
         """The metric that early stopping looks at; RrecError when it is not among those that are computed."""
+        names = [name for name in self.names() if name.partition("@")[0] not in self.neutral]
         if monitor is None:
-            return self.monitor if self.monitor in self.names() else self.names()[0]
-        if monitor not in self.names():
-            raise unknown("monitor", monitor, self.names())
+            return self.monitor if self.monitor in names else (names or self.names())[0]
+        if monitor not in names:
+            raise unknown("monitor", monitor, names)
         return monitor
 
     def climbed(self, name: str | None, goal: Goal | None = None) -> Loss:

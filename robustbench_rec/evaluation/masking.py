@@ -11,6 +11,7 @@ from robustbench_rec.attack import Member
 from robustbench_rec.batch import Batch
 from robustbench_rec.evaluation.base import Evaluator, Result
 from robustbench_rec.goal import Goal
+from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
 
@@ -46,7 +47,7 @@ def masking(
         "saturated": (torch.cat(losses).abs() < SATURATED).float().mean().item(),
         "random": float(any(value != clean.metrics[name] for name, value in again.items() if value == value)),
     }
-    name = next(iter(results[0].per_user), None)
+    name = next((each for each in results[0].per_user if not neutral(each)), None)
     if name is None:
         return flags
     sign = goal.serves(name, smaller=name in judging.smaller)

@@ -11,8 +11,8 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Portion, Result
-from robustbench_rec.metrics import prediction
+from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Portion, Predicted, Result
+from robustbench_rec.metrics import prediction, uncertainty
 from robustbench_rec.metrics.prediction import PredictionMetric
 from robustbench_rec.negatives import Negatives
 
@@ -30,7 +30,7 @@ class Prediction(Evaluator[Events]):
     """Every event of a part by itself; values are over all events, not means over users."""
 
     known: ClassVar[Mapping[str, PredictionMetric]]
-    smaller: ClassVar[frozenset[str]] = prediction.SMALLER
+    smaller: ClassVar[frozenset[str]] = prediction.SMALLER | uncertainty.SMALLER
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
         super().__init__(data, judge, seed=seed, alone=alone)
@@ -55,8 +55,10 @@ class Prediction(Evaluator[Events]):
         if not bool(found.isfinite().all()):
             raise RrecError("a score is NaN or infinite: such a model cannot be judged (lower lr or eps)")
         labels = torch.cat([each.labels.flatten() for each in portions])
-        users = torch.unique(torch.cat([each.users for each in portions]))
-        return Result({name: self.known[name](found, labels).item() for name in names}, users, {})
+        users = torch.cat([each.users.repeat_interleave(each.labels.shape[1]) for each in portions])
+        items = torch.cat([each.items.flatten() for each in portions if each.items is not None])
+        metrics = {name: self.known[name](found, labels).item() for name in names}
+        return Result(metrics, torch.unique(users), {}, predicted=Predicted(users, items, found, labels))
 
 
 class Clicks(Prediction):
@@ -65,8 +67,11 @@ class Clicks(Prediction):
     They are drawn once, uniform over what the user has no event with in the part or in train.
     """
 
-    known: ClassVar[Mapping[str, PredictionMetric]] = prediction.CLICKS
-    metrics: ClassVar[tuple[str, ...]] = ("auc", "logloss", "accuracy", "precision", "recall", "f1")
+    known: ClassVar[Mapping[str, PredictionMetric]] = {**prediction.CLICKS, **uncertainty.OF_CLICKS}
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("auc", "logloss", "accuracy", "precision", "recall", "f1", "no_positives"),
+        *("ece", "adaptive_ece", "mce", "brier", "sharpness", "aurc", "error_auroc"),
+    )
     monitor: ClassVar[str] = "auc"
     losses: ClassVar[tuple[str, ...]] = ("bce",)
     ensemble: ClassVar[tuple[str, ...]] = ("bce",)

@@ -1,8 +1,9 @@
 """Ranks the candidates of every user and judges the lists."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -12,8 +13,8 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Moved, Portion, Result
-from robustbench_rec.metrics import ranking
+from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Moved, Portion, Result, Shown
+from robustbench_rec.metrics import popularity, ranking
 from robustbench_rec.shifted import Shifted
 
 Pairs = tuple[Tensor, Tensor]
@@ -30,8 +31,12 @@ class Lists(Portion):
 class Ranking(Evaluator[Lists]):
     """Lists of the best candidates. Ties are broken against the relevant item; means are over users."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage")
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("ndcg", "recall", "precision", "hr", "mrr", "map", "auc"),
+        *("coverage", "gini", "entropy", "arp", "aplt"),
+    )
     monitor: ClassVar[str] = "ndcg@10"
+    neutral: ClassVar[frozenset[str]] = ranking.NEUTRAL
     losses: ClassVar[tuple[str, ...]] = ("margin", "softmax", "bce", "topk", "dlr")
     ensemble: ClassVar[tuple[str, ...]] = ("softmax", "dlr", "margin")
 
@@ -52,41 +57,59 @@ class Ranking(Evaluator[Lists]):
 
     def names(self) -> list[str]:
         chosen = self.judge.metrics or self.metrics
-        whole = [name for name in chosen if name == "auc"]
-        return [f"{name}@{k}" for k in self.judge.top_k for name in chosen if name != "auc"] + whole
+        whole = [name for name in chosen if name in ranking.WHOLE]
+        return [f"{name}@{k}" for k in self.judge.top_k for name in chosen if name not in whole] + whole
+
+    @cached_property
+    def popularity(self) -> Tensor:
+        """Training events of each item `[n_items]`, those of fake users left out."""
+        events = self.data.train.liked()
+        genuine = events.items[events.users < self.data.n_genuine]
+        return torch.bincount(genuine, minlength=self.data.n_items)
 
     def measure(self, scores: Iterator[Tensor], portions: list[Lists], names: list[str]) -> Result:
         cut = {name: int(name.partition("@")[2]) for name in names if "@" in name}
         depth = max(cut.values(), default=1)
-        users: list[Tensor] = []
-        values: dict[str, list[Tensor]] = {name: [] for name in names if not name.startswith("coverage")}
-        shown = {k: torch.zeros(self.data.n_items, dtype=torch.bool) for name, k in cut.items() if "coverage" in name}
+        lists: list[tuple[Tensor, ...]] = []
+        values: dict[str, list[Tensor]] = {name: [] for name in names if name in ranking.WHOLE}
         for chunk, found in zip(portions, scores, strict=True):
             found[chunk.excluded] = float("-inf")
-            top, hits, relevant = _ranked(found, chunk, depth)
-            users.append(chunk.users)
-            for name, kept in values.items():
-                if name == "auc":
-                    kept.append(_auc(found, chunk, relevant))
-                else:
-                    kept.append(ranking.TOP_K[name.partition("@")[0]](hits[:, : cut[name]], relevant))
-            for k, seen in shown.items():
-                listed = top[:, :k] if chunk.items is None else chunk.items.gather(1, top[:, :k])
-                there = found.gather(1, top[:, :k]).isfinite()  # a user may have fewer than k candidates
-                seen[listed[there].cpu()] = True
-        every = torch.cat(users)
-        owners, row = torch.unique(every, return_inverse=True)
-        counts = torch.bincount(row, minlength=len(owners))
-        per_user = {
-            name: torch.zeros(len(owners), dtype=torch.float64, device=row.device).index_add(
-                0, row, torch.cat(kept).double()
-            )
-            / counts
-            for name, kept in values.items()
-        }
-        means = {name: per_user[name].nanmean().item() for name in values}
-        means |= {f"coverage@{k}": seen.float().mean().item() for k, seen in shown.items()}
-        return Result({name: means[name] for name in names}, owners, per_user)
+            lists.append((chunk.users, *_ranked(found, chunk, depth)))
+            for name, each in self._whole(values, found, chunk, lists[-1][-1]).items():
+                values[name].append(each)
+        users, items, best, hits, relevant = (torch.cat(each) for each in zip(*lists, strict=True))
+        shown = Shown(users, items, best, hits)
+        per_list = {name: torch.cat(each) for name, each in values.items()}
+        spread: dict[str, float] = {}
+        for name, k in cut.items():
+            kind = name.partition("@")[0]
+            if kind in ranking.TOP_K:
+                per_list[name] = ranking.TOP_K[kind](hits[:, :k], relevant)
+            elif kind in popularity.OF_LISTS:
+                per_list[name] = popularity.OF_LISTS[kind](items[:, :k], self.popularity)
+            else:
+                exposure = popularity.exposure(items[:, :k], self.data.n_items)
+                spread[name] = popularity.OF_ALL[kind](exposure).item()
+        owners, per_user = means_by_user(users, per_list)
+        means = spread | {name: each.nanmean().item() for name, each in per_user.items()}
+        ordered = {name: per_user[name] for name in names if name in per_user}
+        return Result({name: means[name] for name in names}, owners, ordered, shown=shown)
+
+    def _whole(self, wanted: Container[str], scores: Tensor, chunk: Lists, relevant: Tensor) -> dict[str, Tensor]:
+        """Those of `ranking.WHOLE` that are wanted `[B]`; scores with -inf for what is excluded, which are spoilt."""
+        found: dict[str, Tensor] = {}
+        if not any(name in wanted for name in ranking.WHOLE):
+            return found
+        rows, columns = chunk.relevant
+        hidden = torch.bincount(chunk.excluded[0], minlength=len(scores))
+        low, high = _bounds(scores, rows, scores[rows, columns])
+        if "auc" in wanted:
+            others = scores.shape[1] - hidden - relevant
+            found["auc"] = ranking.auc(low - hidden[rows], high - low, relevant, others, rows)
+        if "pru" in wanted:
+            items = columns if chunk.items is None else chunk.items[rows, columns]
+            found["pru"] = popularity.pru(rows, scores.shape[1] - low, self.popularity[items], len(scores))
+        return found
 
 
 class Full(Ranking):
@@ -230,8 +253,18 @@ def _without(pairs: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], width: 
     return pairs[0][keep], pairs[1][keep]
 
 
-def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Best columns `[B, depth]`, whether each is relevant, and the number of relevant candidates `[B]`."""
+def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Who there is `[N]`, in order, and the mean of each user's values `[R]`: `[N]`."""
+    owners, row, counts = torch.unique(users, return_inverse=True, return_counts=True)
+    nothing = torch.zeros(len(owners), dtype=torch.double, device=users.device)
+    return owners, {name: nothing.index_add(0, row, each.double()) / counts for name, each in values.items()}
+
+
+def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Best items, their scores, whether each is relevant, all `[B, depth]`, and the number of relevant items `[B]`.
+
+    Where there are fewer candidates than that the items are -1 and their scores -inf.
+    """
     rows, columns = chunk.relevant
     relevant = torch.zeros(len(scores), dtype=torch.long, device=scores.device).index_add(
         0, rows, torch.ones_like(rows)
@@ -240,7 +273,7 @@ def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, T
     finite = scores[rows, columns].isfinite().all()
     if bool(best.values.isnan().any() | (best.values == float("inf")).any() | ~finite):  # both sort before numbers
         raise RrecError("a score is NaN or infinite: such a model cannot be ranked (lower lr or eps)")
-    top = best.indices[:, :depth]
+    top, values = best.indices[:, :depth], best.values[:, :depth]
     tied = ((best.values[:, 1:] == best.values[:, :-1]) & best.values[:, 1:].isfinite()).any(1).nonzero().squeeze(1)
     flags = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     flags[rows, columns] = True
@@ -248,24 +281,33 @@ def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, T
         order = flags[tied].byte().argsort(dim=1, stable=True)
         again = scores[tied].gather(1, order).sort(dim=1, descending=True, stable=True).indices[:, :depth]
         top[tied] = order.gather(1, again)
-    return top, flags.gather(1, top), relevant
+    items = top if chunk.items is None else chunk.items.gather(1, top)
+    return items.masked_fill(values.isinf(), -1), values, flags.gather(1, top), relevant
 
 
-def _auc(scores: Tensor, chunk: Lists, relevant: Tensor) -> Tensor:
-    """Share of (relevant, other) candidate pairs in the right order, a tie counting half; NaN without others."""
-    rows, columns = chunk.relevant
-    order = scores.sort(1).values  # excluded candidates stand first, at -inf
-    own = scores[rows, columns]
-    keys = order[rows] if len(rows) * scores.shape[1] <= CELLS else None
-    low = torch.empty(len(rows), dtype=torch.long, device=scores.device)
-    high = torch.empty_like(low)
-    for part in torch.arange(len(rows), device=rows.device).split(max(1, CELLS // scores.shape[1])):
-        sorted_rows = order[rows[part]] if keys is None else keys[part]
-        low[part] = torch.searchsorted(sorted_rows, own[part][:, None]).squeeze(1)
-        high[part] = torch.searchsorted(sorted_rows, own[part][:, None], right=True).squeeze(1)
-    hidden = torch.bincount(chunk.excluded[0], minlength=len(scores))
-    wins = (low + high).double() / 2 - hidden[rows] - 0.5  # candidates below, ties half; itself is one of the ties
-    total = torch.zeros(len(scores), dtype=torch.float64, device=scores.device).index_add(0, rows, wins)
-    among = relevant * (relevant - 1) / 2  # pairs of relevant items, each counted once whatever their order
-    others = scores.shape[1] - hidden - relevant
-    return (total - among) / (relevant * others)
+def _ordered(scores: Tensor) -> Tensor:
+    """Rows `[B, C]` in ascending order, in place: numpy's sort is many times faster than torch's on a CPU."""
+    if scores.device.type == "cpu":
+        scores.numpy().sort(axis=1)
+        return scores
+    return scores.sort(1).values
+
+
+def _bounds(scores: Tensor, rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Of scores `[R]` of the given rows: how many in the row `[B, C]` are smaller, and how many are not larger.
+
+    Spoils the scores.
+    """
+    order = _ordered(scores)
+    counts = torch.bincount(rows, minlength=len(scores))
+    starts = counts.cumsum(0) - counts
+    by_row = rows.argsort(stable=True)
+    table = scores.new_zeros(len(scores), int(counts.max()))  # a row's own scores beside one another
+    within = torch.empty_like(rows)
+    within[by_row] = torch.arange(len(rows), device=rows.device) - starts[rows[by_row]]
+    table[rows, within] = own
+    low = torch.searchsorted(order, table)
+    after = order.gather(1, (low + 1).clamp_max(order.shape[1] - 1))
+    tied = bool(((after == table)[rows, within] & (low[rows, within] + 1 < order.shape[1])).any())
+    high = torch.searchsorted(order, table, right=True) if tied else low + 1
+    return low[rows, within], high[rows, within]

@@ -13,6 +13,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.evaluation.base import Evaluator, Moved, Result
 from robustbench_rec.evaluation.ranking import Full
 from robustbench_rec.goal import Goal
+from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.shifted import Shifted
 
 
@@ -38,7 +39,7 @@ def judged(judging: Evaluator[Any], at: Shifted | Moved, part: str, goal: Goal) 
     own = goal.measure(judging, at, part, quality)
     if own is None:
         return quality
-    return Result(quality.metrics | own.metrics, quality.users, quality.per_user | own.per_user)
+    return replace(quality, metrics=quality.metrics | own.metrics, per_user=quality.per_user | own.per_user)
 
 
 def attacked(
@@ -68,19 +69,31 @@ def attacked(
 
 
 def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Result:
-    """For every metric and user the value that serves the attacker most; a metric without users as a whole."""
+    """For every metric and user the value that serves the attacker most; a metric without users as a whole.
+
+    What is no quality, as popularity, and the lists are those of the result whose first quality serves most.
+    """
     first = results[0]
+    main = next((name for name in first.metrics if not neutral(name)), next(iter(first.metrics)))
+    sign = goal.serves(main, smaller=main in smaller)
+    chief = max(results, key=lambda each: sign * each.metrics[main])
     per_user = {}
     for name in first.per_user:
+        if neutral(name):
+            per_user[name] = chief.per_user[name]
+            continue
         sign = goal.serves(name, smaller=name in smaller)
         values = torch.stack([each.per_user[name] for each in results])  # [members, N]
         per_user[name] = sign * (sign * values).amax(0)
     metrics = {}
     for name in first.metrics:
+        if neutral(name):
+            metrics[name] = chief.metrics[name]
+            continue
         sign = goal.serves(name, smaller=name in smaller)
         whole = sign * max(sign * each.metrics[name] for each in results)
         metrics[name] = per_user[name].nanmean().item() if name in per_user else whole
-    return Result(metrics, first.users, per_user)
+    return replace(chief, metrics=metrics, per_user=per_user)
 
 
 def winners(clean: Result, results: Sequence[Result], goal: Goal, metric: str, smaller: frozenset[str]) -> Tensor:

@@ -49,6 +49,26 @@ def f1(scores: Tensor, labels: Tensor) -> Tensor:
     return 2 * _hits(scores, labels) / ((scores > 0).sum() + (labels > 0).sum()).clamp_min(1)
 
 
+def of_clicks(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Those metrics that are means over events, `[N]` before the mean, by name; of clicks."""
+    scores, labels = scores.double(), labels.double()
+    return {
+        "logloss": F.binary_cross_entropy_with_logits(scores, labels, reduction="none"),
+        "accuracy": ((scores > 0) == (labels > 0)).double(),
+        "brier": (scores.sigmoid() - labels).square(),
+    }
+
+
+def of_ratings(scores: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The same of ratings."""
+    return {"mae": (scores.double() - labels.double()).abs()}
+
+
+def no_positives(scores: Tensor, labels: Tensor) -> Tensor:
+    """A flag: 1 where no click is predicted, so that precision and F1 are 0 by convention."""
+    return (scores > 0).logical_not().all().double()
+
+
 def rmse(scores: Tensor, labels: Tensor) -> Tensor:
     """Root of the mean squared error."""
     return (scores.double() - labels.double()).square().mean().sqrt()
@@ -68,9 +88,10 @@ CLICKS: dict[str, PredictionMetric] = {
     "auc": auc,
     "f1": f1,
     "logloss": logloss,
+    "no_positives": no_positives,
     "precision": precision,
     "recall": recall,
 }
 RATINGS: dict[str, PredictionMetric] = {"mae": mae, "rmse": rmse}
-SMALLER = frozenset({"logloss", "mae", "rmse"})
+SMALLER = frozenset({"logloss", "no_positives", "mae", "rmse"})
 """Of which less is better."""

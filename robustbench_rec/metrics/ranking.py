@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.metrics.popularity import OF_ALL, OF_LISTS
 
 RankingMetric = Callable[[Tensor, Tensor], Tensor]
 
@@ -56,21 +57,38 @@ TOP_K: dict[str, RankingMetric] = {
     "precision": precision,
     "recall": recall,
 }
-WHOLE = {
-    "auc": "Share of (relevant, other) pairs of candidates in the right order, a tie counting half; mean over users.",
-    "coverage": "Share of the catalogue that is in the list of at least one user.",
-}
-"""Metrics that are not a function of one user's hits: over all candidates, or over all users."""
+WHOLE = ("auc", "pru")
+"""Metrics over all candidates of a user, not of a list."""
+NEUTRAL = frozenset({*OF_LISTS, *OF_ALL, "pru"} - {"coverage"})
+"""Of which neither more nor less is better: they say what is recommended, not how well."""
+KNOWN = (*TOP_K, *OF_LISTS, *OF_ALL, *WHOLE)
 
 
 def check(names: Iterable[str], top_k: list[int], n_candidates: int) -> None:
     """RrecError for an unknown metric or a K that is not between 1 and the number of candidates."""
     for name in names:
-        if name not in (*TOP_K, *WHOLE):
-            raise unknown("metric", name, (*TOP_K, *WHOLE))
+        if name not in KNOWN:
+            raise unknown("metric", name, KNOWN)
     for k in top_k:
         if not 1 <= k <= n_candidates:
             raise RrecError(f"top_k={k}: K must be between 1 and the {n_candidates} candidates of a list")
+
+
+def neutral(name: str) -> bool:
+    """Whether a metric, named as in results ("arp@10"), is no quality."""
+    return name.partition("@")[0] in NEUTRAL
+
+
+def auc(below: Tensor, equal: Tensor, relevant: Tensor, others: Tensor, rows: Tensor) -> Tensor:
+    """Share of (relevant, other) pairs of candidates in the right order, a tie counting half `[B]`; NaN without others.
+
+    Of each relevant candidate, rows `[R]` of the users: how many candidates stand below and how many have its score, it
+    among them, both `[R]`. others: candidates that are not relevant `[B]`.
+    """
+    wins = below.double() + (equal - 1) / 2
+    total = wins.new_zeros(len(relevant)).index_add(0, rows, wins)
+    among = relevant * (relevant - 1) / 2  # pairs of relevant items, each counted once whatever their order
+    return (total - among) / (relevant * others)
 
 
 def _ranks(hits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustbench_rec.files import write_text
-from robustbench_rec.reports import plots
+from robustbench_rec.reports import plots, seeds
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def report(jobs: Sequence[Job], directory: Path, verb: str, console: Console) ->
     if verb == "attack" and "eps" in swept and _curve(jobs, swept, directory / "security_curve.png"):
         written.append("security_curve.png")
     console.print(_table(jobs, swept, console.width))
+    if seeds.SEED in swept and _over_seeds(jobs, swept, directory / "seeds.csv", console):
+        written.append("seeds.csv")
     for job in jobs:
         if job.error:
             console.print(f"job {job.name} failed: {job.error}", style="red", markup=False, soft_wrap=True)
@@ -59,6 +61,21 @@ def _write_csv(jobs: Sequence[Job], swept: Sequence[str], path: Path) -> None:
         values = [(job.metrics or {}).get(key) for key in metrics]
         rows.writerow([job.name, *(job.overrides.get(key) for key in swept), *values, job.error])
     write_text(path, text.getvalue())
+
+
+def _over_seeds(jobs: Sequence[Job], swept: Sequence[str], path: Path, console: Console) -> bool:
+    """Means over seeds, the first metric of each prefix shown; whether there are any."""
+    done = [job for job in jobs if job.metrics is not None]
+    if not done:
+        return False
+    settings = [{key: job.overrides.get(key, "") for key in swept} for job in done]
+    frame = seeds.by_seed(settings, [job.metrics or {} for job in done])
+    write_text(path, frame.to_csv(index=False))
+    firsts: dict[str, str] = {}
+    for name in _metrics(done):
+        firsts.setdefault(name.rpartition("/")[0], name)
+    console.print(seeds.table(frame, list(firsts.values())[:4]))
+    return True
 
 
 def _table(jobs: Sequence[Job], swept: Sequence[str], width: int) -> Table:

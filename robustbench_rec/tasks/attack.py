@@ -6,19 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation.alike import alike as alike_to
 from robustbench_rec.evaluation.masking import masking
+from robustbench_rec.evaluation.slices import groups, sliced
 from robustbench_rec.evaluation.worst import judged, members, winners, worst
+from robustbench_rec.files import read_json
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
+from robustbench_rec.metrics.robustness import drop, improvement
 from robustbench_rec.progress import Bar
-from robustbench_rec.reports.tables import Row, show
+from robustbench_rec.reports.slices import show_slices
+from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.frontier import frontier
@@ -53,6 +60,9 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             judging.climbed(each.loss or cfg.loss, goal)
     at = Shifted(loaded.model.requires_grad_(False).eval())
     threat = replace(suite.declared, goal=goal.words).words()
+    undefended = _undefended(cfg, loaded.data.fingerprint, threat)
+    for attribute in cfg.slices:
+        groups(loaded.data, attribute)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "labels": cfg.labels, "threat": threat}
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
@@ -63,7 +73,16 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
         left = [result for result, _ in found]
         after = worst(left, goal, judging.smaller)
         show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], [list(e) for e in threat.items()])
-        told = _compared(clean, after)
+        told = _compared(clean, after, judging)
+        alike = [each for each in (alike_to(clean, result, cfg.top_k) for result in left) if each is not None]
+        if alike:
+            kept = worst(alike, goal, frozenset())
+            by_metric("lists before and after (1: the same)", {"alike": kept.metrics})
+            told |= {f"stability/{name}": value for name, value in kept.metrics.items()}
+        if cfg.slices:
+            told |= _sliced(judging, cfg, clean, after, out)
+        if undefended is not None:
+            told |= _improvement(clean, after, undefended, judging)
         if len(chosen) > 1:
             told |= _shared(chosen, found, clean, goal, judging)
             flags = masking(judging, at, chosen, left, clean, cfg.part, goal)
@@ -80,20 +99,66 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     return told
 
 
-def _compared(clean: Result, after: Result) -> dict[str, float]:
+def _undefended(cfg: Attack, fingerprint: str, threat: Mapping[str, str]) -> dict[str, float] | None:
+    """Clean and attacked metrics of the baseline, which must have been attacked in the same way on the same data."""
+    if cfg.baseline is None:
+        return None
+    folder, key = Path(cfg.baseline), f"baseline={cfg.baseline}"
+    record, metrics = read_json(folder / "run.json", key), read_json(folder / "metrics.json", key)
+    wanted = {"task": "attack", "fingerprint": fingerprint, "labels": cfg.labels, "threat": dict(threat)}
+    for name, value in wanted.items():
+        if record.get(name) != value:
+            raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {record.get(name)}")
+    return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
+
+
+def _improvement(
+    clean: Result, after: Result, undefended: Mapping[str, float], judging: Evaluator[Any]
+) -> dict[str, float]:
+    """Robustness improvement of every quality over the undefended model, and where it is not defined."""
+    rows: list[Row] = []
+    told: dict[str, float] = {}
+    for name in clean.metrics:
+        if _is_quality(name, judging) and f"clean/{name}" in undefended:
+            both = undefended[f"attacked/{name}"], undefended[f"clean/{name}"]
+            found = improvement(*torch.tensor([after.metrics[name], *both], dtype=torch.double))
+            value, undefined = (each.item() for each in found)
+            rows.append(
+                [name, both[1], both[0], after.metrics[name], value, "no effect to repair" if undefined else ""]
+            )
+            told |= {f"improvement/{name}": value, f"flag/improvement_undefined/{name}": undefined}
+    columns = ["metric", "undefended, clean", "undefended", "this model", "improvement", ""]
+    show("robustness improvement, 1: full repair", columns, rows)
+    return told
+
+
+def _sliced(judging: Evaluator[Any], cfg: Attack, clean: Result, after: Result, out: Path) -> dict[str, float]:
+    """Slices before and after, shown and in `slices.csv`."""
+    sides = {
+        name: sliced(judging, cfg.part, each, cfg.slices) for name, each in (("clean", clean), ("attacked", after))
+    }
+    show_slices(sides, judging.watched(None), out / "slices.csv")
+    return {f"{side}/{name}": value for side, each in sides.items() for name, value in each.metrics.items()}
+
+
+def _is_quality(name: str, judging: Evaluator[Any]) -> bool:
+    return not name.startswith(("t_", "gap_")) and name.partition("@")[0] not in judging.neutral
+
+
+def _compared(clean: Result, after: Result, judging: Evaluator[Any]) -> dict[str, float]:
     """Clean, attacked and the relative drop, shown; absolute differences for what is no quality."""
     rows: list[Row] = []
     told: dict[str, float] = {}
     for name, value in clean.metrics.items():
         other = after.metrics[name]
         told |= {f"clean/{name}": value, f"attacked/{name}": other}
-        if name.startswith(("t_", "gap_")):
+        if not _is_quality(name, judging):
             told[f"rise/{name}"] = other - value
             rows.append([name, value, other, "", other - value])
         else:
-            drop = (value - other) / value if value else float("nan")
-            told[f"drop/{name}"] = drop
-            rows.append([name, value, other, drop, ""])
+            lost = drop(*torch.tensor([value, other], dtype=torch.double)).item()
+            told[f"drop/{name}"] = lost
+            rows.append([name, value, other, lost, ""])
     show("before and after", ["metric", "clean", "attacked", "drop (share)", "rise"], rows)
     return told
 
@@ -103,7 +168,10 @@ def _shared(
 ) -> dict[str, float]:
     """What each member left by itself, and the share of the users to whom it was the worst."""
     results = [result for result, _ in found]
-    name = next(iter(results[0].per_user), next(iter(results[0].metrics)))
+    qualities = [each for each in results[0].metrics if _is_quality(each, judging)]
+    name = next(
+        (each for each in results[0].per_user if each in qualities), next(iter(qualities or results[0].metrics))
+    )
     won: Mapping[int, float] = {}
     if name in results[0].per_user:
         index = winners(clean, results, goal, name, judging.smaller)

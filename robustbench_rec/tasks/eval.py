@@ -1,16 +1,29 @@
 """rrec eval."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
-from robustbench_rec.evaluation import evaluator
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation.calibration import Calibrated
+from robustbench_rec.evaluation.slices import groups, sliced
+from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
-from robustbench_rec.reports.tables import by_metric
+from robustbench_rec.metrics import prediction
+from robustbench_rec.reports.slices import show_slices
+from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.significance import Comparison, holm, paired, paired_events
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
+
+LEVEL = 0.05
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
@@ -19,18 +32,97 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
     judging.portions(cfg.part)
+    if cfg.calibrate:
+        judging.portions("valid")
+    for attribute in cfg.slices:
+        groups(loaded.data, attribute)
+    other = _baseline(cfg, loaded, device)
     seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
     if proof is not None:
         seeds["certify.seed"] = cfg.certify.get("seed")
-    notes = {"ckpt": cfg.ckpt, "noise": cfg.noise, "certify": cfg.certify, "fingerprint": loaded.data.fingerprint}
+    notes: dict[str, Any] = {"ckpt": cfg.ckpt, "noise": cfg.noise, "certify": cfg.certify}
+    notes |= {"fingerprint": loaded.data.fingerprint}
+    if other is not None:
+        notes["baseline"] = cfg.baseline
     with Run(out, "eval", seeds=seeds, device=device, **notes):
         at = Shifted(loaded.model)
         result = judging.evaluate(at, cfg.part)
         result.metrics.update(exposure(judging, at, cfg.part))
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
+        told = dict(result.metrics)
+        if cfg.slices:
+            found = sliced(judging, cfg.part, result, cfg.slices)
+            show_slices({"value": found}, judging.watched(None), out / "slices.csv")
+            told |= found.metrics
+        if cfg.calibrate:
+            told |= _calibrated(Calibrated(judging, at, cfg.part, result), out)
+        if other is not None:
+            told |= _compared(judging, result, judging.evaluate(Shifted(other.model), cfg.part), cfg)
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
-        told = {f"{cfg.part}/{name}": value for name, value in result.metrics.items()}
+        told = {f"{cfg.part}/{name}": value for name, value in told.items()}
         if proof is not None:
             told |= certified(proof, cfg, loaded, judging, out)
     return told
+
+
+def _baseline(cfg: Eval, loaded: checkpoint.Loaded, device: torch.device) -> checkpoint.Loaded | None:
+    if cfg.baseline is None:
+        return None
+    found = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline", noise=cfg.noise)
+    if found.data.fingerprint != loaded.data.fingerprint:
+        raise RrecError(
+            f"baseline={cfg.baseline} was trained on data {found.data.fingerprint[:12]}, ckpt={cfg.ckpt} on "
+            f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
+        )
+    return found
+
+
+def _calibrated(found: Calibrated, out: Path) -> dict[str, float]:
+    """Shown, with `calibration.csv` and, where there are probabilities, `reliability.csv`."""
+    show("fitted on validation", list(found.fitted), [list(found.fitted.values())])
+    show("before and after calibration", ["metric", "before", "after"], found.frame.to_numpy().tolist())
+    write_text(out / "calibration.csv", found.frame.to_csv(index=False))
+    if len(found.reliability):
+        write_text(out / "reliability.csv", found.reliability.to_csv(index=False))
+    told: dict[str, float] = {f"calibrated/{name}": value for name, value in found.after.items()}
+    told |= {f"uncalibrated/{name}": value for name, value in found.before.items()}
+    return told | {f"fitted/{name}": value for name, value in found.fitted.items()}
+
+
+def _compared(judging: Evaluator[Any], ours: Result, theirs: Result, cfg: Eval) -> dict[str, float]:
+    """Difference to the baseline of every metric; with interval, p and effect size where it is a mean."""
+    found = _paired(ours, theirs, judging.judge.protocol, judging.names())
+    adjusted = dict(zip(found, holm([each.difference.p for each in found.values()]), strict=True))
+    rows: list[Row] = []
+    told: dict[str, float] = {}
+    for name in judging.names():
+        one, two = ours.metrics[name], theirs.metrics[name]
+        told[f"difference/{name}"] = one - two
+        row: list[str | float] = [name, one, two, one - two]
+        if name in found:
+            each, p = found[name], adjusted[name]
+            between = f"{number(each.difference.low)} … {number(each.difference.high)}"
+            row += [between, p, each.dz, "" if p < LEVEL else "chance"]
+            told |= {f"difference/{name}/low": each.difference.low, f"difference/{name}/high": each.difference.high}
+            told |= {f"difference/{name}/p": p, f"difference/{name}/d": each.d, f"difference/{name}/dz": each.dz}
+        rows.append([*row, *[""] * (8 - len(row))])
+    columns = ["metric", "run", "base", "Δ", "95 %", "p", "dz", ""]
+    show(f"beside {cfg.baseline}: {len(ours.users)} users, paired; p after Holm", columns, rows)
+    return told
+
+
+def _paired(ours: Result, theirs: Result, protocol: str, names: Sequence[str]) -> dict[str, Comparison]:
+    """Of the metrics that users, or events, have values of; none of coverage, AUC of clicks and the like."""
+    one, two = ours.predicted, theirs.predicted
+    if one is None or two is None:
+        kept = list(ours.per_user)
+        sides = (torch.stack([each.per_user[name] for name in kept]).cpu() for each in (ours, theirs) if kept)
+        return dict(zip(kept, paired(*sides), strict=True)) if kept else {}
+    of = prediction.of_ratings if protocol == "ratings" else prediction.of_clicks
+    values = [of(each.scores.cpu(), each.labels.cpu()) for each in (one, two)]
+    kept = [name for name in names if name in values[0]]
+    if not kept:
+        return {}
+    first, second = (torch.stack([each[name] for name in kept]) for each in values)
+    return dict(zip(kept, paired_events(first, second, one.users.cpu()), strict=True))

@@ -8,8 +8,9 @@ from robustbench_rec.clean import cleaned
 from robustbench_rec.config import Attack, Base, Train, typed_training
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, Result, evaluator
+from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.hardware import setup
-from robustbench_rec.reports.tables import show
+from robustbench_rec.reports.tables import by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.train import cleaning, keep, learn, poisoned, settings, suspects, trainer_of
@@ -40,9 +41,10 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     with Run(out, "attack", seeds=seeds, device=device, **notes):
         learn(trainer, training, data, settings(training))
         sides: dict[str, dict[str, float]] = {}
+        results: dict[str, Result] = {}
         for name, judging, model in (("clean", clean_judge, loaded.model), ("poisoned", poisoned_judge, trainer.model)):
             at = Shifted(model)
-            result: Result = judging.evaluate(at, cfg.part)
+            result = results[name] = judging.evaluate(at, cfg.part)
             sides[name] = dict(result.metrics)
             if isinstance(judging, Full):
                 sides[name] |= judging.exposure(at, cfg.part, targets).metrics
@@ -50,6 +52,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
                 keep(result, judging.data, out / f"per_user-{name}.csv")
         told = suspects(found, data, out)
         trainer.finish()
+    stable = alike(results["clean"], results["poisoned"], cfg.top_k)
     before, after = sides["clean"], sides["poisoned"]
     change = {name: after[name] - value for name, value in before.items()}
     title = f"{cfg.poison['name']}: {data.name}, {cfg.part}"
@@ -58,6 +61,9 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     spent = {"fake_users": float(data.fakes.n), "fake_events": float(len(data.fakes.events))}
     show("budget used", list(spent), [list(spent.values())])
     sides |= {"change": change, "budget": spent}
+    if stable is not None:
+        by_metric("lists before and after (1: the same)", {"alike": stable.metrics})
+        sides["stability"] = stable.metrics
     return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()} | told
 
 

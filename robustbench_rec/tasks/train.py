@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
+from robustbench_rec.metrics.cost import Passes, parameters
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain, told
 from robustbench_rec.poison import Shilling
@@ -50,8 +52,9 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
         notes["threat"] = data.fakes.about["threat"]
     if found:
         notes["clean"] = cfg.clean
-    with Run(out, task, seeds=seeds, device=device, **notes):
+    with Run(out, task, seeds=seeds, device=device, **notes) as record, Passes(trainer.model) as passes:
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
+        record.record["cost"] = cost(trainer, passes)
         metrics = judge(judging, Shifted(trainer.model), cfg, out) | suspects(found, data, out)
         if numbers := told(trainer.objective):
             show(str(cfg.defense["name"]), ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
@@ -136,6 +139,20 @@ def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] 
     trainer.model.fit(data)
     trainer.run()
     checkpoint.save(trainer.out, trainer.model, cfg.model, cfg, data, training=training)
+
+
+def cost(trainer: Trainer, passes: Passes) -> dict[str, float]:
+    """What the training took, shown; the peak of the memory stands in `run.json` beside it."""
+    steps = trainer.done * len(trainer.sampler)
+    seconds = [row["train_seconds"] for row in trainer.history]
+    found = {
+        "parameters": parameters(trainer.model),
+        "epochs": len(trainer.history),
+        "seconds_per_epoch": median(seconds) if seconds else float("nan"),
+        "forward_equivalents_per_step": passes.equivalents / steps if steps else float("nan"),
+    }
+    show("cost", [name.replace("_", " ") for name in found], [list(found.values())])
+    return found
 
 
 def settings(cfg: Train) -> dict[str, Any]:

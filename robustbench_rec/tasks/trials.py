@@ -14,6 +14,7 @@ from robustbench_rec.attack import Member
 from robustbench_rec.config import Attack
 from robustbench_rec.errors import unknown
 from robustbench_rec.evaluation import Evaluator, Result
+from robustbench_rec.evaluation.base import Predicted, Shown
 from robustbench_rec.evaluation.worst import attacked, judged
 from robustbench_rec.files import write_text
 from robustbench_rec.goal import Goal
@@ -92,7 +93,10 @@ class Trials:
         result, budget = trial
         told = {"metrics": result.metrics, "names": list(result.per_user), "budget": budget}
         notes = {"identity": self._identity(), "told": json.dumps(told)}
-        checkpoint.save_state(path, {"users": result.users, **result.per_user}, notes)
+        tensors = {"users": result.users, **result.per_user}
+        for name, kept in (("shown", result.shown), ("predicted", result.predicted)):
+            tensors |= {f"{name}.{key}": each for key, each in (vars(kept) if kept else {}).items()}
+        checkpoint.save_state(path, tensors, notes)
 
     def _kept(self, path: Path) -> Trial | None:
         if not path.is_file():
@@ -102,7 +106,19 @@ class Trials:
             return None
         told = json.loads(notes["told"])
         per_user = {name: tensors[name] for name in told["names"]}
-        return Result(told["metrics"], tensors["users"], per_user), told["budget"]
+
+        def of(name: str) -> dict[str, Tensor]:
+            return {key.removeprefix(f"{name}."): each for key, each in tensors.items() if key.startswith(f"{name}.")}
+
+        lists, single = of("shown"), of("predicted")
+        result = Result(
+            told["metrics"],
+            tensors["users"],
+            per_user,
+            shown=Shown(**lists) if lists else None,
+            predicted=Predicted(**single) if single else None,
+        )
+        return result, told["budget"]
 
     def _identity(self) -> str:
         return sha256(self.about.encode()).hexdigest()

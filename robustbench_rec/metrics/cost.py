@@ -1,0 +1,46 @@
+"""What a training takes, counted rather than timed."""
+
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor, nn
+
+BACKWARD = 2
+"""Forward passes that a backward pass is worth."""
+
+
+def parameters(model: nn.Module) -> int:
+    """Numbers that gradient descent changes."""
+    return sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+class Passes:
+    """Context that counts the passes of a model in training mode: a backward one as `BACKWARD` forward ones.
+
+    A backward pass is counted where it reaches the scores, whoever asks for the gradient. What is computed before, once
+    for all batches (`encode`), belongs to the pass that it is computed for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.forward, self.backward = model, 0, 0
+
+    @property
+    def equivalents(self) -> int:
+        """In forward passes."""
+        return self.forward + BACKWARD * self.backward
+
+    def __enter__(self) -> "Passes":
+        self._handle = self.model.register_forward_hook(self._seen)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._handle.remove()
+
+    def _seen(self, module: nn.Module, args: Any, output: Any) -> None:
+        if module.training:
+            self.forward += 1
+            if output.scores.requires_grad:
+                output.scores.register_hook(self._returned)
+
+    def _returned(self, gradient: Tensor) -> None:
+        self.backward += 1

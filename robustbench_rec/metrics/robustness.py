@@ -1,0 +1,53 @@
+"""What an attack takes from a quality, and what a defence gives back; numbers or tensors of them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NO_EFFECT = 1e-3
+"""Share of the clean quality below which an attack took nothing that a defence could give back."""
+
+
+def drop(clean: Tensor, attacked: Tensor) -> Tensor:
+    """(clean - attacked) / clean, negative where it rose; NaN where the clean quality is 0."""
+    return torch.where(clean == 0, float("nan"), (clean - attacked) / clean)
+
+
+def offset(clean: Tensor, attacked: Tensor) -> Tensor:
+    """|attacked - clean| / |clean|, whichever way it went; NaN where the clean quality is 0."""
+    return drop(clean, attacked).abs()
+
+
+class Improvement(NamedTuple):
+    """value: NaN where it is not defined. undefined: 1 there, else 0."""
+
+    value: Tensor
+    undefined: Tensor
+
+
+def improvement(defended: Tensor, undefended: Tensor, clean: Tensor) -> Improvement:
+    """Robustness improvement: the share of what the attack took from the undefended model that the defence gives back.
+
+    (defended - undefended) / (clean - undefended) of the attacked qualities, and the clean one of the *undefended*
+    model. 1: full repair, 0: none, below 0: worse. Not defined where the attack had no effect on the undefended model,
+    |clean - undefended| < 1e-3 |clean|.
+    """
+    taken = clean - undefended
+    undefined = (taken.abs() < NO_EFFECT * clean.abs()) | (taken == 0)
+    value = torch.where(undefined, float("nan"), (defended - undefended) / taken)
+    return Improvement(value, undefined.double())
+
+
+def area(eps: Tensor, values: Tensor) -> Tensor:
+    """Area under a security curve `[P]` over the span of eps `[P]`: the mean quality over it, by the trapezoid rule.
+
+    In any order; NaN for a single eps.
+    """
+    eps, order = eps.double().sort(stable=True)
+    return torch.trapezoid(values.double()[order], eps) / (eps[-1] - eps[0])
+
+
+def selection_gap(valid: Tensor, test: Tensor) -> Tensor:
+    """What is lost on test by choosing the state `[E]` on validation: the best on test less the one chosen."""
+    return test.amax() - test[valid.argmax()]

@@ -1,0 +1,387 @@
+"""Groups of users and items, lists before and after, calibration, and what the verbs show of them."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import DATA, Fixed, build, compose, interactions, judge, make_data
+from torch import Tensor
+
+from robustbench_rec import launch
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import Result, evaluator
+from robustbench_rec.evaluation.alike import alike
+from robustbench_rec.evaluation.calibration import Calibrated, deviations
+from robustbench_rec.evaluation.slices import groups, sliced
+from robustbench_rec.evaluation.worst import worst
+from robustbench_rec.goals import goals
+from robustbench_rec.metrics import popularity, prediction
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks import attack, train
+from robustbench_rec.tasks import eval as evaluate
+
+N_USERS, N_ITEMS = DATA.n_users, DATA.n_items
+SMALL = (
+    "dataset=synthetic",
+    "dataset.n_users=60",
+    "dataset.n_items=40",
+    "dataset.events_per_user=12",
+    "model.dim=8",
+    "device=cpu",
+    "epochs=3",
+    "batch_size=128",
+    "lr=0.02",
+)
+
+
+def scored(seed: int = 0, levels: int = 1000, data: Data = DATA) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(levels, (data.n_users, data.n_items), generator=generator) / levels
+
+
+def judged(scores: Tensor, data: Data = DATA, **changes: Any) -> tuple[Any, Result]:
+    judging = evaluator(data, judge(**changes))
+    return judging, judging.evaluate(Shifted(Fixed(scores)), "test")
+
+
+def labelled(data: Data = DATA) -> Data:
+    """Clicks: labels of 0 and 1 in every part."""
+    generator = torch.Generator().manual_seed(5)
+    parts = {}
+    for part in ("train", "valid", "test"):
+        events = data.part(part)
+        parts[part] = replace(events, values=torch.randint(2, (len(events),), generator=generator).float())
+    return replace(data, **parts)
+
+
+class TestShown:
+    def test_the_lists_are_the_best_candidates_in_order(self) -> None:
+        scores = scored()
+        _, result = judged(scores, top_k=[3, 5])
+        assert result.shown is not None
+        seen = {
+            (u, i)
+            for p in ("train", "valid")
+            for u, i in zip(DATA.part(p).users.tolist(), DATA.part(p).items.tolist(), strict=True)
+        }
+        wanted = set(zip(DATA.test.users.tolist(), DATA.test.items.tolist(), strict=True))
+        for user, row, values, hits in zip(*map(Tensor.tolist, vars(result.shown).values()), strict=True):
+            order = sorted((i for i in range(N_ITEMS) if (user, i) not in seen), key=lambda i: -scores[user, i].item())
+            assert row == order[:5]
+            assert values == pytest.approx(scores[user, row].tolist())
+            assert hits == [(user, item) in wanted for item in row]
+
+    def test_a_user_with_fewer_candidates_has_empty_places_at_the_end(self) -> None:
+        data = make_data(n_items=9, train=5, valid=1, test=2)
+        _, result = judged(scored(data=data), data, top_k=[8])
+        assert result.shown is not None
+        assert ((result.shown.items >= 0).sum(1) == 3).all()
+        assert (result.shown.items[:, 3:] == -1).all()
+        assert result.per_user["ndcg@8"].isfinite().all()
+
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    def test_popularity_is_that_of_the_items_in_the_lists(self, protocol: str) -> None:
+        judging, result = judged(scored(), protocol=protocol, metrics=["arp", "gini", "coverage"], top_k=[2, 4])
+        assert result.shown is not None
+        events = torch.bincount(DATA.train.items, minlength=N_ITEMS)
+        assert torch.equal(judging.popularity, events)
+        for k in (2, 4):
+            lists = result.shown.items[:, :k]
+            own = popularity.arp(lists, events)
+            users = [own[result.shown.users == user].mean() for user in result.users]
+            assert result.metrics[f"arp@{k}"] == pytest.approx(torch.stack(users).mean().item())
+            counts = torch.bincount(lists.flatten(), minlength=N_ITEMS)
+            assert result.metrics[f"gini@{k}"] == pytest.approx(popularity.gini(counts).item())
+
+    def test_pru_takes_places_among_all_candidates(self) -> None:
+        scores = scored()
+        events = torch.bincount(DATA.train.items, minlength=N_ITEMS)
+        _, result = judged(events.float().expand(N_USERS, -1) + 0.01 * scores, metrics=["pru"])
+        assert result.metrics["pru"] == pytest.approx(1.0)  # two relevant items each, the more popular further up
+        _, result = judged(-events.float().expand(N_USERS, -1) - 0.01 * scores, metrics=["pru"])
+        assert result.metrics["pru"] == pytest.approx(-1.0)
+
+    def test_what_is_no_quality_is_no_monitor(self) -> None:
+        judging = evaluator(DATA, judge(metrics=["gini", "ndcg"]))
+        assert judging.watched(None) == "ndcg@5"
+        with pytest.raises(RrecError, match="unknown monitor 'gini@5'"):
+            judging.watched("gini@5")
+
+    def test_of_several_attacks_the_lists_are_those_of_the_most_harmful(self) -> None:
+        goal = goals.build({"name": "untargeted", "k": 5}, DATA)
+        results = [judged(scored(seed), metrics=["gini", "ndcg", "arp"])[1] for seed in range(3)]
+        chief = min(results, key=lambda each: each.metrics["ndcg@5"])
+        found = worst(results, goal, frozenset())
+        assert found.shown is chief.shown
+        assert found.metrics["gini@5"] == chief.metrics["gini@5"]
+        assert torch.equal(found.per_user["arp@5"], chief.per_user["arp@5"])
+        assert found.metrics["ndcg@5"] <= chief.metrics["ndcg@5"]
+
+
+class TestAlike:
+    def test_the_same_lists_are_alike_and_others_less(self) -> None:
+        (_, one), (_, two) = judged(scored(0)), judged(scored(1))
+        same, other = alike(one, one, [5]), alike(one, two, [5])
+        assert same is not None
+        assert other is not None
+        assert same.metrics == dict.fromkeys(("frbo@5", "jaccard@5", "kendall@5", "top1"), 1.0)
+        assert all(value < 1 for value in other.metrics.values())
+        assert all(each.shape == (N_USERS,) for each in other.per_user.values())
+
+    def test_single_predictions_have_no_lists(self) -> None:
+        data = labelled()
+        _, result = judged(scored(), data, protocol="clicks", metrics=None, n_negatives=None)
+        assert alike(result, result, [5]) is None
+
+
+class TestGroups:
+    def test_quarters_never_part_equal_numbers(self) -> None:
+        users = [u for u in range(8) for _ in range((1, 1, 1, 2, 3, 4, 4, 9)[u])]
+        data = replace(
+            DATA,
+            train=interactions(users, [n % N_ITEMS for n in range(len(users))]),
+            user_ids=DATA.user_ids[:8],
+            user_table=None,
+        )
+        found = groups(data, "activity")
+        assert not found.items
+        counts = torch.bincount(data.train.users)
+        for number, name in enumerate(found.names):
+            inside = counts[found.of == number]
+            low, _, high = name.partition(" – ")
+            assert (inside.min(), inside.max()) == (int(low), int(high or low))
+        assert len({(int(c), int(g)) for c, g in zip(counts, found.of, strict=True)}) == len(counts.unique())
+
+    def test_cold_ones_are_those_with_few_events(self) -> None:
+        users = [0] * 25 + [1] * 5 + [2] * 6
+        data = replace(DATA, train=interactions(users, [n % N_ITEMS for n in range(36)]))
+        found = groups(data, "cold_users")
+        assert [found.names[each] for each in found.of[:4]] == ["> 20", "1 – 5", "6 – 20", "0"]
+        items = groups(data, "cold_items")
+        assert items.items
+        assert len(items.of) == N_ITEMS
+
+    def test_columns_of_the_user_table(self) -> None:
+        gender, age = groups(DATA, "gender"), groups(DATA, "age")
+        assert gender.names == ["F", "M"]
+        assert gender.of[:3].tolist() == [0, 1, -1]  # not told
+        assert len(age.names) == 4
+        with pytest.raises(RrecError, match=r"unknown slice 'agee'; did you mean 'age'"):
+            groups(DATA, "agee")
+
+    def test_numbers_that_are_texts_become_quarters_too(self) -> None:
+        assert DATA.user_table is not None
+        table = DATA.user_table.assign(age=DATA.user_table["age"].astype(int).astype(str))
+        found = groups(replace(DATA, user_table=table), "age")
+        assert found.names == groups(DATA, "age").names
+
+    def test_many_names_share_the_rest(self) -> None:
+        table = pd.DataFrame({"job": [f"j{each}" for each in range(30)] + ["j0"] * 5})
+        data = replace(DATA, user_table=table, user_ids=[str(each) for each in range(35)])
+        found = groups(data, "job")
+        assert len(found.names) == 12
+        assert "other" in found.names
+
+
+class TestSlices:
+    def test_by_users_they_are_means_over_the_users_of_the_slice(self) -> None:
+        judging, result = judged(scored())
+        frame = sliced(judging, "test", result, ["gender", "activity"]).frame
+        for named, of in (("F", 0), ("M", 1)):
+            inside = [i for i, u in enumerate(result.users.tolist()) if u % 3 == of]
+            row = frame[(frame["slice"] == named) & (frame["metric"] == "ndcg@5")].iloc[0]
+            assert row["value"] == pytest.approx(result.per_user["ndcg@5"][inside].mean().item())
+            assert (row["users"], row["events"]) == (4, 8)
+
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    def test_by_items_they_are_the_relevant_pairs_of_the_slice(self, protocol: str) -> None:
+        judging, result = judged(scored(), protocol=protocol)
+        found = sliced(judging, "test", result, ["popularity"])
+        of, frame = groups(DATA, "popularity"), found.frame
+        assert result.shown is not None
+        hits, pairs, rates = 0, 0, []
+        for number, named in enumerate(of.names):
+            wanted = [
+                (u, i)
+                for u, i in zip(DATA.test.users.tolist(), DATA.test.items.tolist(), strict=True)
+                if of.of[i] == number
+            ]
+            listed = [
+                sum(bool(h) and int(of.of[i]) == number for i, h in zip(row, hit, strict=True))
+                for row, hit in zip(result.shown.items.tolist(), result.shown.hits.tolist(), strict=True)
+            ]
+            row = frame[(frame["slice"] == named) & (frame["metric"] == "recall@5")].iloc[0]
+            assert row["events"] == len(wanted)
+            assert row["users"] == len({u for u, _ in wanted})
+            assert row["value"] == pytest.approx(sum(listed) / len(wanted) if wanted else math.nan, nan_ok=True)
+            hits, pairs = hits + sum(listed), pairs + len(wanted)
+            rates.append(row["value"])
+        assert pairs == len(DATA.test)
+        assert hits == int(result.shown.hits.sum())
+        known = [each for each in rates if each == each]
+        assert found.metrics["fair/popularity/opportunity@5"] == pytest.approx(max(known) - min(known))
+        shares = frame[frame["metric"] == "exposure@5"]["value"].sum()
+        assert shares == pytest.approx(1)
+
+    def test_single_predictions_are_judged_within_the_slice(self) -> None:
+        data = labelled()
+        judging, result = judged(scored() - 0.5, data, protocol="clicks", metrics=None, n_negatives=None)
+        frame = sliced(judging, "test", result, ["gender", "popularity"]).frame
+        inside = data.test.users % 3 == 1
+        scores = scored()[data.test.users, data.test.items][inside] - 0.5
+        row = frame.query("slice == 'M' and metric == 'logloss'").iloc[0]
+        assert row["value"] == pytest.approx(prediction.logloss(scores, data.test.values[inside]).item())
+        assert row["events"] == int(inside.sum())
+
+
+class TestCalibration:
+    def test_probabilities_of_clicks_that_are_too_sure_are_mended_on_validation(self) -> None:
+        generator = torch.Generator().manual_seed(7)
+        data = make_data(n_users=60, n_items=60, train=2, valid=20, test=20)
+        truth = torch.randn(60, 60, generator=generator)
+        labels = (torch.rand(60, 60, generator=generator) < truth.sigmoid()).float()
+        parts = {
+            p: replace(data.part(p), values=labels[data.part(p).users, data.part(p).items])
+            for p in ("train", "valid", "test")
+        }
+        data = replace(data, **parts)
+        judging, result = judged(6 * truth, data, protocol="clicks", metrics=None, n_negatives=None)
+        found = Calibrated(judging, Shifted(Fixed(6 * truth)), "test", result)
+        assert found.fitted["temperature"] == pytest.approx(6, rel=0.2)
+        for name in ("logloss", "ece", "brier"):
+            assert found.after[name] < found.before[name]
+        assert found.after["f1"] >= found.before["f1"] - 0.02
+        assert set(found.reliability["scores"]) == {"before", "after"}
+        with pytest.raises(RrecError, match="validation is what is calibrated on"):
+            Calibrated(judging, Shifted(Fixed(truth)), "valid", result)
+
+    def test_intervals_of_ratings_have_nine_of_ten(self) -> None:
+        generator = torch.Generator().manual_seed(7)
+        data = make_data(n_users=60, n_items=60, train=2, valid=20, test=20)
+        truth = 3 + torch.randn(60, 60, generator=generator)
+        parts = {
+            p: replace(data.part(p), values=truth[data.part(p).users, data.part(p).items])
+            for p in ("train", "valid", "test")
+        }
+        data = replace(data, **parts)
+        judging, result = judged(torch.full((60, 60), 3.0), data, protocol="ratings", metrics=None, n_negatives=None)
+        found = Calibrated(judging, Shifted(Fixed(torch.full((60, 60), 3.0))), "test", result)
+        assert found.after["interval_coverage"] == pytest.approx(0.9, abs=0.03)
+        assert found.fitted["interval"] == pytest.approx(1.64, abs=0.15)
+
+    def test_scores_of_a_ranking_become_probabilities_of_a_hit(self) -> None:
+        scores = 50 + 20 * scored()
+        judging, result = judged(scores)
+        found = Calibrated(judging, Shifted(Fixed(scores)), "test", result)
+        assert found.after["ece@5"] < found.before["ece@5"]
+        assert found.after["logloss@5"] < found.before["logloss@5"]
+
+    def test_doubts_are_those_of_the_listed_items(self) -> None:
+        model = build("multi_intent_gaussian").eval()
+        judging = evaluator(DATA, judge())
+        at = Shifted(model)
+        result = judging.evaluate(at, "test")
+        doubts = deviations(judging, at, "test", result)
+        assert doubts is not None
+        assert result.shown is not None
+        with torch.no_grad():
+            whole = torch.cat([model.deviation(each, at.encoded) for each in judging.inputs(model, "test")])
+        torch.testing.assert_close(doubts, whole.gather(1, result.shown.items))
+        assert (doubts > 0).all()
+        assert "error_auroc@5" in Calibrated(judging, at, "test", result).before
+        plain = Shifted(Fixed(scored()))
+        assert deviations(judging, plain, "test", judging.evaluate(plain, "test")) is None
+
+
+def run(verb: Any, out: Path, *words: str) -> dict[str, float]:
+    out.mkdir(parents=True, exist_ok=True)
+    name = verb.__name__.rpartition(".")[2]
+    found: dict[str, float] = verb.run(launch._typed(compose(name, *words), name), out)
+    (out / "metrics.json").write_text(json.dumps(found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name, words in {"one": ["seed=0"], "two": ["seed=1", "epochs=6"]}.items():
+        found[name] = tmp_path_factory.mktemp(name)
+        run(train, found[name], *{w.partition("=")[0]: w for w in (*SMALL, *words)}.values())
+    return found
+
+
+class TestVerbs:
+    def test_training_says_what_it_took(self, runs: dict[str, Path]) -> None:
+        cost = json.loads((runs["one"] / "run.json").read_text())["cost"]
+        assert cost["parameters"] == (60 + 40) * 8
+        assert cost["epochs"] == 3
+        assert cost["forward_equivalents_per_step"] == 3
+        assert cost["seconds_per_epoch"] > 0
+
+    def test_eval_compares_with_a_baseline_and_slices_and_calibrates(
+        self, runs: dict[str, Path], tmp_path: Path
+    ) -> None:
+        words = ["slices=[activity,popularity]", "calibrate=true", f"baseline='{runs['two']}'", "device=cpu"]
+        found = run(evaluate, tmp_path, f"ckpt='{runs['one']}'", *words)
+        other = run(evaluate, tmp_path / "other", f"ckpt='{runs['two']}'", "device=cpu")
+        difference = found["test/ndcg@10"] - other["test/ndcg@10"]
+        assert found["test/difference/ndcg@10"] == pytest.approx(difference)
+        assert found["test/difference/ndcg@10/low"] <= difference <= found["test/difference/ndcg@10/high"]
+        assert 0 <= found["test/difference/ndcg@10/p"] <= 1
+        assert "test/fair/activity/gap/ndcg@10" in found
+        assert "test/calibrated/ece@10" in found
+        frame = pd.read_csv(tmp_path / "slices.csv")
+        assert list(frame.columns) == ["attribute", "slice", "users", "events", "metric", "value"]
+        assert {each.name for each in tmp_path.glob("*.csv")} == {"slices.csv", "calibration.csv", "reliability.csv"}
+
+    def test_clicks_are_compared_and_calibrated_too(self, tmp_path: Path) -> None:
+        clicks = ["prepare.label=4", "protocol=clicks", "loss=bce", "negatives=0"]
+        for name, epochs in (("one", 1), ("two", 4)):
+            run(train, tmp_path / name, *(w for w in SMALL if w != "epochs=3"), f"epochs={epochs}", *clicks)
+        words = ["protocol=clicks", "device=cpu", "slices=[activity]", "calibrate=true"]
+        ckpts = f"ckpt='{tmp_path / 'one'}'", f"baseline='{tmp_path / 'two'}'"
+        found = run(evaluate, tmp_path / "eval", *ckpts, *words)
+        assert {"test/difference/logloss/p", "test/difference/auc", "test/fitted/temperature"} <= found.keys()
+        assert "test/difference/auc/p" not in found
+        assert "test/fair/activity/gap/auc" in found
+
+    def test_other_data_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        run(train, other, *(w for w in SMALL if "n_users" not in w), "dataset.n_users=50")
+        with pytest.raises(RrecError, match="there is nothing to compare"):
+            run(evaluate, tmp_path / "eval", f"ckpt='{runs['one']}'", f"baseline='{other}'", "device=cpu")
+
+    def test_an_attack_tells_how_the_lists_changed_and_what_a_defence_gave_back(
+        self, runs: dict[str, Path], tmp_path: Path
+    ) -> None:
+        words = ["eps=0.3", "device=cpu"]
+        base = run(attack, tmp_path / "base", f"ckpt='{runs['two']}'", *words)
+        assert base["stability/jaccard@10"] < 1
+        assert {f"stability/{name}" for name in ("frbo@10", "kendall@10", "top1")} <= base.keys()
+        assert base["rise/gini@10"] == pytest.approx(base["attacked/gini@10"] - base["clean/gini@10"])
+        more = ["slices=[activity]", f"baseline='{tmp_path / 'base'}'"]
+        found = run(attack, tmp_path / "attack", f"ckpt='{runs['one']}'", *words, *more)
+        taken = base["clean/ndcg@10"] - base["attacked/ndcg@10"]
+        expected = (found["attacked/ndcg@10"] - base["attacked/ndcg@10"]) / taken
+        assert found["improvement/ndcg@10"] == pytest.approx(expected)
+        assert found["flag/improvement_undefined/ndcg@10"] == 0
+        assert list(pd.read_csv(tmp_path / "attack" / "slices.csv").columns)[-2:] == ["clean", "attacked"]
+        assert "attacked/fair/activity/gap/ndcg@10" in found
+
+    def test_another_attack_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:
+        run(attack, tmp_path / "base", f"ckpt='{runs['one']}'", "eps=0.1", "device=cpu")
+        with pytest.raises(RrecError, match="not the same attack on the same data, its threat is"):
+            run(
+                attack,
+                tmp_path / "a",
+                f"ckpt='{runs['one']}'",
+                "eps=0.2",
+                f"baseline='{tmp_path / 'base'}'",
+                "device=cpu",
+            )
