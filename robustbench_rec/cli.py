@@ -105,6 +105,15 @@ _verb(
   rrec eval ckpt=<run directory> protocol=sampled n_negatives=99
   rrec eval ckpt=<run directory> noise=sparsify noise.level=0.3""",
 )
+_verb(
+    "recommend",
+    "Show what a trained model recommends, to users or to a new one.",
+    """\
+  rrec recommend ckpt=outputs/train/<date>/<time> user=196
+  rrec recommend ckpt=<run directory> user=[196,186] k=20 format=json
+  rrec recommend ckpt=<run directory> liked=[50,181]
+  rrec recommend ckpt=<run directory> all=true out=lists.parquet""",
+)
 _data("fetch", "Download a dataset into the data directory.", "rrec data fetch dataset=ml_100k")
 _data(
     "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"

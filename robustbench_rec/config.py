@@ -166,6 +166,28 @@ class Eval(Judge, Base):
 
 
 @dataclass
+class Recommend(Base):
+    """user: one or several, by original id. liked: original ids, or titles, of what a new user likes, oldest first.
+
+    all: for every user, written to `out`. part: null for all that the data has; test or valid: what the user did in
+    that part, and later, is not known, as when it is judged. seen: whether what the user had is recommended again.
+    history: so many of the latest events are shown with a list. format: table, json or csv, on standard output, where
+    `out` names no file (.csv, .parquet or .json).
+    """
+
+    ckpt: str = MISSING
+    user: Any = MISSING
+    liked: Any = MISSING
+    all: bool = MISSING
+    k: int = MISSING
+    part: str | None = MISSING
+    seen: bool = MISSING
+    history: int = MISSING
+    format: str = MISSING
+    out: str | None = MISSING
+
+
+@dataclass
 class Criticality:
     """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs.
 
@@ -203,4 +225,12 @@ class Dataset(Recipe):
     data_dir: str | None = MISSING
 
 
-ROOTS = {"train": Train, "attack": Attack, "finetune": Finetune, "distill": Distill, "eval": Eval, "data": Dataset}
+ROOTS = {
+    "train": Train,
+    "attack": Attack,
+    "finetune": Finetune,
+    "distill": Distill,
+    "eval": Eval,
+    "recommend": Recommend,
+    "data": Dataset,
+}

@@ -30,6 +30,9 @@ class RecModel(nn.Module):
     """Sampled items beside each positive in training; 0 is the whole catalogue, or an event's own label."""
     causal: ClassVar[bool] = False
     """Whether the state at a step of a history knows nothing of later steps, so that all steps are learnt at once."""
+    newcomers: ClassVar[tuple[str, ...]] = ()
+    """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
+    row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""
     window: int = 0
     """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 
@@ -40,6 +43,10 @@ class RecModel(nn.Module):
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         """Score `batch`, given `encode()`."""
         raise NotImplementedError
+
+    def deviation(self, batch: Batch, encoded: Encoded) -> Tensor | None:
+        """How far each score is in doubt, in units of the score, `[B, C]`; None for a model that does not say."""
+        return None
 
     def text_reader(self, data: Data) -> Reader:
         """How texts of items reach the model, for one that reads them.

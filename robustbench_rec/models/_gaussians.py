@@ -53,6 +53,13 @@ def nearness(points: Tensor, others: Tensor, items: Tensor | None) -> Tensor:
         return 2 * pairs(points, None, others, items) - sizes[items] - size[:, None]
 
 
+def distance_deviation(users: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:
+    """Standard deviation of ‖u − i‖² for draws u, i of users `[N, D]` and of the items chosen `[N, C]`: `[N, C]`."""
+    picked = items if chosen is None else Gaussian(items.mean[chosen], items.covariance[chosen])
+    spread = users.covariance[:, None] + picked.covariance
+    return (2 * spread.square() + 4 * spread * (users.mean[:, None] - picked.mean).square()).sum(-1).sqrt()
+
+
 def apart(points: Tensor, others: Tensor, items: Tensor) -> Tensor:
     """mean max(0, W₂²(user, positive) − W₂²(positive, negative)) of users `[N, 2D]` and candidates `[N, 1 + C]`."""
     positive, negatives = rows(others, items[:, :1]), rows(others, items[:, 1:])  # [N, 1, 2D], [N, C, 2D]

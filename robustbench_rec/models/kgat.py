@@ -56,6 +56,7 @@ class KGAT(RecModel):
         min_triples: int
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     heads: Tensor
     relations: Tensor

@@ -48,6 +48,7 @@ class KGCN(RecModel):
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
+    newcomers: ClassVar[tuple[str, ...]] = ("user.weight",)
 
     tails: Tensor
     relations: Tensor

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class LightGCN(RecModel):
         dim: int
         layers: int
         l2: float
+
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._gaussians import TINY, Gaussian, Items, WassersteinBlock, apart, nearness, seen
+from robustbench_rec.models._gaussians import TINY, Gaussian, Items, WassersteinBlock, apart, distance_deviation, nearness, seen
 from robustbench_rec.models._sequences import checked, dots
 from robustbench_rec.shifted import Site
 
@@ -88,6 +88,12 @@ class MultiIntentGaussian(RecModel):
         if self.config.score == "wasserstein":
             return Output(nearness(user.point(), items.point(), batch.items), hidden)
         return Output(probit(user, items, batch.items), hidden)
+
+    def deviation(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        user, items = self._read(batch)[0], Gaussian(*encoded)
+        if self.config.score == "wasserstein":
+            return distance_deviation(user, items, batch.items)
+        return variance(user, items, batch.items).sqrt()
 
     def penalty(self, batch: Batch) -> Tensor | float:
         config = self.config
@@ -192,10 +198,14 @@ def probit(user: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:
 
     users `[N, D]`; chosen `[N, C]` among items `[n, D]`, or all of them. Var = μ_u²·Σ_i + Σ_u·μ_i² + Σ_u·Σ_i.
     """
-    mean = dots(user.mean, items.mean, chosen)
+    return dots(user.mean, items.mean, chosen) / torch.sqrt(1 + torch.pi / 8 * variance(user, items, chosen))
+
+
+def variance(user: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:
+    """Of the dot products."""
     left = torch.cat([user.mean.square() + user.covariance, user.covariance], 1)
     right = torch.cat([items.covariance, items.mean.square()], 1)
-    return mean / torch.sqrt(1 + torch.pi / 8 * dots(left, right, chosen))
+    return dots(left, right, chosen)
 
 
 def divergence(user: Gaussian, free: float) -> Tensor:

@@ -7,7 +7,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, nearness
+from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, distance_deviation, nearness
 from robustbench_rec.models._sequences import checked
 
 
@@ -56,6 +56,10 @@ class STOSA(RecModel):
         user = self._users(batch)
         scores = nearness(user.point(), encoded, batch.items)
         return Output(scores, {"user_mean": user.mean, "user_covariance": user.covariance})
+
+    def deviation(self, batch: Batch, encoded: Tensor) -> Tensor:
+        mean, root = encoded.chunk(2, 1)
+        return distance_deviation(self._users(batch), Gaussian(mean, root.square()), batch.items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.pvn or batch.items is None:

@@ -58,6 +58,7 @@ class StructureAwareKGAT(RecModel):
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     heads: Tensor
     relations: Tensor
