@@ -114,6 +114,15 @@ _verb(
   rrec recommend ckpt=<run directory> liked=[50,181]
   rrec recommend ckpt=<run directory> all=true out=lists.parquet""",
 )
+_verb(
+    "explain",
+    "Say what a score comes from: paths, events or words, and how faithful that is.",
+    """\
+  rrec explain ckpt=outputs/train/<date>/<time> user=196 item=302
+  rrec explain ckpt=<run directory> user=196 method=gradient format=json
+  rrec explain ckpt=<run directory> sample=100
+  rrec explain ckpt=<run directory> sample=50 attack=pgd attack.surface=weight eps=0.05""",
+)
 _data("fetch", "Download a dataset into the data directory.", "rrec data fetch dataset=ml_100k")
 _data(
     "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"

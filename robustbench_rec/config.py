@@ -188,6 +188,33 @@ class Recommend(Base):
 
 
 @dataclass
+class Explain(Base):
+    """user, item: original ids (a title for the item, too); item null is the first that is recommended.
+
+    by: paths, events or words, null for the first of them that the model has. method: removal or gradient, what events
+    and words are ordered by. top: how many are told. hops: triples of a path, at most. k: of the list that an item is
+    ejected from. draws: random orders to compare with. part: as in `recommend`. sample: the explanations of so many
+    users' first items are measured, instead of one shown; then attack is what they have to be stable under (null:
+    nothing), within eps.
+    """
+
+    ckpt: str = MISSING
+    user: Any = MISSING
+    item: Any = MISSING
+    by: str | None = MISSING
+    method: str = MISSING
+    top: int = MISSING
+    hops: int = MISSING
+    k: int = MISSING
+    draws: int = MISSING
+    part: str | None = MISSING
+    format: str = MISSING
+    sample: int | None = MISSING
+    attack: dict[str, Any] | None = None
+    eps: float = MISSING
+
+
+@dataclass
 class Criticality:
     """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs.
 
@@ -232,5 +259,6 @@ ROOTS = {
     "distill": Distill,
     "eval": Eval,
     "recommend": Recommend,
+    "explain": Explain,
     "data": Dataset,
 }

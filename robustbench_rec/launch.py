@@ -95,7 +95,8 @@ def data(action: str, overrides: Sequence[str]) -> int:
 
 def _answers(verb: str, overrides: Sequence[str]) -> bool:
     """Whether a verb answers on standard output, without a run directory."""
-    return verb == "recommend"
+    words = dict(each.partition("=")[::2] for each in overrides)
+    return verb == "recommend" or (verb == "explain" and words.get("sample", "null") in ("", "null"))
 
 
 def _answer(verb: str, overrides: Sequence[str], multirun: bool) -> int:
