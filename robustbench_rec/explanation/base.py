@@ -8,11 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustbench_rec.metrics.explanation import comprehensiveness, curve_area, rank_fidelity, sparsity, sufficiency
 from robustbench_rec.naming import Names
 from robustbench_rec.recommendation import Recommender
 
 STEPS = 10
-"""Points of the deletion and insertion curves: 10 %, 20 % … of the units."""
+"""Of the deletion and insertion curves, a tenth of the units each."""
 
 
 class Units(ABC):
@@ -66,9 +67,9 @@ class Faithfulness:
     """What an explanation is worth to the model that it explains, in units of the score.
 
     score, rank: of the item among what the user may be shown. comprehensiveness: what the score loses without the units
-    that are told. sufficiency: what it loses with these alone. deletion, insertion: mean score while 10 %, 20 % … of the
-    units, the most important first, are left out, or are all that is left; *_random: the same for random orders.
-    ejected: whether the item leaves the first k without what is told. sparsity: share of the units that is not told.
+    that are told. sufficiency: what it loses with these alone. deletion, insertion: area under the score while more and
+    more of the units, the most important first, are left out, or are given back to none; *_random: the mean of random
+    orders. ejected: whether the item leaves the first k without what is told. sparsity: share of the units not told.
     """
 
     score: float
@@ -92,30 +93,29 @@ def faithfulness(units: Units, order: Tensor, told: Tensor, *, k: int, draws: in
     orders = [order, *(torch.randperm(n, generator=generator).to(order.device) for _ in range(draws))]
     without = torch.ones(1, n, dtype=torch.bool, device=order.device).index_fill(1, told, False)
     masks = [torch.ones_like(without), without, ~without]
-    counts = [math.ceil(n * step / STEPS) for step in range(1, 1 + STEPS)]
+    counts = torch.tensor([math.ceil(n * step / STEPS) for step in range(1 + STEPS)], device=order.device)
     for each in orders:
         place = torch.empty_like(each).scatter_(0, each, torch.arange(n, device=each.device))
-        first = place[None] < torch.tensor(counts, device=place.device)[:, None]  # [STEPS, n]
+        first = place[None] < counts[:, None]  # [1 + STEPS, n]
         masks += [~first, first]
     scores = units.scores(torch.cat(masks))
     own = scores[:, item].double()
-    full, absent, alone = own[:3].tolist()
-    curves = own[3:].view(1 + draws, 2, STEPS).mean(2)  # [orders, deletion and insertion]
-    deletion, insertion = curves[0].tolist()
-    random = curves[1:].mean(0).tolist() if draws else [math.nan] * 2
-    ranks = [_rank(units, each) for each in scores[:2]]
+    full, absent, alone = own[:3]
+    deletion, insertion = own[3:].view(1 + draws, 2, 1 + STEPS).unbind(1)
+    areas = curve_area(deletion), curve_area(insertion)  # [orders]
+    before, after = (torch.tensor([_rank(units, each)]) for each in scores[:2])
     return Faithfulness(
-        full,
-        ranks[0],
-        n,
-        full - absent,
-        full - alone,
-        deletion,
-        random[0],
-        insertion,
-        random[1],
-        float(ranks[0] <= k < ranks[1]) if ranks[0] <= k else math.nan,
-        1 - len(told) / n if n else math.nan,
+        score=full.item(),
+        rank=int(before),
+        units=n,
+        comprehensiveness=comprehensiveness(full, absent).item(),
+        sufficiency=sufficiency(full, alone).item(),
+        deletion=areas[0][0].item(),
+        deletion_random=areas[0][1:].mean().item(),
+        insertion=areas[1][0].item(),
+        insertion_random=areas[1][1:].mean().item(),
+        ejected=rank_fidelity(before, after, k).item(),
+        sparsity=sparsity(torch.tensor([len(told)]), torch.tensor([n])).item(),
     )
 
 

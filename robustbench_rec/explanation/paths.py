@@ -29,10 +29,10 @@ class Path:
 class Paths(Units):
     """The triples on the paths from items that the user had to the item, as the model weighs them.
 
-    A path has up to `hops` triples, no entity twice, and not more than the model has layers. What it counts is the
-    product of the attention along it, that of the last of its layers at the item, times what the item of the history
-    counts for the user, where the user is a node. The triples are left out for everybody, and what remains is
-    normalised again.
+    A path has up to `hops` triples and no entity twice. What it counts is the product of the attention along it, the
+    first layer at the item of the history and one layer further with each triple (the last one again, where the model
+    has fewer layers), times what the item of the history counts for the user, where the user is a node. The triples are
+    left out for everybody, and what remains is normalised again.
     """
 
     kind: ClassVar[str] = "paths"
@@ -44,7 +44,12 @@ class Paths(Units):
         ends = torch.zeros(len(self.graph.names), dtype=torch.bool, device=items.device)
         ends[items[users == user]] = True
         ends[item] = False
-        lengths = range(1, 1 + min(hops, len(self.graph.layers)))
+        layers, lengths = len(self.graph.layers), range(1, 1 + hops)
+        if hops > layers:
+            self.note = (
+                f"this model reads {layers} hop{'s' if layers > 1 else ''} at once: the attention of a longer path is "
+                "that of its triples, not of one pass along it"
+            )
         self.walks = [_walks(self.graph, item, ends, length) for length in lengths]  # edges [P, length], values [P]
         self.values = torch.cat([values for _, values in self.walks])
         self.order = self.values.argsort(descending=True, stable=True)
@@ -139,7 +144,7 @@ def _walks(graph: Relational, item: int, ends: Tensor, length: int) -> tuple[Ten
         if hop == length - 1:
             fresh &= ends[tails]
         row, edge, tails = row[fresh], edge[fresh], tails[fresh]
-        values = values[row] * graph.layers[length - 1 - hop][edge].double()
+        values = values[row] * graph.layers[min(length - 1 - hop, len(graph.layers) - 1)][edge].double()
         nodes, edges = torch.cat([nodes[row], tails[:, None]], 1), torch.cat([edges[row], edge[:, None]], 1)
         if len(values) > BEAM:
             kept = values.topk(BEAM).indices

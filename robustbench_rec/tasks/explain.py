@@ -19,13 +19,15 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.explanation import Faithfulness, Paths, Units, faithfulness, units
+from robustbench_rec.explanation import Path as KgPath
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
+from robustbench_rec.metrics.explanation import relation_diversity
 from robustbench_rec.model import RecModel
 from robustbench_rec.naming import Names
 from robustbench_rec.progress import Bar
 from robustbench_rec.recommendation import Recommender
-from robustbench_rec.reports.tables import Row, show
+from robustbench_rec.reports.tables import Row, line, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 
@@ -42,7 +44,6 @@ class Explanation:
     order: Tensor
     told: Tensor
     measured: Faithfulness
-
 
 
 def answer(cfg: Explain) -> None:
@@ -136,7 +137,7 @@ def _row(asked: Recommender, worse: Recommender | None, user: int, item: int, cf
         best = found.units.best(cfg.top)
         row["paths"] = float(len(found.units.values))
         row["length"] = sum(len(each.relations) for each in best) / len(best) if best else float("nan")
-        row["relations"] = float(len({name for each in best for name in each.relations})) if best else float("nan")
+        row["relation_diversity"] = relation_diversity(_relations(best, data), _kinds(data)).item()
     if worse is not None:
         after = units(worse, user, item, cfg.by, hops=cfg.hops)
         importance = after.importance(cfg.method)
@@ -155,6 +156,16 @@ def _keys(found: Units, order: Tensor, top: int) -> set[Any]:
 
 def _jaccard(one: set[Any], two: set[Any]) -> float:
     return len(one & two) / len(one | two) if one | two else float("nan")
+
+
+def _relations(best: Sequence[KgPath], data: Data) -> Tensor:
+    """Those of all paths, `[1, N]`."""
+    codes = {name: code for code, name in enumerate(data.kg.relation_ids if data.kg else ())}
+    return torch.tensor([[codes[name] for each in best for name in each.relations]], dtype=torch.long).view(1, -1)
+
+
+def _kinds(data: Data) -> int:
+    return 0 if data.kg is None else data.kg.n_relations
 
 
 def _attacked(cfg: Explain, asked: Recommender) -> Shifted:
@@ -229,17 +240,18 @@ def _told(cfg: Explain, found: Explanation) -> dict[str, Any]:
 def _show(cfg: Explain, found: Explanation) -> None:
     told = _told(cfg, found)
     about = f"{found.units.names.item(found.units.item)} for user {told['user']}"
+    if found.units.note:
+        line(found.units.note)
+    if not len(found.units):
+        line(f"{about}: there are no {found.units.kind}")
+        return
     if isinstance(found.units, Paths):
         rows: list[Row] = [[each["path"], f"{each['score']:.3g}"] for each in told["paths"]]
-        count = len(found.units.values)
-        title = f"{about}: {len(rows)} of {count} paths of at most {cfg.hops} triples"
-        show(title if rows else f"{about}: no path from the user's items to it", ["path", "attention"], rows)
+        title = f"{about}: {len(rows)} of {len(found.units.values)} paths of at most {cfg.hops} triples"
+        show(title, ["path", "attention"], rows)
     else:
         lines: Sequence[dict[str, Any]] = told["units"]
-        columns = list(lines[0]) if lines else [found.units.kind]
         title = f"{about}: {len(lines)} of {len(found.units)} {found.units.kind}"
-        if found.units.note:
-            title += f"\n{found.units.note}"
-        show(title, columns, [list(each.values()) for each in lines])
-    if len(found.units):
-        show("how faithful that is, scored again", ["", ""], [[name, float("nan") if value is None else value] for name, value in told["faithfulness"].items()])
+        show(title, list(lines[0]), [list(each.values()) for each in lines])
+    measured = asdict(found.measured)
+    show("how faithful that is, scored again", ["", ""], [[*each] for each in measured.items()])
