@@ -123,6 +123,14 @@ _verb(
   rrec explain ckpt=<run directory> sample=100
   rrec explain ckpt=<run directory> sample=50 attack=pgd attack.surface=weight eps=0.05""",
 )
+_verb(
+    "gate",
+    "Check a model before it is shipped; the exit status says whether it may be.",
+    """\
+  rrec gate ckpt=<run directory> baseline=<run directory> max_drop.ndcg@10=5%
+  rrec gate ckpt=<run directory> baseline=<run directory> max_drop.ndcg@10=5% attack=pgd eps=0.1
+  rrec gate ckpt=<run directory> at_least.ndcg@10=0.3 max_harm.ndcg@10=40% attack=rank_autoattack""",
+)
 _data("fetch", "Download a dataset into the data directory.", "rrec data fetch dataset=ml_100k")
 _data(
     "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"

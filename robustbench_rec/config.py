@@ -215,6 +215,31 @@ class Explain(Base):
 
 
 @dataclass
+class Gate(Judge, Base):
+    """What a model has to be, to be shipped; limits are shares, 5% or 0.05, by the name of a metric.
+
+    max_drop: of the baseline's quality, that may be lost; under the attack too, where there is one. max_harm: of the
+    clean quality, that the attack may take. at_least: clean quality. certain: the whole 95 % interval has to be within
+    the limit, not the value alone. attack: null for none; its budget is eps, and what it climbs is loss.
+    """
+
+    ckpt: str = MISSING
+    baseline: str | None = MISSING
+    part: str = MISSING
+    max_drop: Any = MISSING
+    max_harm: Any = MISSING
+    at_least: Any = MISSING
+    certain: bool = MISSING
+    attack: dict[str, Any] | None = None
+    eps: float = MISSING
+    loss: str | None = MISSING
+
+
+LIMITS = ("max_drop", "max_harm", "at_least")
+"""Keys of `Gate` that hold a limit for each metric."""
+
+
+@dataclass
 class Criticality:
     """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs.
 
@@ -260,5 +285,6 @@ ROOTS = {
     "eval": Eval,
     "recommend": Recommend,
     "explain": Explain,
+    "gate": Gate,
     "data": Dataset,
 }

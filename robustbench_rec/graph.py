@@ -36,7 +36,7 @@ class Csr(NamedTuple):
 class Relational(NamedTuple):
     """The triples that a model reads, both ways, sorted by head, and what they count for a user.
 
-    heads, relations, tails: `[E]`; entities with the items first. inverse: `[E]`, whether the triple is (tail, relation,
+    heads, relations, tails: `[E]`; entities, items first. inverse: `[E]`, whether the triple is (tail, relation,
     head). layers: what each counts in a layer, the first first, each `[E]`. owned: what an item counts for the user,
     `[n_items]`, None where a user is no part of the graph. names: of all entities.
     """

@@ -50,6 +50,7 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     0: done. 1: a job failed. 2: the overrides make no configuration. 130: interrupted. Every mistake of the person at
     the keyboard is one line on stderr; anything else keeps its traceback.
     """
+    overrides = _limits(overrides)
     if not cfg and _answers(verb, overrides):
         return _answer(verb, overrides, multirun)
     if multirun and cfg:
@@ -91,6 +92,16 @@ def data(action: str, overrides: Sequence[str]) -> int:
         found.ls(typed.data_dir) if action == "ls" else getattr(found, action)(typed)
 
     return _directly("data", overrides, task, f"data {action}")
+
+
+def _limits(overrides: Sequence[str]) -> list[str]:
+    """`max_drop.ndcg@10=5%` as a mapping with all of the key, since Hydra reads an @ in a key as a package."""
+    key = re.compile(rf"({'|'.join(config.LIMITS)})\.([^=]+)=([^,]+)")
+    found = {each: key.fullmatch(each) for each in overrides}
+    said: dict[str, list[str]] = {}
+    for match in filter(None, found.values()):
+        said.setdefault(match[1], []).append(f"{match[2]}: {match[3]}")
+    return [*(each for each in overrides if not found[each]), *(f"{k}={{{', '.join(v)}}}" for k, v in said.items())]
 
 
 def _answers(verb: str, overrides: Sequence[str]) -> bool:

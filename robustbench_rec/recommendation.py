@@ -26,7 +26,7 @@ VOTES = 20.0
 
 @dataclass(frozen=True)
 class Lists:
-    """The best first. items, scores: `[B, k]`, -inf where a user has fewer candidates. deviation: of the scores, if any."""
+    """The best first. items, scores: `[B, k]`, -inf where a user has fewer candidates. deviation: if any."""
 
     items: Tensor
     scores: Tensor
@@ -137,7 +137,7 @@ class FoldIn:
         self.first = int(users[0])
         self.base = {name: each[0] if name in seen else each for name, each in (seen | self.tables).items()}
         self.mean = {name: each.mean(0) for name, each in rows.items()}
-        self.variance = {name: each.var(0).clamp_min(1e-6) for name, each in rows.items()}
+        self.spread = {name: each.std(0).clamp_min(1e-6) for name, each in rows.items()}
 
     def __call__(self, liked: Tensor, others: Tensor | None = None) -> tuple[Shifted, Tensor]:
         """For M people the items that each likes, bool `[M, n_items]`: a point, and M users who stand for them there.
@@ -150,28 +150,29 @@ class FoldIn:
         others = (~liked if others is None else others).float()
         others = others / others.sum(1, keepdim=True).clamp_min(1)
         row, column = liked.nonzero().unbind(1)
-        found = {name: each.expand(count, *each.shape).clone().requires_grad_() for name, each in self.mean.items()}
+        steps = {name: each.new_zeros(count, *each.shape).requires_grad_() for name, each in self.mean.items()}
         batch = Batch.unlabelled(users)
-        optimiser = torch.optim.LBFGS(list(found.values()), max_iter=ROUNDS, line_search_fn="strong_wolfe")
+        optimiser = torch.optim.LBFGS(list(steps.values()), max_iter=ROUNDS, line_search_fn="strong_wolfe")
 
         def loss() -> Tensor:
             optimiser.zero_grad()
-            scores = self._at(found)(batch).scores
+            scores = self._at(steps)(batch).scores
             margins = scores[row, column][:, None] - scores[row]  # [liked, n_items]
             value = VOTES * (torch.nn.functional.softplus(-margins) * others[row]).sum()
-            for name, each in found.items():
-                value = value + 0.5 * ((each - self.mean[name]).square() / self.variance[name]).sum()
+            for each in steps.values():
+                value = value + 0.5 * each.square().sum()
             value.backward()
             return value.detach()
 
         with torch.enable_grad():
             optimiser.step(loss)
-        return self._at({name: each.detach() for name, each in found.items()}), users
+        return self._at({name: each.detach() for name, each in steps.items()}), users
 
-    def _at(self, found: dict[str, Tensor]) -> Shifted:
-        """The point with these rows for those who stand in."""
+    def _at(self, steps: dict[str, Tensor]) -> Shifted:
+        """The point with rows so many standard deviations from the mean for those who stand in."""
         delta = {}
-        for name, each in found.items():
+        for name, step in steps.items():
+            each = self.mean[name] + step * self.spread[name]
             if name in self.tables:
                 table = self.tables[name]
                 delta[name] = torch.zeros_like(table).index_copy(

@@ -1,6 +1,5 @@
 """Why a model scores an item for a user as it does: `units(…)` picks what can be left out of the question."""
 
-from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.explanation.base import Faithfulness, Units, faithfulness
 from robustbench_rec.explanation.events import Edges, Latest, Owned, Refitted
@@ -8,7 +7,6 @@ from robustbench_rec.explanation.paths import Path, Paths
 from robustbench_rec.explanation.words import Words
 from robustbench_rec.model import RecModel
 from robustbench_rec.models._item_based import ItemBased
-from robustbench_rec.reader import Reader
 from robustbench_rec.recommendation import Recommender
 
 __all__ = ["KINDS", "Faithfulness", "Path", "Paths", "Units", "faithfulness", "units"]
@@ -21,8 +19,8 @@ def units(asked: Recommender, user: int, item: int, by: str | None, *, hops: int
 
     by: one of `KINDS`, None for the first of them that the model has. RrecError where it has none, or not this one.
     """
-    model, data = asked.model, asked.data
-    there = _there(model, data)
+    model = asked.model
+    there = _there(model)
     if by is not None and by not in KINDS:
         raise unknown("kind of explanation", by, KINDS)
     if not there or (by is not None and by not in there):
@@ -34,26 +32,26 @@ def units(asked: Recommender, user: int, item: int, by: str | None, *, hops: int
         return Paths(asked, user, item, hops=hops)
     if kind == "words":
         return Words(asked, user, item)
-    events = next(each for fits, each in _EVENTS if fits(model))
+    events = _events(model)
+    assert events is not None
     return events(asked, user, item)
 
 
-def _there(model: RecModel, data: Data) -> list[str]:
+def _there(model: RecModel) -> list[str]:
     found = {
         "paths": type(model).relational is not RecModel.relational,
-        "events": any(fits(model) for fits, _ in _EVENTS),
-        "words": _reader(model, data) is not None,
+        "events": _events(model) is not None,
+        "words": type(model).text_reader is not RecModel.text_reader,
     }
     return [kind for kind in KINDS if found[kind]]
 
 
-def _reader(model: RecModel, data: Data) -> Reader | None:
-    return None if type(model).text_reader is RecModel.text_reader else model.text_reader(data)
-
-
-_EVENTS = (
-    (lambda model: bool(model.window), Latest),
-    (lambda model: isinstance(model, ItemBased), Owned),
-    (lambda model: bool(model.n_edges), Edges),
-    (lambda model: bool(model.newcomers) and type(model).relational is RecModel.relational, Refitted),
-)
+def _events(model: RecModel) -> type[Units] | None:
+    """How events can be left out of what a model reads."""
+    if model.window:
+        return Latest
+    if isinstance(model, ItemBased):
+        return Owned
+    if model.n_edges:
+        return Edges
+    return Refitted if model.newcomers and type(model).relational is RecModel.relational else None

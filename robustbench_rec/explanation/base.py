@@ -41,7 +41,7 @@ class Units(ABC):
         """Scores of all items with some of the units, bool `[M, n]`: `[M, n_items]`. All of them: the model's own."""
 
     def slopes(self) -> Tensor | None:
-        """Gradient × input of the item's score `[n]`; None where the units are not read through anything that has one."""
+        """Gradient × input of the item's score `[n]`; None where the model has no gradient in the units."""
         return None
 
     @torch.no_grad()
@@ -50,8 +50,8 @@ class Units(ABC):
         chosen = torch.arange(len(self), device=self.users.device) if some is None else some
         kept = torch.ones(1 + len(chosen), len(self), dtype=torch.bool, device=chosen.device)
         kept[1 + torch.arange(len(chosen), device=chosen.device), chosen] = False
-        full, *without = self.scores(kept)[:, self.item].split([1, len(chosen)])
-        return full - without[0]
+        found = self.scores(kept)[:, self.item]
+        return found[0] - found[1:]
 
     def importance(self, method: str) -> Tensor | None:
         """By removal or gradient `[n]`; None where the model has no gradient in the units."""

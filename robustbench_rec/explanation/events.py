@@ -48,7 +48,9 @@ class Latest(Units):
         with torch.enable_grad(), read(self.asked.model) as readings:
             score = replace(self.asked.at)(self.batch).scores[0, self.item]
             slopes = torch.autograd.grad(score, [each.rows for each in readings], allow_unused=True)
-        parts = [(each.rows * slope).sum(2)[0] for each, slope in zip(readings, slopes, strict=True) if slope is not None]
+        parts = [
+            (each.rows * slope).sum(2)[0] for each, slope in zip(readings, slopes, strict=True) if slope is not None
+        ]
         return torch.stack(parts).sum(0).detach()[: len(self)]
 
 

@@ -18,7 +18,7 @@ BEAM = 2**15
 
 @dataclass(frozen=True)
 class Path:
-    """One path. nodes: entities from the item of the history to the item. score: product of the weights of its edges."""
+    """One path. nodes: entities from the item of the history to the item. score: product of its weights."""
 
     nodes: tuple[int, ...]
     relations: tuple[str, ...]
@@ -130,7 +130,7 @@ class Paths(Units):
 
 
 def _walks(graph: Relational, item: int, ends: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Walks of so many edges from an item to marked entities, no entity twice: edges `[P, length]`, what each counts."""
+    """Walks of so many edges from an item to marked ends, no entity twice: edges `[P, length]`, what each counts."""
     device, n = graph.heads.device, len(graph.names)
     table = Csr(pointers(graph.heads, n), torch.arange(len(graph.heads), device=device))
     nodes = torch.tensor([[item]], device=device)

@@ -2,36 +2,52 @@
 
 from typing import ClassVar
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from robustbench_rec.explanation.base import Units
+from robustbench_rec.reader import rows_of
 from robustbench_rec.recommendation import Recommender
-from robustbench_rec.rewording import Column
 
 
 class Words(Units):
-    """The words of the item in the column that the model reads as its text; the item is read again without them."""
+    """The words of the item in all columns that the model reads as text; it is read again without some of them."""
 
     kind: ClassVar[str] = "words"
 
     def __init__(self, asked: Recommender, user: int, item: int) -> None:
         super().__init__(asked, user, item)
-        self.column = Column.of(asked.data, None, asked.model)
-        self.said = self.column.texts[item].split()
-        self.note = f"of the column '{self.column.name}'"
+        assert asked.data.item_table is not None
+        self.reader = asked.model.text_reader(asked.data)
+        self.row = asked.data.item_table.iloc[[item]]
+        cells = {name: self.row[name].iloc[0] for name in self.reader.columns}
+        self.words = [
+            (name, word) for name, cell in cells.items() if isinstance(cell, str) for word in cell.split()
+        ]  # in the order in which they are read
+        self.said = [word if len(cells) == 1 else f"{word} ({name})" for name, word in self.words]
 
     @torch.no_grad()
     def scores(self, kept: Tensor) -> Tensor:
-        at, words = self.asked.at, self.said
-        texts = [" ".join(word for word, there in zip(words, row, strict=True) if there) for row in kept.tolist()]
-        batch = self.asked.question(self.users, torch.tensor([[self.item]], device=self.users.device))
-        own = self.asked.at(self.asked.question(self.users)).scores.float()  # [1, n_items]
-        different = list(dict.fromkeys(texts))
-        found = {
-            text: at.shift(delta).holding(None)(batch).scores[0, 0].float()
-            for text, delta in zip(different, self.column.deltas(at, self.item, different), strict=True)
+        at, masks = self.asked.at, kept.tolist()
+        different = list(dict.fromkeys(map(tuple, masks)))
+        texts = {
+            name: [
+                " ".join(
+                    word for (column, word), there in zip(self.words, mask, strict=True) if there and column == name
+                )
+                for mask in different
+            ]
+            for name in self.reader.columns
         }
-        scores = own.repeat(len(kept), 1)
-        scores[:, self.item] = torch.stack([found[text] for text in texts])
+        rows = pd.concat([self.row] * len(different), ignore_index=True)
+        read = self.reader.read(rows.assign(**{name: pd.Series(each, dtype="object") for name, each in texts.items()}))
+        base = at.tensors(read)
+        batch = self.asked.question(self.users, torch.tensor([[self.item]], device=self.users.device))
+        found = {}
+        for row, mask in enumerate(different):
+            delta = {name: rows_of(each, [self.item], read[name][[row]]) for name, each in base.items()}
+            found[mask] = at.shift(delta).holding(None)(batch).scores[0, 0].float()
+        scores = at(self.asked.question(self.users)).scores.float().repeat(len(kept), 1)  # the other items stay
+        scores[:, self.item] = torch.stack([found[tuple(mask)] for mask in masks])
         return scores

@@ -10,7 +10,16 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._gaussians import TINY, Gaussian, Items, WassersteinBlock, apart, distance_deviation, nearness, seen
+from robustbench_rec.models._gaussians import (
+    TINY,
+    Gaussian,
+    Items,
+    WassersteinBlock,
+    apart,
+    distance_deviation,
+    nearness,
+    seen,
+)
 from robustbench_rec.models._sequences import checked, dots
 from robustbench_rec.shifted import Site
 

@@ -27,7 +27,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.naming import Names
 from robustbench_rec.progress import Bar
 from robustbench_rec.recommendation import Recommender
-from robustbench_rec.reports.tables import Row, line, show
+from robustbench_rec.reports.tables import line, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 
@@ -89,8 +89,12 @@ def run(cfg: Explain, out: Path) -> dict[str, float]:
         frame = pd.DataFrame(rows)
         write_text(out / "explanations.csv", frame.to_csv(index=False))
         numbers = frame.drop(columns=["user", "item", "score", "rank"])
-        told = {name: float(value) for name, value in numbers.mean().items()}
-        show(f"explanations of {len(frame)} users' first items: {data.name}", ["", "mean"], [[*each] for each in told.items()])
+        told = {str(name): float(value) for name, value in numbers.mean().items()}
+        show(
+            f"explanations of {len(frame)} users' first items: {data.name}",
+            ["", "mean"],
+            [[*each] for each in told.items()],
+        )
     return {f"explain/{name}": value for name, value in told.items()}
 
 
@@ -246,9 +250,10 @@ def _show(cfg: Explain, found: Explanation) -> None:
         line(f"{about}: there are no {found.units.kind}")
         return
     if isinstance(found.units, Paths):
-        rows: list[Row] = [[each["path"], f"{each['score']:.3g}"] for each in told["paths"]]
-        title = f"{about}: {len(rows)} of {len(found.units.values)} paths of at most {cfg.hops} triples"
-        show(title, ["path", "attention"], rows)
+        count = len(found.units.values)
+        line(f"{about}: {len(told['paths'])} of {count} paths of at most {cfg.hops} triples, attention first")
+        for each in told["paths"]:
+            line(f"  {each['score']:.3g}  {each['path']}")
     else:
         lines: Sequence[dict[str, Any]] = told["units"]
         title = f"{about}: {len(lines)} of {len(found.units)} {found.units.kind}"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from robustbench_rec import checkpoint
@@ -64,9 +63,15 @@ def answer(cfg: Recommend) -> None:
 
 def _checked(cfg: Recommend) -> str | None:
     """The suffix of `out`; RrecError where the question cannot be answered."""
-    asked = [name for name, there in (("user", cfg.user), ("liked", cfg.liked), ("all", cfg.all)) if there not in (None, False)]
+    asked = [
+        name
+        for name, there in (("user", cfg.user), ("liked", cfg.liked), ("all", cfg.all))
+        if there not in (None, False)
+    ]
     if len(asked) != 1:
-        raise RrecError(f"recommend needs one of user=<id>, liked=[<item>,…] and all=true ({' and '.join(asked) or 'none'} given)")
+        raise RrecError(
+            f"recommend needs one of user=<id>, liked=[<item>,…] and all=true ({' and '.join(asked) or 'none'} given)"
+        )
     if cfg.k < 1 or cfg.history < 0:
         raise RrecError(f"k={cfg.k}, history={cfg.history}: k is at least 1, history is not negative")
     if cfg.format not in FORMATS:
@@ -141,14 +146,14 @@ def _write(path: Path, suffix: str | None, frames: Iterator[pd.DataFrame]) -> No
 
 
 def _parquet(draft: Path, frames: Iterator[pd.DataFrame]) -> None:
-    import pyarrow
+    import pyarrow as pa
     from pyarrow import parquet
 
-    first = pyarrow.Table.from_pandas(next(frames), preserve_index=False)
+    first = pa.Table.from_pandas(next(frames), preserve_index=False)
     with parquet.ParquetWriter(draft, first.schema) as writer:
         writer.write_table(first)
         for frame in frames:
-            writer.write_table(pyarrow.Table.from_pandas(frame, schema=first.schema, preserve_index=False))
+            writer.write_table(pa.Table.from_pandas(frame, schema=first.schema, preserve_index=False))
 
 
 def _json(cfg: Recommend, answers: Sequence[Answer], names: Names) -> str:
