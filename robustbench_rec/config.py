@@ -230,6 +230,7 @@ class Gate(Judge, Base):
     max_harm: Any = MISSING
     at_least: Any = MISSING
     certain: bool = MISSING
+    goal: dict[str, Any] = MISSING
     attack: dict[str, Any] | None = None
     eps: float = MISSING
     loss: str | None = MISSING

@@ -115,7 +115,7 @@ def faithfulness(units: Units, order: Tensor, told: Tensor, *, k: int, draws: in
         insertion=areas[1][0].item(),
         insertion_random=areas[1][1:].mean().item(),
         ejected=rank_fidelity(before, after, k).item(),
-        sparsity=sparsity(torch.tensor([len(told)]), torch.tensor([n])).item(),
+        sparsity=sparsity(torch.tensor([len(told)]).double(), torch.tensor([n]).double()).item(),
     )
 
 

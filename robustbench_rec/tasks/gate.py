@@ -119,7 +119,9 @@ def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted) -> Side:
     clean = judging.evaluate(at, cfg.part)
     if cfg.attack is None:
         return Side(clean, None)
-    goal = goals.build({"name": "untargeted", "k": max(cfg.top_k)}, judging.data)
+    goal = goals.build(cfg.goal, judging.data)
+    if goal.losses:
+        raise RrecError(f"goal={cfg.goal['name']}: a gate is about quality; use goal=untargeted")
     suite = attacks.build(cfg.attack).prepared(at.model, judging.data)
     results = []
     for member in members(judging, suite, goal):
