@@ -188,6 +188,18 @@ class TestPaths:
             expected = sorted(value for value in expected if value > 0)
             assert each.values.sort().values.tolist() == pytest.approx(expected, rel=1e-4)
 
+    def test_of_paths_through_the_same_entities_the_best_is_told(self, name: str) -> None:
+        found, parallel = self.paths(name), 0
+        for each in found:
+            best = each.best(1000)
+            assert len({path.nodes for path in best}) == len(best)
+            assert sum(1 + path.parallel for path in best) == len(each.values)
+            assert [path.score for path in best] == sorted((path.score for path in best), reverse=True)
+            parallel += sum(path.parallel for path in best)
+            told = set(each.explained(each.importance("removal").argsort(), 1000).tolist())
+            assert told == set(range(len(each)))
+        assert parallel  # the graph joins 0 and 1 twice
+
     def own(self, each: Paths, item: int) -> float:
         return 1.0 if each.graph.owned is None else each.graph.owned[item].item()
 

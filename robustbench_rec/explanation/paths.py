@@ -18,11 +18,15 @@ BEAM = 2**15
 
 @dataclass(frozen=True)
 class Path:
-    """One path. nodes: entities from the item of the history to the item. score: product of its weights."""
+    """One path. nodes: entities from the item of the history to the item. score: product of its weights.
+
+    parallel: paths by other relations through the same entities, none of which counts more.
+    """
 
     nodes: tuple[int, ...]
     relations: tuple[str, ...]
     score: float
+    parallel: int
     said: str
 
 
@@ -52,7 +56,11 @@ class Paths(Units):
             )
         self.walks = [_walks(self.graph, item, ends, length) for length in lengths]  # edges [P, length], values [P]
         self.values = torch.cat([values for _, values in self.walks])
-        self.order = self.values.argsort(descending=True, stable=True)
+        order = self.values.argsort(descending=True, stable=True)
+        self.group = self._grouped()  # of paths through the same entities [P]
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        first = torch.full((int(self.group.max()) + 1 if len(order) else 0,), len(order), device=order.device)
+        self.order = order[first.scatter_reduce(0, self.group, place, "amin").sort().values]  # the best of each group
         self._label()
 
     def scores(self, kept: Tensor) -> Tensor:
@@ -75,13 +83,26 @@ class Paths(Units):
         return total
 
     def explained(self, order: Tensor, top: int) -> Tensor:
-        """The triples of the first `top` paths."""
-        told = [self.unit_of[self._edges(each)] for each in self.order[:top].tolist()]
-        return torch.cat(told).unique() if told else order[:0]
+        """The triples of the first `top` paths, and of those through the same entities."""
+        shown = torch.isin(self.group, self.group[self.order[:top]])
+        parts = shown.split([len(values) for _, values in self.walks])
+        told = [self.unit_of[edges[some]].flatten() for (edges, _), some in zip(self.walks, parts, strict=True)]
+        found: Tensor = torch.cat(told).unique()
+        return found
 
     def best(self, top: int) -> list[Path]:
-        """The paths that count most."""
+        """The paths that count most, one through the same entities."""
         return [self._told(each) for each in self.order[:top].tolist()]
+
+    def _grouped(self) -> Tensor:
+        """Numbers of the paths' entities `[P]`, equal where all of them are."""
+        found, start = [], 0
+        for edges, values in self.walks:
+            groups = self.graph.tails[edges].unique(dim=0, return_inverse=True)[1] if len(values) else edges[:, 0]
+            found.append(groups + start)
+            start += len(values)
+        joined: Tensor = torch.cat(found).unique(return_inverse=True)[1]
+        return joined
 
     def _label(self) -> None:
         """Units are triples, whichever way they are walked: `unit_of` edge `[E]`, and their names."""
@@ -126,7 +147,8 @@ class Paths(Units):
         for edge, node in zip(reversed(edges), reversed(nodes[:-1]), strict=True):
             words += [self._arrow(edge, back=True), self._named(node)]
             relations.append(self._arrow(edge, back=True).strip("–←→"))
-        return Path(tuple(reversed(nodes)), tuple(relations), float(self.values[path]), " ".join(words))
+        parallel = int((self.group == self.group[path]).sum()) - 1
+        return Path(tuple(reversed(nodes)), tuple(relations), float(self.values[path]), parallel, " ".join(words))
 
 
 def _walks(graph: Relational, item: int, ends: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -231,7 +231,13 @@ def _told(cfg: Explain, found: Explanation) -> dict[str, Any]:
         best = found.units.best(cfg.top)
         told["method"] = "attention"
         told["paths"] = [
-            {"path": each.said, "score": each.score, "relations": list(each.relations), "nodes": list(each.nodes)}
+            {
+                "path": each.said,
+                "score": each.score,
+                "parallel": each.parallel,
+                "relations": list(each.relations),
+                "nodes": list(each.nodes),
+            }
             for each in best
         ]
     else:
@@ -250,10 +256,11 @@ def _show(cfg: Explain, found: Explanation) -> None:
         line(f"{about}: there are no {found.units.kind}")
         return
     if isinstance(found.units, Paths):
-        count = len(found.units.values)
+        count = len(found.units.order)
         line(f"{about}: {len(told['paths'])} of {count} paths of at most {cfg.hops} triples, attention first")
         for each in told["paths"]:
-            line(f"  {each['score']:.3g}  {each['path']}")
+            more = f"  (and by {each['parallel']} more ways through the same)" if each["parallel"] else ""
+            line(f"  {each['score']:.3g}  {each['path']}{more}")
     else:
         lines: Sequence[dict[str, Any]] = told["units"]
         title = f"{about}: {len(lines)} of {len(found.units)} {found.units.kind}"
