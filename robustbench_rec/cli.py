@@ -108,6 +108,32 @@ _verb(
   rrec eval ckpt=<run directory> certify=radius
   rrec eval ckpt=<run directory> baseline=<another> slices=[activity,popularity]""",
 )
+_verb(
+    "recommend",
+    "Show what a trained model recommends, to users or to a new one.",
+    """\
+  rrec recommend ckpt=outputs/train/<date>/<time> user=196
+  rrec recommend ckpt=<run directory> user=[196,186] k=20 format=json
+  rrec recommend ckpt=<run directory> liked=[50,181]
+  rrec recommend ckpt=<run directory> all=true out=lists.parquet""",
+)
+_verb(
+    "explain",
+    "Say what a score comes from: paths, events or words, and how faithful that is.",
+    """\
+  rrec explain ckpt=outputs/train/<date>/<time> user=196 item=302
+  rrec explain ckpt=<run directory> user=196 method=gradient format=json
+  rrec explain ckpt=<run directory> sample=100
+  rrec explain ckpt=<run directory> sample=50 attack=pgd attack.surface=weight eps=0.05""",
+)
+_verb(
+    "gate",
+    "Check a model before it is shipped; the exit status says whether it may be.",
+    """\
+  rrec gate ckpt=<run directory> baseline=<run directory> max_drop.ndcg@10=5%
+  rrec gate ckpt=<run directory> baseline=<run directory> max_drop.ndcg@10=5% attack=pgd eps=0.1
+  rrec gate ckpt=<run directory> at_least.ndcg@10=0.3 max_harm.ndcg@10=40% attack=rank_autoattack""",
+)
 _data("fetch", "Download a dataset into the data directory.", "rrec data fetch dataset=ml_100k")
 _data(
     "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"

@@ -187,6 +187,81 @@ class Eval(Judge, Base):
 
 
 @dataclass
+class Recommend(Base):
+    """user: one or several, by original id. liked: original ids, or titles, of what a new user likes, oldest first.
+
+    all: for every user, written to `out`. part: null for all that the data has; test or valid: what the user did in
+    that part, and later, is not known, as when it is judged. seen: whether what the user had is recommended again.
+    history: so many of the latest events are shown with a list. format: table, json or csv, on standard output, where
+    `out` names no file (.csv, .parquet or .json).
+    """
+
+    ckpt: str = MISSING
+    user: Any = MISSING
+    liked: Any = MISSING
+    all: bool = MISSING
+    k: int = MISSING
+    part: str | None = MISSING
+    seen: bool = MISSING
+    history: int = MISSING
+    format: str = MISSING
+    out: str | None = MISSING
+
+
+@dataclass
+class Explain(Base):
+    """user, item: original ids (a title for the item, too); item null is the first that is recommended.
+
+    by: paths, events or words, null for the first of them that the model has. method: removal or gradient, what events
+    and words are ordered by. top: how many are told. hops: triples of a path, at most. k: of the list that an item is
+    ejected from. draws: random orders to compare with. part: as in `recommend`. sample: the explanations of so many
+    users' first items are measured, instead of one shown; then attack is what they have to be stable under (null:
+    nothing), within eps.
+    """
+
+    ckpt: str = MISSING
+    user: Any = MISSING
+    item: Any = MISSING
+    by: str | None = MISSING
+    method: str = MISSING
+    top: int = MISSING
+    hops: int = MISSING
+    k: int = MISSING
+    draws: int = MISSING
+    part: str | None = MISSING
+    format: str = MISSING
+    sample: int | None = MISSING
+    attack: dict[str, Any] | None = None
+    eps: float = MISSING
+
+
+@dataclass
+class Gate(Judge, Base):
+    """What a model has to be, to be shipped; limits are shares, 5% or 0.05, by the name of a metric.
+
+    max_drop: of the baseline's quality, that may be lost; under the attack too, where there is one. max_harm: of the
+    clean quality, that the attack may take. at_least: clean quality. certain: the whole 95 % interval has to be within
+    the limit, not the value alone. attack: null for none; its budget is eps, and what it climbs is loss.
+    """
+
+    ckpt: str = MISSING
+    baseline: str | None = MISSING
+    part: str = MISSING
+    max_drop: Any = MISSING
+    max_harm: Any = MISSING
+    at_least: Any = MISSING
+    certain: bool = MISSING
+    goal: dict[str, Any] = MISSING
+    attack: dict[str, Any] | None = None
+    eps: float = MISSING
+    loss: str | None = MISSING
+
+
+LIMITS = ("max_drop", "max_harm", "at_least")
+"""Keys of `Gate` that hold a limit for each metric."""
+
+
+@dataclass
 class Criticality:
     """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs.
 
@@ -224,4 +299,14 @@ class Dataset(Recipe):
     data_dir: str | None = MISSING
 
 
-ROOTS = {"train": Train, "attack": Attack, "finetune": Finetune, "distill": Distill, "eval": Eval, "data": Dataset}
+ROOTS = {
+    "train": Train,
+    "attack": Attack,
+    "finetune": Finetune,
+    "distill": Distill,
+    "eval": Eval,
+    "recommend": Recommend,
+    "explain": Explain,
+    "gate": Gate,
+    "data": Dataset,
+}

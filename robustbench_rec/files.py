@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises RrecError, with the old file untouched, when the content cannot be stored.
     """
+    with drafted(path) as draft, open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """Another path, to be written in whatever pieces; it becomes `path` where nothing is raised, else it is removed."""
     draft = path.with_name(f".{path.name}.draft")  # always the same, so that the next write takes up what a kill left
     try:
-        with open(draft, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield draft
         os.replace(draft, path)
-    except OSError as error:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise RrecError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
 
 

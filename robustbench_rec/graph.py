@@ -33,6 +33,23 @@ class Csr(NamedTuple):
         return empty.index_put_((torch.repeat_interleave(sizes), self.columns), values, accumulate=True)
 
 
+class Relational(NamedTuple):
+    """The triples that a model reads, both ways, sorted by head, and what they count for a user.
+
+    heads, relations, tails: `[E]`; entities, items first. inverse: `[E]`, whether the triple is (tail, relation,
+    head). layers: what each counts in a layer, the first first, each `[E]`. owned: what an item counts for the user,
+    `[n_items]`, None where a user is no part of the graph. names: of all entities.
+    """
+
+    heads: Tensor
+    relations: Tensor
+    tails: Tensor
+    inverse: Tensor
+    layers: list[Tensor]
+    owned: Tensor | None
+    names: list[str]
+
+
 class Sparse(nn.Module):
     """Keeps a matrix beside the parameters of a model, as buffers that no checkpoint stores.
 

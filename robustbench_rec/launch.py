@@ -6,7 +6,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -48,9 +48,13 @@ def conf_dir() -> Path:
 def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: str | None = None) -> int:
     """Run `robustbench_rec.tasks.<verb>.run` as a script under `@hydra.main` would; the exit status.
 
+    A verb that answers a question does so without Hydra's run directory.
     0: done. 1: a job failed. 2: the overrides make no configuration. 130: interrupted. Every mistake of the person at
     the keyboard is one line on stderr; anything else keeps its traceback.
     """
+    overrides = _limits(overrides)
+    if not cfg and _answers(verb, overrides):
+        return _answer(verb, overrides, multirun)
     if multirun and cfg:
         _say("-m and --cfg: a sweep has no one configuration; leave one of them out")
         return 2
@@ -84,11 +88,44 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
 
 def data(action: str, overrides: Sequence[str]) -> int:
     """`rrec data <action>`: the composed dataset configuration goes to `tasks.data.<action>`; the exit status."""
+
+    def task(typed: Any) -> None:
+        found = import_module("robustbench_rec.tasks.data")
+        found.ls(typed.data_dir) if action == "ls" else getattr(found, action)(typed)
+
+    return _directly("data", overrides, task, f"data {action}")
+
+
+def _limits(overrides: Sequence[str]) -> list[str]:
+    """`max_drop.ndcg@10=5%` as a mapping with all of the key, since Hydra reads an @ in a key as a package."""
+    key = re.compile(rf"({'|'.join(config.LIMITS)})\.([^=]+)=([^,]+)")
+    found = {each: key.fullmatch(each) for each in overrides}
+    said: dict[str, list[str]] = {}
+    for match in filter(None, found.values()):
+        said.setdefault(match[1], []).append(f"{match[2]}: {match[3]}")
+    return [*(each for each in overrides if not found[each]), *(f"{k}={{{', '.join(v)}}}" for k, v in said.items())]
+
+
+def _answers(verb: str, overrides: Sequence[str]) -> bool:
+    """Whether a verb answers on standard output, without a run directory."""
+    words = dict(each.partition("=")[::2] for each in overrides)
+    return verb == "recommend" or (verb == "explain" and words.get("sample", "null") in ("", "null"))
+
+
+def _answer(verb: str, overrides: Sequence[str], multirun: bool) -> int:
+    """`tasks.<verb>.answer` with the composed configuration; the exit status."""
+    if multirun:
+        _say(f"-m: rrec {verb} answers one question and writes no run directory; drop -m")
+        return 2
+    return _directly(verb, overrides, lambda typed: import_module(f"robustbench_rec.tasks.{verb}").answer(typed), verb)
+
+
+def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], said: str) -> int:
+    """Compose and do, in this process and without a run directory."""
     try:
         with _hydra():
-            typed = _typed(hydra.compose("data", list(overrides)), "data", f"data {action}")
-        task = import_module("robustbench_rec.tasks.data")
-        task.ls(typed.data_dir) if action == "ls" else getattr(task, action)(typed)
+            typed = _typed(hydra.compose(verb, list(overrides)), verb, said)
+        task(typed)
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -96,7 +133,7 @@ def data(action: str, overrides: Sequence[str]) -> int:
         _say(str(error))
         return 1
     except (HydraException, OmegaConfBaseException) as error:
-        _say(explain(error, "data", overrides))
+        _say(explain(error, verb, overrides))
         return 2
     return 0
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.graph import Relational
 from robustbench_rec.reader import Reader
 
 Encoded = Any  # what a model computes once, whatever the batch: a tensor, a tuple of tensors, or None
@@ -32,6 +33,9 @@ class RecModel(nn.Module):
     """Whether the state at a step of a history knows nothing of later steps, so that all steps are learnt at once."""
     reads_events: ClassVar[bool] = False
     """Whether scores depend on the training events of users beside what is learnt from them, as through their graph."""
+    newcomers: ClassVar[tuple[str, ...]] = ()
+    """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
+    row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""
     window: int = 0
     """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 
@@ -74,6 +78,17 @@ class RecModel(nn.Module):
         """The buffers that hold the graph, by name, when its edges have weights `[n_edges]`; differentiable.
 
         A weight of 0 gives what the graph without the edge has.
+        """
+        raise NotImplementedError
+
+    def relational(self, user: int) -> Relational:
+        """The knowledge graph as the model reads it for a user, in evaluation mode and without gradient."""
+        raise NotImplementedError
+
+    def without(self, gone: Tensor) -> dict[str, Tensor]:
+        """The buffers of the model, by name, without some of the triples of `relational`, bool `[E]`.
+
+        What is left counts as if there had never been more: weights are normalised again.
         """
         raise NotImplementedError
 

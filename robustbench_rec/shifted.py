@@ -72,6 +72,12 @@ class Shifted:
         summed = {name: self.delta[name] + each if name in self.delta else each for name, each in delta.items()}
         return Shifted(self.model, {**self.delta, **summed})
 
+    def weighed(self, weights: Tensor) -> "Shifted":
+        """The model on its graph with weights for the edges `[n_edges]`."""
+        found = self.model.weighed(weights)
+        own = self.tensors(found)
+        return self.shift({name: each - own[name] for name, each in found.items()})
+
     def holding(self, encoded: Encoded) -> "Shifted":
         """The same point, with `encoded` in the place of its own."""
         held = replace(self)

@@ -8,7 +8,7 @@ import pytest
 
 from robustbench_rec import __version__
 
-VERBS = ["train", "attack", "finetune", "distill", "eval"]
+VERBS = ["train", "attack", "finetune", "distill", "eval", "recommend", "explain", "gate"]
 
 
 def rrec(*words: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -49,6 +49,7 @@ def test_the_first_line_of_a_yaml_is_a_command_that_composes(yaml: Path) -> None
 @pytest.mark.parametrize("verb", config.ROOTS)
 def test_every_root_composes_to_its_dataclass(verb: str) -> None:
     required = {"attack": ["ckpt=x"], "eval": ["ckpt=x"], "finetune": ["ckpt=x"], "distill": ["teacher=x"]}
+    required |= {each: ["ckpt=x"] for each in ("recommend", "explain", "gate")}
     assert type(OmegaConf.to_object(compose(verb, *required.get(verb, [])))) is config.ROOTS[verb]
 
 

@@ -59,7 +59,9 @@ def test_the_quick_commands_of_the_readme_run_in_their_order(tmp_path: Path, mon
     ran = 0
     for command in COMMANDS:
         source = [word.partition("=")[2] for word in command if word.startswith("ckpt=")]
-        judged = command[1] in ("attack", "eval") and source and Path(source[0]).is_dir()
+        judged = (
+            command[1] in ("attack", "eval", "recommend", "explain", "gate") and source and Path(source[0]).is_dir()
+        )
         if "-m" not in command and (QUICK_WITH in command or judged or command[1] == "ls"):
             done = CliRunner().invoke(app, command[1:])
             assert done.exit_code == 0, f"{' '.join(command)}\n{done.output}"

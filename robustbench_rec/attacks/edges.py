@@ -71,7 +71,7 @@ class EdgeAttack(Attack):
                 weights, value, slope = trial, found, along
             else:
                 part = max(1, part // 2)
-        return (_weighed(at, weights) if bool((weights == 0).any()) else at), batch
+        return (at.weighed(weights) if bool((weights == 0).any()) else at), batch
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
         """Edges that went, and their share."""
@@ -82,17 +82,10 @@ class EdgeAttack(Attack):
         return {"edges": edges, "share": edges / at.model.n_edges}
 
 
-def _weighed(at: Shifted, weights: Tensor) -> Shifted:
-    """The model on its graph with weights for the edges."""
-    found = at.model.weighed(weights)
-    own = at.tensors(found)
-    return at.shift({name: each - own[name] for name, each in found.items()})
-
-
 def _sloped(at: Shifted, weights: Tensor, batch: Batch, objective: Scalar) -> tuple[Tensor, Tensor]:
     """The objective on the graph with these weights, and its slope in them."""
     leaf = weights.clone().requires_grad_()
     with torch.enable_grad():
-        value = objective(_weighed(at, leaf), batch)
+        value = objective(at.weighed(leaf), batch)
         (slope,) = torch.autograd.grad(value, leaf)
     return value.detach(), slope

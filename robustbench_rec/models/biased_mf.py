@@ -31,6 +31,7 @@ class BiasedMF(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"rating"})
     loss: ClassVar[str] = "mse"
     negatives: ClassVar[int] = 0
+    newcomers: ClassVar[tuple[str, ...]] = ("user.weight", "user_bias")
 
     mean: Tensor
 

@@ -13,7 +13,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, edges_of, pointers, product
+from robustbench_rec.graph import Csr, Relational, edges_of, pointers, product
 from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -57,6 +57,7 @@ class KGAT(RecModel):
 
     reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     heads: Tensor
     relations: Tensor
@@ -81,6 +82,7 @@ class KGAT(RecModel):
         self.n_users, self.n_items = data.n_users, data.n_items
         kg = _frequent(data.kg, data.n_items, config.min_triples)
         self.n_nodes = data.n_users + kg.n_entities
+        self.entity_ids = kg.entity_ids
         self.n_relations = 2 * (1 + kg.n_relations)
         self._graph(data, kg)
         self.node = nn.Embedding(self.n_nodes, config.dim)
@@ -126,6 +128,35 @@ class KGAT(RecModel):
         parts = each * self.attention
         total = torch.zeros(self.n_nodes, device=weights.device).index_add(0, self.heads, parts)
         return {"attention": parts / total[self.heads].clamp_min(torch.finfo(parts.dtype).tiny)}
+
+    @torch.no_grad()
+    def relational(self, user: int) -> Relational:
+        triples, kinds = self._triples, self.n_relations // 2
+        heads, tails, relations = (each[triples] for each in (self.heads, self.tails, self.relations))
+        owned = torch.zeros(self.n_items, device=heads.device)
+        events = (self.heads == user).nonzero().squeeze(1)
+        owned[self.tails[events] - self.n_users] = self.attention[events]
+        return Relational(
+            heads - self.n_users,
+            relations % kinds - 1,
+            tails - self.n_users,
+            relations >= kinds,
+            [self.attention[triples]] * len(self.sites),
+            owned,
+            self.entity_ids,
+        )
+
+    @torch.no_grad()
+    def without(self, gone: Tensor) -> dict[str, Tensor]:
+        parts = self.attention.clone()
+        parts[self._triples[gone]] = 0
+        total = torch.zeros(self.n_nodes, device=parts.device).index_add(0, self.heads, parts)
+        return {"attention": parts / total[self.heads].clamp_min(torch.finfo(parts.dtype).tiny)}
+
+    @property
+    def _triples(self) -> Tensor:
+        """Places of the edges that are no events."""
+        return ((self.heads >= self.n_users) & (self.tails >= self.n_users)).nonzero().squeeze(1)
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.graph import Relational
 from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -49,10 +50,13 @@ class KGCN(RecModel):
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
+    newcomers: ClassVar[tuple[str, ...]] = ("user.weight",)
 
     tails: Tensor
     relations: Tensor
     known: Tensor
+    inverse: Tensor
+    absent: Tensor | None
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -64,7 +68,7 @@ class KGCN(RecModel):
                 f"neighbor_seed={config.neighbor_seed}: sizes are at least 1, the seed is not negative"
             )
         assert data.kg is not None
-        self.config, self.n_items = config, data.n_items
+        self.config, self.n_items, self.entity_ids = config, data.n_items, data.kg.entity_ids
         self.user = nn.Embedding(data.n_users, config.dim)
         self.entity = nn.Embedding(data.kg.n_entities, config.dim)
         self.relation = nn.Embedding(data.kg.n_relations, config.dim)
@@ -75,6 +79,7 @@ class KGCN(RecModel):
             nn.init.xavier_uniform_(table.weight)
         for name, each in _neighbors(data.kg, config.neighbors, config.neighbor_seed).items():
             self.register_buffer(name, each, persistent=False)
+        self.register_buffer("absent", None, persistent=False)  # neighbours that do not count [E, K]; None: all count
 
     def encode(self) -> Projected:
         projected: Projected = self.layers[0](self.entity.weight)
@@ -88,6 +93,31 @@ class KGCN(RecModel):
         items = self._items(interest, batch.items, encoded)  # [B, C, D]
         scores = torch.einsum("bd,bcd->bc", self.meeting.user(users), self.meeting.item(items))
         return Output(scores, {"user": users, "item": items})
+
+    @torch.no_grad()
+    def relational(self, user: int) -> Relational:
+        entities = torch.arange(len(self.tails), device=self.tails.device)
+        interest = self.user.weight[[user]] @ self.relation.weight.T / self.config.dim
+        counted = self._weights(interest, entities[None])[0].flatten()
+        places, edge = self._edges
+        weights = torch.zeros(len(places), device=places.device).index_add(0, edge, counted)
+        tails, relations, inverse = (each.flatten()[places] for each in (self.tails, self.relations, self.inverse))
+        layers = [weights] * self.config.layers
+        return Relational(places // self.config.neighbors, relations, tails, inverse, layers, None, self.entity_ids)
+
+    def without(self, gone: Tensor) -> dict[str, Tensor]:
+        return {"absent": gone[self._edges[1]].view_as(self.tails)}
+
+    @property
+    def _edges(self) -> tuple[Tensor, Tensor]:
+        """Where each of the different edges `[E]` is drawn first, and which of them is at each place `[n · K]`."""
+        heads = torch.arange(len(self.tails), device=self.tails.device)[:, None]
+        keys = (heads * len(self.tails) + self.tails) * self.relation.num_embeddings + self.relations
+        keys = (2 * keys + self.inverse).flatten()
+        found, edge = torch.unique(keys, return_inverse=True)
+        places = torch.arange(len(keys), device=keys.device)
+        first = torch.full_like(found, len(keys)).scatter_reduce(0, edge, places, "amin")
+        return first, edge
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.l2:
@@ -150,7 +180,11 @@ class KGCN(RecModel):
         """Of the neighbours of entities `[B, …]` for each user, `[B, …, K]`: softmax, 0 where there is no neighbour."""
         related = self.relations[entities]  # [B, …, K]
         found = interest.gather(1, related.flatten(1).expand(len(interest), -1)).view(-1, *related.shape[1:])
-        return found.softmax(-1) * self.known[entities, None]
+        if self.absent is None:
+            return found.softmax(-1) * self.known[entities, None]
+        gone = self.absent[entities]
+        left = self.known[entities] & ~gone.all(-1)
+        return found.masked_fill(gone & left[..., None], -torch.inf).softmax(-1) * left[..., None]
 
     def _mean(self, mixed: Tensor) -> Tensor:
         """Of weighted neighbours that have been summed."""
@@ -179,7 +213,7 @@ class _Project(nn.Module):
 
 
 def _neighbors(kg: KG, count: int, seed: int) -> dict[str, Tensor]:
-    """tails, relations: `count` neighbours of each entity `[E, K]`; known: whether it has any `[E]`."""
+    """tails, relations, inverse: `count` neighbours of each entity `[E, K]`; known: whether it has any `[E]`."""
     device = kg.heads.device
     heads, tails = torch.cat([kg.heads, kg.tails]), torch.cat([kg.tails, kg.heads])
     draw = torch.Generator().manual_seed(seed)
@@ -191,4 +225,9 @@ def _neighbors(kg: KG, count: int, seed: int) -> dict[str, Tensor]:
     edges = (sizes.cumsum(0) - sizes + places).clamp_max(len(heads) - 1)
     chosen = order[edges]
     known = sizes.squeeze(1) > 0
-    return {"tails": tails[chosen], "relations": kg.relations.repeat(2)[chosen], "known": known}
+    return {
+        "tails": tails[chosen],
+        "relations": kg.relations.repeat(2)[chosen],
+        "inverse": chosen >= len(kg.heads),
+        "known": known,
+    }

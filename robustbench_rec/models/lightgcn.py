@@ -31,6 +31,7 @@ class LightGCN(RecModel):
         l2: float
 
     reads_events: ClassVar[bool] = True
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()

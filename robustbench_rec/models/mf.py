@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ class MF(RecModel):
     class Config:
         dim: int
         l2: float
+
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ class NeuMF(RecModel):
         dropout: float
 
     loss = "bce"
+    newcomers: ClassVar[tuple[str, ...]] = ("user_mf.weight", "user_mlp.weight")
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, edges_of, pointers, sums
+from robustbench_rec.graph import Csr, Relational, edges_of, pointers, sums
 from robustbench_rec.lookup import half_square
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -59,6 +59,7 @@ class StructureAwareKGAT(RecModel):
     reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
+    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
     heads: Tensor
     relations: Tensor
@@ -81,6 +82,7 @@ class StructureAwareKGAT(RecModel):
         self.config = config
         self.n_users, self.n_read = data.n_users, data.n_users + data.n_items  # users and items come first
         self.n_nodes = data.n_users + data.kg.n_entities
+        self.entity_ids = data.kg.entity_ids
         self.n_relations = 2 * (1 + data.kg.n_relations)
         self.node = nn.Embedding(self.n_nodes, config.dim)
         self.relation = nn.Embedding(self.n_relations, config.dim)
@@ -132,6 +134,35 @@ class StructureAwareKGAT(RecModel):
         x = list(self._states())[layer]
         return _softmax(self._logits(layer, x, len(self.heads)), self.heads, self.n_nodes)
 
+    @torch.no_grad()
+    def relational(self, user: int) -> Relational:
+        triples, kinds = self._triples, self.n_relations // 2
+        heads, tails, relations = (each[triples] for each in (self.heads, self.tails, self.relations))
+        layers = [self.attention(layer) for layer in range(self.config.layers)]
+        owned = torch.zeros(self.n_read - self.n_users, device=heads.device)
+        events = (self.heads == user).nonzero().squeeze(1)
+        owned[self.tails[events] - self.n_users] = layers[0][events]
+        return Relational(
+            heads - self.n_users,
+            relations % kinds - 1,
+            tails - self.n_users,
+            relations >= kinds,
+            [each[triples] for each in layers],
+            owned,
+            self.entity_ids,
+        )
+
+    def without(self, gone: Tensor) -> dict[str, Tensor]:
+        kept = torch.ones_like(self.heads, dtype=torch.bool)
+        kept[self._triples[gone]] = False
+        found = self._laid(self.heads[kept], self.relations[kept], self.tails[kept])
+        return {**found, "feature_structure": self.feature_structure[kept]} if self.config.structure else found
+
+    @property
+    def _triples(self) -> Tensor:
+        """Places of the edges that are no events."""
+        return ((self.heads >= self.n_users) & (self.tails >= self.n_users)).nonzero().squeeze(1)
+
     def _states(self) -> Iterator[Tensor]:
         """Node vectors before and after each layer `[n_nodes, D]`; after the last one of users and items only."""
         x = self.node.weight
@@ -163,14 +194,17 @@ class StructureAwareKGAT(RecModel):
             heads, relations, tails = edges
         if phi is not None:
             self.register_buffer("feature_structure", phi, persistent=False)
+        for name, each in self._laid(heads, relations, tails).items():
+            self.register_buffer(name, each, persistent=False)
+
+    def _laid(self, heads: Tensor, relations: Tensor, tails: Tensor) -> dict[str, Tensor]:
         starts = pointers(heads, self.n_nodes)
         graph = {"heads": heads, "relations": relations, "tails": tails, "starts": starts}
         for size, n in (("all", self.n_nodes), ("read", self.n_read)):
             order = tails[: starts[n]].argsort(stable=True)
             graph[f"{size}_order"] = order  # from edges by head to edges by tail
             graph[f"{size}_ends"] = pointers(tails[order], self.n_nodes)
-        for name, each in graph.items():
-            self.register_buffer(name, each, persistent=False)
+        return graph
 
 
 class _Attention(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 Row = Sequence[str | float | int]
@@ -10,12 +11,17 @@ Row = Sequence[str | float | int]
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Print a table on standard output: names to the left, numbers to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(number(each) if isinstance(each, float) else str(each) for each in row))
+        table.add_row(*(number(each) if isinstance(each, float) else escape(str(each)) for each in row))
     Console().print(table)
+
+
+def line(text: str) -> None:
+    """Print a line on standard output as it is."""
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def number(value: float) -> str:

@@ -1,0 +1,192 @@
+"""rrec gate."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustbench_rec import checkpoint
+from robustbench_rec.attacks import attacks
+from robustbench_rec.config import LIMITS, Gate
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation.worst import attacked, judged, members, worst
+from robustbench_rec.files import write_json, write_text
+from robustbench_rec.goals import goals
+from robustbench_rec.hardware import autocast, setup
+from robustbench_rec.reports.junit import Check, junit, markdown
+from robustbench_rec.reports.tables import show
+from robustbench_rec.runs import Run
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.significance import Estimate, estimate, means, resamples
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model, judged as it is and under the attack (None: there is none)."""
+
+    clean: Result
+    attacked: Result | None
+
+
+def run(cfg: Gate, out: Path) -> dict[str, float]:
+    """Check a model against limits; RrecError, and so a status that is not 0, where one is broken.
+
+    Writes `junit.xml`, `gate.md` and `metrics.json` in either case.
+    """
+    limits = _limits(cfg)
+    device, clock = setup(cfg), time.perf_counter()
+    named = {name for each in limits.values() for name in each}
+    cuts = {int(name.partition("@")[2]) for name in named if name.partition("@")[2].isdecimal()}
+    cfg = replace(cfg, top_k=sorted({*cfg.top_k, *cuts}) if cfg.protocol in ("full", "sampled") else cfg.top_k)
+    loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
+    models = {"ckpt": loaded.model}
+    if cfg.baseline is not None:
+        other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline")
+        if other.data.fingerprint != loaded.data.fingerprint:
+            raise RrecError(
+                f"baseline={cfg.baseline} was trained on data {other.data.fingerprint[:12]}, ckpt={cfg.ckpt} on "
+                f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
+            )
+        models["baseline"] = other.model
+    alone = cfg.attack is not None and attacks.build(cfg.attack).alone
+    judging = evaluator(loaded.data, cfg, alone=alone)
+    judging.portions(cfg.part)
+    for name in sorted(named):
+        if name not in judging.names():
+            raise unknown("metric", name, judging.names())
+    notes = {"ckpt": cfg.ckpt, "baseline": cfg.baseline, "fingerprint": loaded.data.fingerprint, "attack": cfg.attack}
+    seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
+    with Run(out, "gate", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
+        sides = {key: _judged(cfg, judging, Shifted(each.requires_grad_(False).eval())) for key, each in models.items()}
+        checks = list(_checks(cfg, limits, sides, judging.smaller))
+        told = _told(sides, named)
+        told |= {"gate/checks": float(len(checks)), "gate/failed": float(sum(not each.passed for each in checks))}
+        rows = [[f"{c.group}: {c.name}", c.wanted, c.found, "pass" if c.passed else "fail"] for c in checks]
+        show(f"gate: {loaded.data.name}, {cfg.part}", ["check", "wanted", "found", ""], rows)
+        write_text(out / "junit.xml", junit("rrec gate", checks, time.perf_counter() - clock))
+        about = [f"{key}: `{value}`" for key, value in (("ckpt", cfg.ckpt), ("baseline", cfg.baseline)) if value]
+        about += [f"data: {loaded.data.name}, {cfg.part} part, fingerprint {loaded.data.fingerprint[:12]}"]
+        about += [] if cfg.attack is None else [f"attack: {cfg.attack['name']}, eps {cfg.eps:g}"]
+        about += ["intervals: 95 %, paired bootstrap over users"]
+        write_text(out / "gate.md", markdown("Gate", checks, about))
+        write_json(out / "metrics.json", told)
+    broken = [each for each in checks if not each.passed]
+    if broken:
+        first = broken[0]
+        raise RrecError(
+            f"the gate is shut: {len(broken)} of {len(checks)} checks failed, first {first.group}: {first.name} "
+            f"(wanted {first.wanted}, found {first.found}); see {out / 'gate.md'}"
+        )
+    return told
+
+
+def _limits(cfg: Gate) -> dict[str, dict[str, float]]:
+    """The limits by key and metric; RrecError where they cannot be checked."""
+    found: dict[str, dict[str, float]] = {}
+    for key in LIMITS:
+        said = getattr(cfg, key) or {}
+        if not isinstance(said, dict):
+            raise RrecError(f"{key}={said}: name the metric, {key}.ndcg@10={said}")
+        found[key] = {str(name): _limit(key, str(name), value) for name, value in said.items()}
+    if not any(found.values()):
+        raise RrecError(
+            "gate checks nothing yet: add max_drop.<metric>=5%, max_harm.<metric>=30% or at_least.<metric>=…"
+        )
+    if found["max_drop"] and cfg.baseline is None:
+        raise RrecError("max_drop is against another model: add baseline=<run directory>")
+    if found["max_harm"] and cfg.attack is None:
+        raise RrecError("max_harm is what an attack takes: add attack=pgd eps=0.1, or another one")
+    return found
+
+
+def _limit(key: str, name: str, value: Any) -> float:
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and (key == "at_least" or -1 <= number <= 1)):
+        raise RrecError(f"{key}.{name}={value}: write {'a number' if key == 'at_least' else 'a share, 5% or 0.05'}")
+    return number
+
+
+def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted) -> Side:
+    clean = judging.evaluate(at, cfg.part)
+    if cfg.attack is None:
+        return Side(clean, None)
+    goal = goals.build(cfg.goal, judging.data)
+    if goal.losses:
+        raise RrecError(f"goal={cfg.goal['name']}: a gate is about quality; use goal=untargeted")
+    suite = attacks.build(cfg.attack).prepared(at.model, judging.data)
+    results = []
+    for member in members(judging, suite, goal):
+        moved, _ = attacked(judging, at, member, cfg.part, goal, cfg.loss)
+        results.append(judged(judging, moved, cfg.part, goal))
+    return Side(clean, worst(results, goal, judging.smaller))
+
+
+def _checks(
+    cfg: Gate, limits: Mapping[str, Mapping[str, float]], sides: Mapping[str, Side], smaller: frozenset[str]
+) -> list[Check]:
+    ours, found = sides["ckpt"], []
+    for name, limit in limits["max_drop"].items():
+        theirs = sides["baseline"]
+        found.append(_dropped("clean", name, theirs.clean, ours.clean, limit, cfg, smaller, "against the baseline"))
+        if ours.attacked is not None and theirs.attacked is not None and cfg.attack is not None:
+            words = f"against the baseline under {cfg.attack['name']}"
+            found.append(_dropped("robust", name, theirs.attacked, ours.attacked, limit, cfg, smaller, words))
+    for name, limit in limits["max_harm"].items():
+        assert ours.attacked is not None
+        assert cfg.attack is not None
+        words = f"under {cfg.attack['name']}"
+        found.append(_dropped("robust", name, ours.clean, ours.attacked, limit, cfg, smaller, words))
+    for name, limit in limits["at_least"].items():
+        value, below = ours.clean.metrics[name], name in smaller
+        passed = value <= limit if below else value >= limit
+        wanted = f"{'at most' if below else 'at least'} {limit:g}"
+        found.append(Check("clean", name, wanted, f"{value:.4f}", passed))
+    return found
+
+
+def _dropped(
+    group: str,
+    name: str,
+    before: Result,
+    after: Result,
+    limit: float,
+    cfg: Gate,
+    smaller: frozenset[str],
+    words: str,
+) -> Check:
+    """The relative loss of a metric, with its interval over users where it is a mean over them."""
+    sign = -1.0 if name in smaller else 1.0
+    old, new = before.metrics[name], after.metrics[name]
+    value = sign * (old - new) / abs(old) if old else math.nan
+    drop = Estimate(value, math.nan, math.nan, math.nan)
+    if name in before.per_user:
+        values = torch.stack([each.per_user[name].double().cpu() for each in (before, after)])
+        sampled = means(values, resamples(values.shape[1], seed=cfg.seed))  # [R, 2]
+        ratio = sign * (sampled[:, 0] - sampled[:, 1]) / sampled[:, 0].abs()
+        drop = estimate(value, ratio[ratio.isfinite()])
+    sure = math.isfinite(drop.high)
+    detail = f"{old:.4f} → {new:.4f}"
+    if sure:
+        detail += f", 95 % from {drop.low:+.2%} to {drop.high:+.2%}, p of no difference {drop.p:.3g}"
+    reached = drop.high if cfg.certain and sure else value
+    passed = reached <= limit and not (cfg.certain and not sure)  # a NaN passes nothing
+    wanted = f"{'surely ' if cfg.certain else ''}at most {limit:.2%} lost"
+    return Check(group, f"{name} {words}", wanted, f"{value:.2%} lost", passed, detail)
+
+
+def _told(sides: Mapping[str, Side], named: set[str]) -> dict[str, float]:
+    told: dict[str, float] = {}
+    for key, side in sides.items():
+        for kind, result in (("clean", side.clean), ("attacked", side.attacked)):
+            if result is not None:
+                told |= {f"{key}/{kind}/{name}": result.metrics[name] for name in sorted(named)}
+    return told

@@ -1,0 +1,179 @@
+"""rrec gate: limits are held against what is measured, the status says how it went, and machines can read it."""
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+import torch
+from conftest import DATA, Fixed, compose, judge
+
+from robustbench_rec import launch
+from robustbench_rec.config import Gate
+from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation.base import Result
+from robustbench_rec.launch import _limits
+from robustbench_rec.reports.junit import Check, junit, markdown
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.gate import Side, _checks
+
+LIMITS: dict[str, dict[str, float]] = {"max_drop": {}, "max_harm": {}, "at_least": {}}
+
+
+def result(seed: int, *, noise: float = 0.0) -> Result:
+    scores = torch.rand(DATA.n_users, DATA.n_items, generator=torch.Generator().manual_seed(seed))
+    scores[DATA.test.users, DATA.test.items] += 1 - noise
+    return evaluator(DATA, judge()).evaluate(Shifted(Fixed(scores)), "test")
+
+
+def gate(**changes: Any) -> Gate:
+    values = {"ckpt": "a", "baseline": "b", "part": "test", "certain": False, "attack": None, "eps": 0.1, "loss": None}
+    values |= {"max_drop": None, "max_harm": None, "at_least": None, "seed": 0, "goal": {}}
+    return Gate(**(values | changes))
+
+
+@pytest.mark.parametrize("metric", ["ndcg@5", "auc", "hr@5"])
+def test_a_drop_is_the_share_of_the_baseline_that_is_lost(metric: str) -> None:
+    old, new = result(0), result(1, noise=0.8)
+    drop = 1 - new.metrics[metric] / old.metrics[metric]
+    assert drop > 0.02
+    sides = {"ckpt": Side(new, None), "baseline": Side(old, None)}
+    for limit, passes in ((drop + 1e-6, True), (drop - 1e-6, False)):
+        (check,) = _checks(gate(), {**LIMITS, "max_drop": {metric: limit}}, sides, frozenset())
+        assert check.passed is passes
+        assert check.found == f"{drop:.2%} lost"
+        assert f"{old.metrics[metric]:.4f} → {new.metrics[metric]:.4f}" in check.detail
+
+
+def test_where_less_is_better_a_rise_is_what_is_lost() -> None:
+    users = torch.arange(3)
+    old, new = (Result({"rmse": value}, users, {}) for value in (1.0, 1.2))
+    sides = {"ckpt": Side(new, None), "baseline": Side(old, None)}
+    limits = {**LIMITS, "max_drop": {"rmse": 0.1}, "at_least": {"rmse": 1.3}}
+    drop, least = _checks(gate(), limits, sides, frozenset({"rmse"}))
+    assert not drop.passed
+    assert drop.found == "20.00% lost"
+    assert least.passed
+    assert least.wanted == "at most 1.3"
+
+
+def test_a_certain_limit_is_one_for_the_whole_interval() -> None:
+    old, new = result(0, noise=0.6), result(1, noise=0.62)
+    sides = {"ckpt": Side(new, None), "baseline": Side(old, None)}
+    limits = {**LIMITS, "max_drop": {"ndcg@5": 1 - new.metrics["ndcg@5"] / old.metrics["ndcg@5"] + 0.01}}
+    assert _checks(gate(), limits, sides, frozenset())[0].passed
+    assert not _checks(gate(certain=True), limits, sides, frozenset())[0].passed
+    same = {"ckpt": Side(old, None), "baseline": Side(old, None)}
+    assert _checks(gate(certain=True), {**LIMITS, "max_drop": {"ndcg@5": 0.0}}, same, frozenset())[0].passed
+
+
+def test_under_attack_the_baseline_is_attacked_too_and_harm_is_of_the_own_quality() -> None:
+    clean, hit, weak = result(0), result(1, noise=0.7), result(2, noise=0.9)
+    sides = {"ckpt": Side(clean, hit), "baseline": Side(clean, weak)}
+    limits = {**LIMITS, "max_drop": {"ndcg@5": 0.05}, "max_harm": {"ndcg@5": 0.05}}
+    checks = _checks(gate(attack={"name": "pgd"}), limits, sides, frozenset())
+    assert [(each.group, each.name) for each in checks] == [
+        ("clean", "ndcg@5 against the baseline"),
+        ("robust", "ndcg@5 against the baseline under pgd"),
+        ("robust", "ndcg@5 under pgd"),
+    ]
+    assert [each.passed for each in checks] == [True, True, False]
+
+
+def test_what_cannot_be_measured_does_not_pass() -> None:
+    nothing = Result({"ndcg@5": 0.0}, torch.arange(2), {})
+    sides = {"ckpt": Side(nothing, None), "baseline": Side(nothing, None)}
+    (check,) = _checks(gate(), {**LIMITS, "max_drop": {"ndcg@5": 0.05}}, sides, frozenset())
+    assert not check.passed
+
+
+def test_junit_is_xml_with_a_failure_for_each_check_that_failed() -> None:
+    checks = [Check("clean", "ndcg@10 <&>", "a", "b", True), Check("robust", 'x "y" | z', "c", "d", False, "e")]
+    root = ET.fromstring(junit("rrec gate", checks, 1.5))
+    assert (root.tag, root.get("tests"), root.get("failures")) == ("testsuites", "2", "1")
+    cases = list(root.iter("testcase"))
+    assert [case.get("name") for case in cases] == ["ndcg@10 <&>", 'x "y" | z']
+    assert [len(case.findall("failure")) for case in cases] == [0, 1]
+    failure = cases[1].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "wanted c, found d"
+    page = markdown("Gate", checks, ["note"])
+    assert "**FAIL**: 1 of 2 checks" in page
+    assert 'x "y" \\| z' in page
+
+
+def test_the_dotted_form_is_the_mapping() -> None:
+    words = ["max_drop.ndcg@10=5%", "ckpt=x", "max_drop.recall@20=0.1", "at_least.auc=0.6"]
+    assert _limits(words) == ["ckpt=x", "max_drop={ndcg@10: 5%, recall@20: 0.1}", "at_least={auc: 0.6}"]
+    composed = compose("gate", *_limits(words))
+    assert composed.max_drop == {"ndcg@10": "5%", "recall@20": 0.1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gate")
+    base = ["dataset=synthetic", "dataset.n_users=80", "dataset.n_items=60", f"data_dir={folder}/cache", "model=mf"]
+    assert launch.launch("train", [*base, "epochs=15", "lr=0.02", f"hydra.run.dir={folder}/good"]) == 0
+    assert launch.launch("train", [*base, "epochs=1", "lr=1e-6", f"hydra.run.dir={folder}/bad"]) == 0
+    other = [each for each in base if "n_users" not in each]
+    assert launch.launch("train", [*other, "dataset.n_users=70", "epochs=1", f"hydra.run.dir={folder}/other"]) == 0
+    return folder
+
+
+def run(runs: Path, out: Path, ckpt: str, baseline: str | None, *words: str) -> int:
+    named = [f"ckpt={runs / ckpt}", *([] if baseline is None else [f"baseline={runs / baseline}"])]
+    return launch.launch("gate", [*named, f"data_dir={runs}/cache", f"hydra.run.dir={out}", *words])
+
+
+def test_the_better_model_passes_and_the_worse_one_does_not(
+    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["max_drop.ndcg@10=5%", "attack=pgd", "eps=0.1"]
+    assert run(runs, tmp_path / "yes", "good", "bad", "max_drop.ndcg@10=5%") == 0
+    assert run(runs, tmp_path / "same", "good", "good", *words, "certain=true") == 0
+    capfd.readouterr()
+    assert run(runs, tmp_path / "no", "bad", "good", *words) == 1
+    err = capfd.readouterr().err
+    assert "the gate is shut" in err
+    assert err.count("\n") == 1
+    for name, failed in (("yes", 0), ("same", 0), ("no", 1)):
+        out = tmp_path / name
+        root = ET.parse(out / "junit.xml").getroot()
+        metrics = json.loads((out / "metrics.json").read_text())
+        assert int(str(root.get("failures"))) == metrics["gate/failed"] >= failed
+        assert ("**PASS**" if not failed else "**FAIL**") in (out / "gate.md").read_text()
+        assert json.loads((out / "run.json").read_text())["status"] == "done"
+
+
+def test_the_numbers_are_those_of_rrec_eval_and_rrec_attack(runs: Path, tmp_path: Path) -> None:
+    words = ["max_harm.ndcg@10=99%", "at_least.ndcg@10=0", "attack=pgd", "attack.steps=3", "eps=0.1"]
+    assert run(runs, tmp_path / "gate", "good", None, *words) == 0
+    attack = [f"ckpt={runs / 'good'}", f"data_dir={runs}/cache", "attack=pgd", "attack.steps=3", "eps=0.1"]
+    assert launch.launch("attack", [*attack, f"hydra.run.dir={tmp_path}/attack"]) == 0
+    ours, theirs = (json.loads((tmp_path / each / "metrics.json").read_text()) for each in ("gate", "attack"))
+    assert ours["ckpt/clean/ndcg@10"] == theirs["clean/ndcg@10"]
+    assert ours["ckpt/attacked/ndcg@10"] == pytest.approx(theirs["attacked/ndcg@10"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "words", "told"),
+    [
+        (None, [], "gate checks nothing yet"),
+        (None, ["max_drop.ndcg@10=5%"], "add baseline="),
+        (None, ["max_harm.ndcg@10=5%"], "add attack="),
+        (None, ["at_least.colour=1"], "unknown metric 'colour'"),
+        (None, ["at_least=1"], "name the metric, at_least.ndcg@10=1"),
+        ("bad", ["max_drop.ndcg@10=5"], "write a share, 5% or 0.05"),
+        ("bad", ["max_drop.ndcg@10=much"], "write a share, 5% or 0.05"),
+        ("other", ["max_drop.ndcg@10=5%"], "there is nothing to compare"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], baseline: str | None, words: list[str], told: str
+) -> None:
+    capfd.readouterr()
+    assert run(runs, tmp_path / "run", "good", baseline, *words) == 1
+    err = capfd.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
