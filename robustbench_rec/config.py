@@ -111,9 +111,13 @@ class Fit:
 
 @dataclass
 class Train(Fit, Judge, Recipe, Base):
+    """start: a run directory, whose parameters are taken wherever names and shapes agree. adaptation: what is trained."""
+
     model: dict[str, Any] = MISSING
     defense: dict[str, Any] = MISSING
     poison: dict[str, Any] = MISSING
+    start: str | None = None  # checkpoints from before these do not say
+    adaptation: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     resume: str | None = MISSING
 
 
@@ -129,8 +133,17 @@ def typed_training(values: Mapping[str, Any]) -> Train:
 
 @dataclass
 class Distill(Train):
+    """teacher: a run directory, a list of them (an ensemble), a file of scores `….npy`, or ema: the student's average.
+
+    distill: the terms; task_weight: what the student's own loss counts beside them. ema: what is kept of the average at
+    each step. cache: the teacher's scores of all pairs are computed once and kept in the data directory.
+    """
+
     distill: dict[str, Any] = MISSING
-    teacher: str = MISSING
+    teacher: Any = MISSING
+    task_weight: float = MISSING
+    ema: float = MISSING
+    cache: bool = MISSING
 
 
 @dataclass

@@ -32,6 +32,8 @@ from robustbench_rec.reports import sweep
 
 log = logging.getLogger("rrec")
 
+NESTED = ("defense", "distill")
+"""Groups of which several can be chosen, one inside the other."""
 RESUMABLE_WITH = ("device", "threads", "data_dir")
 """What may change when a run is continued: where it runs, not what it computes."""
 
@@ -56,7 +58,7 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not print and exit: the errors are told here
     status, stopped = 0, None
     try:
-        words = _with_resume(verb, overrides, multirun)
+        words = overrides = _nested(_with_resume(verb, overrides, multirun))
         _register_schemas()
         main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=verb)(job)
         with _as_a_script(["rrec", *["--multirun"] * multirun, *(["--cfg", cfg] if cfg else []), *words]):
@@ -153,8 +155,8 @@ def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
         word = f"{done.pop()}={word}"
     try:
         with _hydra():
-            found = sorted(each for each in _candidates(verb, done) if each.startswith(word))
-    except (HydraException, OmegaConfBaseException):
+            found = sorted(each for each in _candidates(verb, _nested(done)) if each.startswith(word))
+    except (RrecError, HydraException, OmegaConfBaseException):
         return []
     return found if word == incomplete else [each.partition("=")[2] for each in found]
 
@@ -191,7 +193,8 @@ def _unknown_key(key: str, verb: str, overrides: Sequence[str]) -> str:
     keys: set[str] = set()
     with suppress(HydraException, OmegaConfBaseException), _hydra():
         groups = set(_groups(verb, []))
-        chosen = [each for each in overrides if each.partition("=")[0] in groups and "," not in each]
+        named = {each: re.split("[@=]", each.lstrip("+"))[0] for each in overrides}
+        chosen = [each for each, group in named.items() if group in groups and "," not in each]
         keys = {each.partition("=")[0] for each in _candidates(verb, chosen)}
     return _told(key, verb, keys)
 
@@ -248,6 +251,27 @@ def _with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[st
     # the configuration is that of the run, so without resume=; .hydra stays as it was first written, because rewriting
     # it could be cut short by the next kill
     return [*before, *beside, f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+
+
+def _nested(overrides: Sequence[str]) -> list[str]:
+    """`defense=[a,b]` in words of Hydra that compose to a around b, with the keys of b in `defense.inner`."""
+    words = []
+    for each in overrides:
+        key, _, value = each.partition("=")
+        listed = re.fullmatch(r"\[([\w\s,]*)\]", value.strip())
+        if key.strip() not in NESTED or (listed is None and "[" not in value):
+            words.append(each)
+            continue
+        names = [name.strip() for name in listed[1].split(",")] if listed else []
+        if not all(names) or not names:
+            raise RrecError(
+                f"cannot read '{each}': several are {key}=[outermost,…,innermost]; "
+                f"a sweep over such lists is written -m {key}=a,b +{key}@{key}.inner=c"
+            )
+        group = key.strip()
+        places = [group, *(f"+{group}@{group}{'.inner' * depth}" for depth in range(1, len(names)))]
+        words += [f"{place}={name}" for place, name in zip(places, names, strict=True)]
+    return words
 
 
 def _continuation(job: Job, multirun: bool) -> str:

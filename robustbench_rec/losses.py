@@ -81,6 +81,22 @@ def dlr(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     return -least / spread(top)
 
 
+def divergence(output: Output, other: Output, batch: Batch, loss: Loss) -> Tensor:
+    """How far two outputs are apart in what a loss makes of scores `[B]`: 0 for equal ones, symmetric.
+
+    The squared difference for mse; for other losses of single candidates the mean over the candidates of KL(p‖q) +
+    KL(q‖p) between Bernoulli distributions, for losses of lists that between the two softmaxes.
+    """
+    one, two = candidates(output, batch), candidates(other, batch)
+    counts = one.isfinite()
+    apart = torch.where(counts, one - two, 0.0)
+    if loss in (mse, bce):
+        # Σ (p − q) (log p − log q), where the normalisers cancel
+        each = apart * (apart if loss is mse else one.sigmoid() - two.sigmoid())
+        return each.sum(1) / counts.sum(1).clamp_min(1)
+    return ((one.softmax(1) - two.softmax(1)) * apart).sum(1)
+
+
 def candidates(output: Output, batch: Batch) -> Tensor:
     """Scores in single precision, −∞ where a candidate does not count."""
     scores = output.scores.float()

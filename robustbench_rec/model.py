@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
 from robustbench_rec.reader import Reader
 
 Encoded = Any  # what a model computes once, whatever the batch: a tensor, a tuple of tensors, or None
@@ -30,6 +31,10 @@ class RecModel(nn.Module):
     """Sampled items beside each positive in training; 0 is the whole catalogue, or an event's own label."""
     causal: ClassVar[bool] = False
     """Whether the state at a step of a history knows nothing of later steps, so that all steps are learnt at once."""
+    body: ClassVar[tuple[str, ...]] = ()
+    """Modules that an adaptation leaves frozen: what reads events, texts or items; the head is everything else."""
+    widths: tuple[int, ...] = ()
+    """Sizes of the states after each layer of the stack in its body, where there is one."""
     window: int = 0
     """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 
@@ -40,6 +45,14 @@ class RecModel(nn.Module):
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         """Score `batch`, given `encode()`."""
         raise NotImplementedError
+
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Vectors of the users of a batch `[N, D]`, given `encode()`: what the model knows of each before any item."""
+        raise self._stateless()
+
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        """Vectors of items `[n]`: `[n, D]`, what the model knows of each before any user."""
+        raise self._stateless()
 
     def text_reader(self, data: Data) -> Reader:
         """How texts of items reach the model, for one that reads them.
@@ -76,6 +89,10 @@ class RecModel(nn.Module):
     def auxiliary(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Losses of a second training phase, one step each, run after the batches of every epoch."""
         return iter(())
+
+    def _stateless(self) -> RrecError:
+        name = type(self).__module__.rpartition(".")[2]
+        return RrecError(f"model '{name}' has no vectors of users and items; distil its scores")
 
     @property
     def trainable(self) -> bool:

@@ -25,6 +25,10 @@ class Objective(nn.Module):
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         raise NotImplementedError
 
+    def told(self) -> dict[str, float]:
+        """What it says at the end of an epoch, a column of `history.csv` each."""
+        return {}
+
 
 class Plain(Objective):
     """The mean loss of a batch."""
@@ -37,11 +41,23 @@ class Plain(Objective):
         return self.loss(at(batch), batch).mean()
 
 
+def innermost(objective: Objective) -> Plain:
+    """The mean loss that all nested objectives are around."""
+    return next(each for each in objective.modules() if isinstance(each, Plain))
+
+
 def start_epoch(objective: Objective, epoch: int, generator: torch.Generator) -> None:
     """Tell every nested objective that an epoch begins, the outermost first."""
     for each in objective.modules():
         if isinstance(each, Objective):
             each.start_epoch(epoch, generator)
+
+
+def told(objective: Objective) -> dict[str, float]:
+    """What all nested objectives say at the end of an epoch."""
+    return {
+        key: value for each in objective.modules() if isinstance(each, Objective) for key, value in each.told().items()
+    }
 
 
 def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

@@ -130,6 +130,12 @@ class KGAT(RecModel):
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))
 
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)
+
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets
         assert items is not None

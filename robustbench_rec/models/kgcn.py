@@ -86,6 +86,12 @@ class KGCN(RecModel):
         items = self._items(interest, batch.items, encoded)  # [B, C, D]
         return Output(torch.einsum("bd,bcd->bc", users, items), {"user": users, "item": items})
 
+    def user_states(self, batch: Batch, encoded: Projected) -> Tensor:
+        return rows(self.user.weight, batch.users)
+
+    def item_states(self, items: Tensor, encoded: Projected) -> Tensor:
+        return rows(self.entity.weight, items)
+
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.l2:
             return 0.0

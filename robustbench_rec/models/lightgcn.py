@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +8,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import mirrored, normalised, product
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._dots import Dots
@@ -28,6 +29,8 @@ class LightGCN(RecModel):
         dim: int
         layers: int
         l2: float
+
+    body: ClassVar[tuple[str, ...]] = ("item",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -67,6 +70,12 @@ class LightGCN(RecModel):
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded
         return Output(self.dots(users, batch.users, items, batch.items))
+
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

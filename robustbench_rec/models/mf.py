@@ -1,11 +1,12 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._dots import Dots
@@ -24,6 +25,8 @@ class MF(RecModel):
         dim: int
         l2: float
 
+    body: ClassVar[tuple[str, ...]] = ("item",)
+
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         if config.dim < 1:
@@ -37,6 +40,12 @@ class MF(RecModel):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         return Output(self.dots(self.user.weight, batch.users, self.item.weight, batch.items))
+
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
+        return rows(self.user.weight, batch.users)
+
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        return rows(self.item.weight, items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

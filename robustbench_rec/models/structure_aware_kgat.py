@@ -15,7 +15,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, clicked, pointers, sums
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._dots import Dots
@@ -105,6 +105,12 @@ class StructureAwareKGAT(RecModel):
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))
+
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

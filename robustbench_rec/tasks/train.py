@@ -1,13 +1,15 @@
 """rrec train."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustbench_rec import checkpoint, profiles
+from robustbench_rec.adapters import digest, frozen
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
@@ -20,13 +22,15 @@ from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
-from robustbench_rec.reports.tables import by_metric
+from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import RESUME, Trainer
 
 Wrap = Callable[[Objective, RecModel, Data], Objective]
+Finish = Callable[[Trainer, Evaluator[Any]], dict[str, float]]
+"""What is reported of a finished training beside its quality."""
 
 
 def run(cfg: Train, out: Path) -> dict[str, float]:
@@ -34,9 +38,18 @@ def run(cfg: Train, out: Path) -> dict[str, float]:
     return train(cfg, out, "train", lambda objective, model, data: objective, {})
 
 
-def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]) -> dict[str, float]:
+def train(
+    cfg: Train,
+    out: Path,
+    task: str,
+    wrap: Wrap,
+    about: Mapping[str, Any],
+    finish: Finish = lambda trainer, judging: {},
+) -> dict[str, float]:
     """The same with another objective around the defended one."""
     device = setup(cfg)
+    if cfg.adaptation.get("name") != "none":
+        cfg = replace(cfg, model={**cfg.model, "adaptation": cfg.adaptation})
     data = poisoned(cfg.poison, load(cfg, cfg.data_dir).to(device), out)
     trainer, judging = trainer_of(cfg, data, out, task, wrap, about)
     seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
@@ -47,6 +60,7 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
     with Run(out, task, seeds=seeds, device=device, **notes):
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
         metrics = judge(judging, Shifted(trainer.model), cfg, out)
+        metrics |= finish(trainer, judging)
         trainer.finish()
     return metrics
 
@@ -67,6 +81,9 @@ def trainer_of(
     """The trainer of a new model, and what it is judged with."""
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
+    if cfg.start is not None:
+        begin(model, cfg, data)
+    began = {} if cfg.start is None else {"start": cfg.start}
     name = cfg.loss or model.loss
     objective = wrap(defenses.build(cfg.defense, Plain(trained(name)), model), model, data).to(data.train.users.device)
     judging = evaluator(data, cfg)
@@ -84,9 +101,30 @@ def trainer_of(
         seed=cfg.seed,
         precision=cfg.precision,
         out=out,
-        about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **about},
+        about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **began, **about},
     )
     return trainer, judging
+
+
+def begin(model: RecModel, cfg: Train, data: Data) -> None:
+    """Start from the parameters of a run, told with what is trained."""
+    assert cfg.start is not None
+    loaded = checkpoint.load(cfg.start, data_dir=cfg.data_dir, device=data.train.users.device, key="start")
+    checkpoint.same_source(loaded, cfg, data, "start", cfg.start)
+    copied, tensors = checkpoint.start(model, loaded, cfg.start)
+    parameters = list(model.parameters())
+    total, trained = (sum(each.numel() for each in some) for some in (parameters, filter(_learns, parameters)))
+    row: Row = [f"{copied} of {tensors}", total, trained, trained / total]
+    show(f"start={cfg.start}", ["tensors as there", "parameters", "trained", "share"], [row])
+
+
+def body_digest(model: RecModel) -> str | None:
+    """Of a body that is frozen; None where the model has none, or it learns."""
+    return digest(model) if frozen(model) else None
+
+
+def _learns(parameter: Tensor) -> bool:
+    return parameter.requires_grad
 
 
 def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] | None) -> None:
@@ -94,13 +132,16 @@ def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] 
     if data.fakes is not None:
         profiles.save(trainer.out, data.fakes)
     trainer.model.fit(data)
+    frozen = body_digest(trainer.model)
     trainer.run()
+    if body_digest(trainer.model) != frozen:
+        raise RuntimeError("the frozen body of the model was changed")
     checkpoint.save(trainer.out, trainer.model, cfg.model, cfg, data, training=training)
 
 
 def settings(cfg: Train) -> dict[str, Any]:
     """What a model is trained with beside its config and its data, for a checkpoint to keep."""
-    kept = {each.name for group in (Fit, Judge) for each in fields(group)} | {"seed", "precision", "defense"}
+    kept = {each.name for group in (Fit, Judge) for each in fields(group)} | {"seed", "precision", "defense", "start"}
     return {name: value for name, value in asdict(cfg).items() if name in kept}
 
 
