@@ -111,7 +111,7 @@ class Fit:
 
 @dataclass
 class Train(Fit, Judge, Recipe, Base):
-    """start: a run directory, whose parameters are taken wherever names and shapes agree. adaptation: what is trained."""
+    """start: a run, whose parameters are taken wherever names and shapes agree. adaptation: what is then trained."""
 
     model: dict[str, Any] = MISSING
     defense: dict[str, Any] = MISSING

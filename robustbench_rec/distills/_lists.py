@@ -101,7 +101,8 @@ def standardised(scores: Tensor, counts: Tensor | None = None) -> Tensor:
         return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp_min(1e-6)
     n = counts.sum(1, keepdim=True).clamp_min(1)
     apart = (scores - (scores * counts).sum(1, keepdim=True) / n) * counts
-    return apart / (apart.square().sum(1, keepdim=True) / (n - 1).clamp_min(1)).sqrt().clamp_min(1e-6)
+    variance = apart.square().sum(1, keepdim=True) / (n - 1).clamp_min(1)
+    return apart / variance.clamp_min(1e-12).sqrt()  # clamped inside: a root has no slope at 0
 
 
 def divergence(student: Tensor, taught: Tensor, counts: Tensor | None = None) -> Tensor:

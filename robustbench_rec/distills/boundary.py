@@ -32,7 +32,8 @@ class Boundary(OverLists):
         if not 1 <= config.k <= lesson.free or config.delta <= 0 or config.size < 2 or config.temperature <= 0:
             raise RrecError(
                 f"distill with k={config.k}, delta={config.delta}, size={config.size}, "
-                f"temperature={config.temperature}: 1 <= k <= {lesson.free} candidates, delta, temperature > 0, size >= 2 are needed"
+                f"temperature={config.temperature}: 1 <= k <= {lesson.free} candidates, size >= 2, delta and "
+                "temperature > 0 are needed"
             )
         self.config = config
 

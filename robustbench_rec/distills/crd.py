@@ -76,7 +76,7 @@ class Contrast(nn.Module):
             e = (torch.einsum("bd,bnd->bn", vectors[number], memory) / temperature).exp()
             if not bool(self.scales[number]):
                 self.scales[number] = e.detach().mean() * self.n
-            total.append(nce(e / self.scales[number], self.n))
+            total.append(nce(e / self.scales[number].clone(), self.n))
         with torch.no_grad():
             for side, vector in zip(("student", "teacher"), vectors, strict=True):
                 kept = self.get_buffer(side)
