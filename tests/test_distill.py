@@ -543,7 +543,14 @@ class TestTeachers:
             cached(Average(build("mf"), DATA, 0.9), DATA, "key")
 
 
-@pytest.mark.parametrize(("student", "teacher"), list(product(STUDENTS, TEACHERS)))
+PAIRS = list(product(STUDENTS, TEACHERS))
+QUICK = PAIRS[:: len(TEACHERS) + 1]  # every student, every teacher
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in PAIRS if each not in QUICK)],
+)
 def test_every_family_learns_from_every_other(student: str, teacher: str) -> None:
     if not buildable(student):
         pytest.skip("needs an extra")

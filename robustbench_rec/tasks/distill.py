@@ -80,6 +80,7 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
     objective = trainer.objective
     assert isinstance(objective, Distillation)
     lesson, names = objective.lesson, [f"overlap@{k}" for k in cfg.top_k]
+    learns = [each.numel() for each in trainer.model.parameters() if each.requires_grad]
     student = Taught.of(trainer.model, lesson.data)
     sums: dict[str, list[Tensor]] = {name: [] for name in (*names, "kendall")}
     for users in lesson.portions():
@@ -90,7 +91,6 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
         first = theirs.topk(min(FIRST, lesson.free), 1).indices
         sums["kendall"] += [kendall(*pair) for pair in _pieces(own.gather(1, first), theirs.gather(1, first))]
     found = {f"agreement/{name}": torch.cat(each).nanmean().item() for name, each in sums.items()}
-    learns = [each.numel() for each in trainer.model.parameters() if each.requires_grad]
     parameters = [student.parameters, lesson.teacher.parameters]
     found |= {
         "size/student": float(parameters[0]),
