@@ -128,6 +128,14 @@ def frozen(model: RecModel) -> bool:
     return bool(parts) and all(id(each) in added for each in learnt)
 
 
+def sizes(model: RecModel) -> tuple[int, int]:
+    """How many numbers are trained, of how many: parameters, and what else the body is made of."""
+    parts = [model.get_submodule(name) for name in model.body if getattr(model, name, None) is not None]
+    buffers = {id(each): each.numel() for part in parts for each in part.buffers() if each.is_floating_point()}
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    return trained, sum(each.numel() for each in model.parameters()) + sum(buffers.values())
+
+
 def digest(model: RecModel) -> str:
     """sha256 of the tensors of the body without its adapters, stored or not."""
     added, hashed = _added(model), sha256()

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustbench_rec.adapters import sizes
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.histories import Histories
@@ -53,7 +54,7 @@ class Taught(Teacher):
     histories: Histories
 
     def __post_init__(self) -> None:
-        self.parameters = sum(each.numel() for each in self.at.model.parameters())
+        self.parameters = sizes(self.at.model)[1]
 
     @classmethod
     def of(cls, model: RecModel, data: Data) -> "Taught":
@@ -122,8 +123,8 @@ class Ensemble(Teacher):
             each = (member.scores(users, items) - mean) / spread
             total = each if total is None else total + each
         assert total is not None
-        mean: Tensor = total / len(self.members)
-        return mean
+        joined: Tensor = total / len(self.members)
+        return joined
 
     def __str__(self) -> str:
         return "an ensemble"

@@ -24,6 +24,7 @@ from robustbench_rec.distills.crd import nce
 from robustbench_rec.distills.rrd import plackett_luce
 from robustbench_rec.distills.topology import apart
 from robustbench_rec.errors import RrecError
+from robustbench_rec.hardware import autocast
 from robustbench_rec.losses import loss
 from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
@@ -162,6 +163,14 @@ class TestObjective:
         teacher = teacher_of()
         distil(teacher=teacher)(Shifted(build("mf")), batch_of()).backward()
         assert all(each.grad is None for each in teacher.at.model.parameters())
+
+    @pytest.mark.parametrize("name", [each for each in distills if each != "adapter_norm"])
+    def test_a_step_in_reduced_precision_is_finite(self, name: str) -> None:
+        student = build("sasrec")
+        built = distil(name, inner=Plain(loss("softmax")), teacher=teacher_of("kgat"), student=student)
+        with autocast("bf16", torch.device("cpu")):
+            value = built(Shifted(student.train()), batch_for(student))
+        assert all(each.isfinite().all() for each in gradients(student, value).values())
 
     @pytest.mark.parametrize("name", [each for each in distills if each not in ("distance", "adapter_norm")])
     def test_it_is_learnt(self, name: str) -> None:

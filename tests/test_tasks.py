@@ -368,7 +368,10 @@ class TestDistill:
     def test_a_student_learns_and_is_a_checkpoint_like_any_other(self, runs: Runs, tmp_path: Path) -> None:
         metrics = self.distilled(runs, tmp_path / "run", "defense=rawp", "distill.top=10", "distill.uniform=10")
         assert metrics["valid/auc"] > 0.6
-        assert read(tmp_path / "run" / "run.json")["task"] == "distill"
+        told = read(tmp_path / "run" / "run.json")
+        assert told["task"] == "distill"
+        assert told["objective"] == "L = task + 0.5 · listwise"
+        assert told["parameters"] == {"trained": 8 * (150 + 60), "all": 8 * (150 + 60)}
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'run'}'", *JUDGED)
         assert all(metrics[key] == value for key, value in again.items())
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec import checkpoint
+from robustbench_rec.adapters import sizes
 from robustbench_rec.config import Distill
 from robustbench_rec.data import Data
 from robustbench_rec.distillation import Distillation, Lesson
@@ -80,7 +81,7 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
     objective = trainer.objective
     assert isinstance(objective, Distillation)
     lesson, names = objective.lesson, [f"overlap@{k}" for k in cfg.top_k]
-    learns = [each.numel() for each in trainer.model.parameters() if each.requires_grad]
+    trained, total = sizes(trainer.model)
     student = Taught.of(trainer.model, lesson.data)
     sums: dict[str, list[Tensor]] = {name: [] for name in (*names, "kendall")}
     for users in lesson.portions():
@@ -95,7 +96,7 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
     found |= {
         "size/student": float(parameters[0]),
         "size/teacher": float(parameters[1]),
-        "size/trained_share": sum(learns) / max(1, parameters[0]),
+        "size/trained_share": trained / max(1, total),
     }
     _show(cfg, objective, trainer, found, [student.scores, lesson.teacher.scores])
     return found

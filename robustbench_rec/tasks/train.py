@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from robustbench_rec import checkpoint, profiles
-from robustbench_rec.adapters import digest, frozen
+from robustbench_rec.adapters import digest, frozen, sizes
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
+from robustbench_rec.distillation import Distillation
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
@@ -57,7 +57,10 @@ def train(
     if data.fakes is not None:
         seeds["poison.seed"] = cfg.poison.get("seed")
         notes["threat"] = data.fakes.about["threat"]
-    with Run(out, task, seeds=seeds, device=device, **notes):
+    if isinstance(trainer.objective, Distillation):
+        notes["objective"] = trainer.objective.formula
+    trained, total = sizes(trainer.model)
+    with Run(out, task, parameters={"trained": trained, "all": total}, seeds=seeds, device=device, **notes):
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
         metrics = judge(judging, Shifted(trainer.model), cfg, out)
         metrics |= finish(trainer, judging)
@@ -112,19 +115,14 @@ def begin(model: RecModel, cfg: Train, data: Data) -> None:
     loaded = checkpoint.load(cfg.start, data_dir=cfg.data_dir, device=data.train.users.device, key="start")
     checkpoint.same_source(loaded, cfg, data, "start", cfg.start)
     copied, tensors = checkpoint.start(model, loaded, cfg.start)
-    parameters = list(model.parameters())
-    total, trained = (sum(each.numel() for each in some) for some in (parameters, filter(_learns, parameters)))
-    row: Row = [f"{copied} of {tensors}", total, trained, trained / total]
+    trained, total = sizes(model)
+    row: Row = [f"{copied} of {tensors}", total, trained, trained / max(1, total)]
     show(f"start={cfg.start}", ["tensors as there", "parameters", "trained", "share"], [row])
 
 
 def body_digest(model: RecModel) -> str | None:
     """Of a body that is frozen; None where the model has none, or it learns."""
     return digest(model) if frozen(model) else None
-
-
-def _learns(parameter: Tensor) -> bool:
-    return parameter.requires_grad
 
 
 def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] | None) -> None:
