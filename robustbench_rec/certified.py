@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustbench_rec.batch import Batch
 from robustbench_rec.checkpoint import Loaded
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, Result
 from robustbench_rec.metrics import ranking
+from robustbench_rec.shifted import Shifted
 from robustbench_rec.threat import Threat
 
 CELLS = 2**24  # numbers held at once: 128 MiB of float64
@@ -28,6 +30,19 @@ class Budgets:
 
     budgets: list[float]
     empirical: bool
+
+
+def vectors(at: Shifted, batch: Batch, n_items: int) -> tuple[Tensor, Tensor]:
+    """Vectors of a batch's users `[B, D]` and of all items `[n_items, D]` whose dot products are the scores.
+
+    RrecError for a model whose scores are none.
+    """
+    model = at.model
+    if not model.inner_product:
+        name = type(model).__module__.rpartition(".")[2]
+        raise RrecError(f"model '{name}': its scores are no dot products of vectors, which this certificate is about")
+    everything = torch.arange(n_items, device=batch.users.device)
+    return model.user_states(batch, at.encoded), model.item_states(everything, at.encoded)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from robustbench_rec import cleanings, profiles
+from robustbench_rec.adaptations import adaptations
+from robustbench_rec.adapters import plain
 from robustbench_rec.config import Recipe, typed_recipe
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
@@ -32,7 +34,7 @@ class Loaded:
     """A model as it was saved, with the data that it was trained on.
 
     config: of the model, with its name. training: how it was trained, where a run of `rrec train` says so. uncleaned:
-    the data before cleaning, where there was some, else the same.
+    the data before cleaning, where there was some, else the same. digest: sha256 of its tensors.
     """
 
     model: RecModel
@@ -41,6 +43,7 @@ class Loaded:
     recipe: Recipe
     uncleaned: Data
     training: Mapping[str, Any] | None = None
+    digest: str = ""
 
 
 def save(
@@ -139,7 +142,8 @@ def load(
             raise
         told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
         raise RrecError(f"{error}; {told}") from error
-    return Loaded(model.to(device), data, config, recipe, uncleaned.to(device), card.get("training"))
+    uncleaned = uncleaned.to(device)
+    return Loaded(model.to(device), data, config, recipe, uncleaned, card.get("training"), card["sha256"])
 
 
 def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float]) -> None:
@@ -179,7 +183,41 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
     if missing:
         has = ", ".join(sorted(data.has)) or "interactions only"
         raise RrecError(f"model '{name}' needs {', '.join(missing)}, which dataset '{data.name}' does not have ({has})")
-    return models.build(config, data).to(data.train.users.device)
+    adaptation = config.get("adaptation")
+    model = models.build({key: each for key, each in config.items() if key != "adaptation"}, data)
+    if isinstance(adaptation, Mapping):
+        adaptations.build(adaptation)(model)
+    return model.to(data.train.users.device)
+
+
+def start(model: RecModel, loaded: Loaded, path: str) -> tuple[int, int]:
+    """Give a model the tensors of a run wherever names and shapes agree; how many agree, of how many.
+
+    Adapters have no part in the names: a run without them starts a model with them. RrecError where nothing agrees.
+    """
+    given = {plain(name): each for name, each in loaded.model.state_dict().items()}
+    own = model.state_dict()
+    shared = [name for name in own if plain(name) in given and given[plain(name)].shape == own[name].shape]
+    if not shared:
+        raise RrecError(f"start={path}: no tensor there has the name and the shape of one of this model")
+    with torch.no_grad():
+        for name in shared:
+            own[name].copy_(given[plain(name)])
+    model.refresh()
+    return len(shared), len(own)
+
+
+def same_source(loaded: Loaded, recipe: Recipe, data: Data, key: str, path: str) -> None:
+    """RrecError where a run was trained on other data than these; noise may differ, users and items may not."""
+    if loaded.data.fingerprint == data.fingerprint:
+        return
+    mine, theirs = ([each.dataset, each.split, each.prepare] for each in (recipe, loaded.recipe))
+    named = [[each.user_ids, each.item_ids] for each in (data, loaded.data)]
+    if mine != theirs or named[0] != named[1]:
+        raise RrecError(
+            f"{key}={path} was trained on data {loaded.data.fingerprint[:12]}, these are "
+            f"{data.fingerprint[:12]}: use the {key}'s dataset, prepare and split settings"
+        )
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:

@@ -115,12 +115,17 @@ def _nothing() -> dict[str, Any]:
 
 @dataclass
 class Train(Fit, Judge, Recipe, Base):
-    """clean: what is done to the training events, poison included, before the training."""
+    """clean: what is done to the training events, poison included, before the training.
+
+    start: a run, whose parameters are taken wherever names and shapes agree. adaptation: what is then trained.
+    """
 
     model: dict[str, Any] = MISSING
     defense: dict[str, Any] = MISSING
     poison: dict[str, Any] = MISSING
-    clean: dict[str, Any] = field(default_factory=_nothing)  # trainings from before it have none
+    clean: dict[str, Any] = field(default_factory=_nothing)
+    start: str | None = None
+    adaptation: dict[str, Any] = field(default_factory=_nothing)
     resume: str | None = MISSING
 
 
@@ -136,8 +141,17 @@ def typed_training(values: Mapping[str, Any]) -> Train:
 
 @dataclass
 class Distill(Train):
+    """teacher: a run directory, a list of them (an ensemble), a file of scores `….npy`, or ema: the student's average.
+
+    distill: the terms; task_weight: what the student's own loss counts beside them. ema: what is kept of the average at
+    each step. cache: the teacher's scores of all pairs are computed once and kept in the data directory.
+    """
+
     distill: dict[str, Any] = MISSING
-    teacher: str = MISSING
+    teacher: Any = MISSING
+    task_weight: float = MISSING
+    ema: float = MISSING
+    cache: bool = MISSING
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Files that are either whole or absent."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,15 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RrecError(f"{what}: {path} is not a JSON object")
     return content
+
+
+def file_digest(path: Path, what: str) -> str:
+    """sha256 of a file; RrecError names `what` where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RrecError(f"{what}={path} cannot be read ({error.strerror})") from error
 
 
 def _finite(value: Any) -> Any:

@@ -32,7 +32,7 @@ from robustbench_rec.reports import sweep
 
 log = logging.getLogger("rrec")
 
-NESTED = ("defense", "clean")
+NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
 RESUMABLE_WITH = ("device", "threads", "data_dir")
 """What may change when a run is continued: where it runs, not what it computes."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import Relational
 from robustbench_rec.reader import Reader
 
@@ -31,11 +32,17 @@ class RecModel(nn.Module):
     """Sampled items beside each positive in training; 0 is the whole catalogue, or an event's own label."""
     causal: ClassVar[bool] = False
     """Whether the state at a step of a history knows nothing of later steps, so that all steps are learnt at once."""
+    inner_product: ClassVar[bool] = False
+    """Whether the scores are the dot products of `user_states` with `item_states`."""
     reads_events: ClassVar[bool] = False
     """Whether scores depend on the training events of users beside what is learnt from them, as through their graph."""
     newcomers: ClassVar[tuple[str, ...]] = ()
     """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
     row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""
+    body: ClassVar[tuple[str, ...]] = ()
+    """Modules that an adaptation leaves frozen: what reads events, texts or items; the head is everything else."""
+    widths: tuple[int, ...] = ()
+    """Sizes of the states after each layer of the stack in its body, where there is one."""
     window: int = 0
     """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 
@@ -47,12 +54,13 @@ class RecModel(nn.Module):
         """Score `batch`, given `encode()`."""
         raise NotImplementedError
 
-    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor] | None:
-        """The vectors of a batch's users `[B, D]` and of all items `[n_items, D]` whose dot products are the scores.
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Vectors of the users of a batch `[N, D]`, given `encode()`: what the model knows of each before any item."""
+        raise self._stateless()
 
-        None where the scores are no dot products.
-        """
-        return None
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        """Vectors of items `[n]`: `[n, D]`, what the model knows of each before any user."""
+        raise self._stateless()
 
     def deviation(self, batch: Batch, encoded: Encoded) -> Tensor | None:
         """How far each score is in doubt, in units of the score, `[B, C]`; None for a model that does not say."""
@@ -104,6 +112,10 @@ class RecModel(nn.Module):
     def auxiliary(self, generator: torch.Generator) -> Iterator[Tensor]:
         """Losses of a second training phase, one step each, run after the batches of every epoch."""
         return iter(())
+
+    def _stateless(self) -> RrecError:
+        name = type(self).__module__.rpartition(".")[2]
+        return RrecError(f"model '{name}' has no vectors of users and items; distil its scores")
 
     @property
     def trainable(self) -> bool:

@@ -24,12 +24,12 @@ class Objective(nn.Module):
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
 
-    def told(self) -> dict[str, float]:
-        """Numbers about the training that has been, for `metrics.json`."""
-        return {}
-
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def told(self) -> dict[str, float]:
+        """What it says at the end of an epoch, by names with a `/`, for `history.csv`; the last in `metrics.json`."""
+        return {}
 
 
 class Plain(Objective):

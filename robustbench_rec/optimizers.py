@@ -1,6 +1,6 @@
 """Optimisers by name."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -72,9 +72,9 @@ def check(fit: Fit) -> None:
         raise RrecError("clip_norm needs the whole gradient, which optimizer=lazy_adam never makes; use adam")
 
 
-def optimizer(model: RecModel, fit: Fit) -> torch.optim.Optimizer:
-    """Over the parameters that are trained."""
-    weights = [each for each in model.parameters() if each.requires_grad]
+def optimizer(model: RecModel, fit: Fit, beside: Sequence[Tensor] = ()) -> torch.optim.Optimizer:
+    """Over the parameters that are trained, and those beside the model that are trained with it."""
+    weights = [*(each for each in model.parameters() if each.requires_grad), *beside]
     lr, decay = fit.lr, fit.weight_decay
     if fit.optimizer == "lazy_adam":
         for module in model.modules():

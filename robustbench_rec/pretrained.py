@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from robustbench_rec.adapters import Adaptation, LoRA
 from robustbench_rec.data import Data
-from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.files import write_bytes
 from robustbench_rec.shifted import Embedded, Site
@@ -36,15 +36,6 @@ FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 TOKENS = 2**12
 """Tokens that go through a block at once."""
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Adaptation:
-    """LoRA on the attention projections; rank 0 leaves the pretrained model as it is. dropout: of the input of A."""
-
-    rank: int
-    alpha: float
-    dropout: float
 
 
 @dataclass(frozen=True)
@@ -126,25 +117,6 @@ class Origin(nn.Module):
                 f"model.encoder={self.pretrained.name}: the files in {self.pretrained.folder} are not those that the "
                 "checkpoint was trained on; restore them"
             )
-
-
-class LoRA(nn.Module):
-    """x ↦ W x + α/r · B A x with W frozen (Hu et al., ICLR 2022); B is zero at first, so it starts as W."""
-
-    def __init__(self, base: nn.Module, config: Adaptation) -> None:
-        super().__init__()
-        weight: Tensor = base.weight  # type: ignore[assignment]
-        outer, inner = weight.shape if isinstance(base, nn.Linear) else weight.shape[::-1]  # else Conv1D, transposed
-        self.base, self.scale = base, config.alpha / config.rank
-        self.dropout = Dropout(config.dropout)
-        self.down = nn.Parameter(weight.new_empty(config.rank, inner))
-        self.up = nn.Parameter(weight.new_zeros(outer, config.rank))
-        nn.init.kaiming_uniform_(self.down, a=5**0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = F.linear(F.linear(self.dropout(x), self.down), self.up)
-        base: Tensor = self.base(x)
-        return base + self.scale * added
 
 
 class Block(nn.Module):

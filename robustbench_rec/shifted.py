@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,15 @@ class Shifted:
         if not self.delta or type(self.model).encode is RecModel.encode:
             return self.model.encode()
         tensors = {f"model.{name}": each for name, each in self.tensors(self.delta).items()}
-        return functional_call(_Encode(self.model), tensors, ())
+        return functional_call(_Method(self.model, "encode"), tensors, ())
+
+    def user_states(self, batch: Batch) -> Tensor:
+        """`model.user_states` at this point."""
+        return self._states("user_states", batch)
+
+    def item_states(self, items: Tensor) -> Tensor:
+        """`model.item_states` at this point."""
+        return self._states("item_states", items)
 
     def shift(self, delta: Delta) -> "Shifted":
         """The same model, further away: θ + δ + `delta`."""
@@ -93,6 +102,11 @@ class Shifted:
             found[name] = base + self.delta[name] if name in self.delta else base
         return found
 
+    def _states(self, method: str, asked: Batch | Tensor) -> Tensor:
+        tensors = {f"model.{name}": each for name, each in self.tensors(self.delta).items()}
+        found: Tensor = functional_call(_Method(self.model, method), tensors, (asked, self.encoded))
+        return found
+
     def activations(self, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
         """What passes through the named sites for this batch, without gradient; portions of its rows come joined."""
         sites = {name: self.model.get_submodule(name.removesuffix(".shift")) for name in names}
@@ -110,15 +124,15 @@ class Shifted:
         return {name: each[0] if len(each) == 1 else torch.cat(each) for name, each in seen.items() if each}
 
 
-class _Encode(nn.Module):
-    """`functional_call` calls `forward`; this one is `encode`."""
+class _Method(nn.Module):
+    """`functional_call` calls `forward`; this one is the method of that name."""
 
-    def __init__(self, model: RecModel) -> None:
+    def __init__(self, model: RecModel, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
 
-    def forward(self) -> Encoded:
-        return self.model.encode()
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.model, self.name)(*args)
 
 
 def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) -> list[str]:

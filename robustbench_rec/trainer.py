@@ -19,7 +19,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, start_epoch
+from robustbench_rec.objective import Objective, start_epoch, told
 from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
 from robustbench_rec.shifted import Shifted
@@ -73,8 +73,12 @@ class Trainer:
         """Train to the end; the model then has the best state seen."""
         if not self.model.trainable:
             return
-        self.weights = [each for each in self.model.parameters() if each.requires_grad]
-        self.optimizers = [optimizers.optimizer(self.model, self.fit) for _ in range(2)]  # ranking, auxiliary phase
+        beside = [each for each in self.objective.parameters() if each.requires_grad]  # heads of distillations
+        self.weights = [*(each for each in self.model.parameters() if each.requires_grad), *beside]
+        self.optimizers = [  # ranking, auxiliary phase
+            optimizers.optimizer(self.model, self.fit, beside),
+            optimizers.optimizer(self.model, self.fit),
+        ]
         self.best: dict[str, Tensor] = {}
         self._resume()
         saved = time.perf_counter()
@@ -120,7 +124,7 @@ class Trainer:
                 loss = self.objective(Shifted(self.model), batch) + self.model.penalty(batch)
             self._step(self.optimizers[0], loss)
             total, count = total + loss.detach(), count + 1
-        row = {"epoch": epoch + 1, "loss": total.item() / count}
+        row = {"epoch": epoch + 1, "loss": total.item() / count, **told(self.objective)}
         extra, count = torch.zeros((), device=device), 0
         for loss in self.model.auxiliary(self._stream(epoch, "auxiliary")):
             if not loss.requires_grad:  # all that this phase trains is frozen

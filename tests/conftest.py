@@ -41,6 +41,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "defense": ("train",),
     "attack": ("attack", "ckpt=none"),
     "distill": ("distill", "teacher=none"),
+    "adaptation": ("train",),
     "goal": ("attack", "ckpt=none"),
     "noise": ("train",),
     "poison": ("train",),
@@ -54,7 +55,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 def compose(verb: str, *overrides: str) -> DictConfig:
     launch._register_schemas()
     with hydra.initialize_config_dir(str(launch.conf_dir()), version_base="1.3"):
-        return hydra.compose(verb, list(overrides))
+        return hydra.compose(verb, launch._nested(overrides))
 
 
 SHIFTING = [  # the attacks within eps that any model has δ for

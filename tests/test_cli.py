@@ -84,7 +84,9 @@ def test_ls_of_a_group_has_one_described_line_for_each_name(group: str, name: st
 def test_ls_of_an_unknown_group_is_one_line_with_the_choices() -> None:
     done = rrec("ls", "model")
     assert done.returncode == 2
-    assert done.stderr.startswith("rrec: unknown group 'model'; did you mean 'models'? (choices: attacks, ")
+    assert done.stderr.startswith(
+        "rrec: unknown group 'model'; did you mean 'models'? (choices: adaptations, attacks, "
+    )
     assert done.stderr.count("\n") == 1
 
 

@@ -26,7 +26,7 @@ COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CON
 def compose(verb: str, *overrides: str) -> DictConfig:
     launch._register_schemas()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(verb, list(overrides))
+        return hydra.compose(verb, launch._nested(overrides))
 
 
 @cache

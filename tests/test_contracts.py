@@ -22,6 +22,7 @@ from conftest import (
 from torch import Tensor
 
 from robustbench_rec import checkpoint
+from robustbench_rec.adaptations import adaptations
 from robustbench_rec.ascent import Ascent, Perturbation
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
@@ -29,9 +30,12 @@ from robustbench_rec.certificates import certificates
 from robustbench_rec.cleans import cleans
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
+from robustbench_rec.defenses._noise import embedded
 from robustbench_rec.defenses.dp_sgd import entangled
 from robustbench_rec.denoising import Denoiser
-from robustbench_rec.distills import distills
+from robustbench_rec.distillation import Lesson
+from robustbench_rec.distills import distilled, distills
+from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError
 from robustbench_rec.hardware import autocast
 from robustbench_rec.losses import POINTWISE, loss
@@ -46,12 +50,14 @@ from robustbench_rec.poisons import poisons
 from robustbench_rec.registry import Registry
 from robustbench_rec.sampling import epoch_generator, sampler
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.teacher import Taught
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "model": models,
     "attack": attacks,
     "defense": defenses,
     "distill": distills,
+    "adaptation": adaptations,
     "noise": noises,
     "poison": poisons,
     "certify": certificates,
@@ -112,7 +118,14 @@ def refused(name: str, defense: str) -> bool:
     model, cls = build(name), defenses[defense]
     if issubclass(cls, Denoiser):
         return model.loss not in cls.supported
-    has = {"amr": "feature" in surfaces(model), "pamacf": meets(model), "vat_user": meets(model)}
+    has = {
+        "amr": "feature" in surfaces(model),
+        "pamacf": meets(model),
+        "vat_user": meets(model),
+        "gaussian": "embedding" in surfaces(model),
+        "neftune": bool(embedded(model)),
+        "rdrop": any(isinstance(each, Dropout) and each.p for each in model.modules()),
+    }
     return not has.get(defense, True)
 
 
@@ -302,18 +315,18 @@ class TestDefended:
             optimizer.step()
         assert_same(before, state(model))
 
-    @pytest.mark.parametrize("distill", list(distills))
-    def test_every_distillation_composes_with_every_defense(self, name: str, distill: str, defense: str) -> None:
-        student, teacher = build(name, WIDE), Shifted(build(name, WIDE, seed=9).requires_grad_(False).eval())
-        objective = distills.build(configured("distill", distill), defended(defense, student), teacher, WIDE)
-        objective.start_epoch(0, torch.Generator().manual_seed(0))
-        before = state(teacher.model)
+    def test_distillation_composes_with_every_defense(self, name: str, defense: str) -> None:
+        student, teacher = build(name, WIDE), Taught.of(build(name, WIDE, seed=9), WIDE)
+        lesson = Lesson(teacher, student, WIDE, epochs=5)
+        objective = distilled(configured("distill", "listwise"), defended(defense, student), lesson)
+        start_epoch(objective, 0, torch.Generator().manual_seed(0))
+        before = state(teacher.at.model)
         value = objective(Shifted(student.train()), batch_under(defense, student, WIDE))
         found = gradients(student, value)
         assert value.isfinite()
         assert all(each.isfinite().all() for each in found.values())
         assert any(each.any() for each in found.values())
-        assert_same(before, state(teacher.model))
+        assert_same(before, state(teacher.at.model))
 
     def test_a_step_in_reduced_precision_is_finite(self, name: str, defense: str) -> None:
         model = build(name)

@@ -95,6 +95,12 @@ MISTAKES = {
     "number for a group": ("train", ["model=3"], 2, "write group=name"),
     "missing checkpoint": ("attack", [], 1, "attack needs ckpt=<run directory>"),
     "missing teacher": ("distill", [], 1, "distill needs teacher=<run directory>"),
+    "part of a list of terms": (
+        "distill",
+        ["teacher=x", "distill=[listwise,]"],
+        2,
+        "several are distill=[outermost,…,innermost]",
+    ),
     "missing path": ("train", ["dataset=table"], 1, "dataset.path=<value>"),
     "no equals sign": ("train", ["foo"], 2, "cannot read 'foo': write key=value"),
     "broken value": ("train", ["top_k=[1"], 2, "cannot read 'top_k=[1'"),

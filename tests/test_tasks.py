@@ -2,15 +2,18 @@
 
 import csv
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
+from safetensors.torch import load_file
 
-from robustbench_rec import launch
+from robustbench_rec import launch, trainer
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
@@ -58,7 +61,28 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict
     return found
 
 
+@pytest.fixture(scope="module")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, dict[str, float]]]:
+    found = {}
+    for name in ("sasrec", "gru4rec"):
+        out = tmp_path_factory.mktemp(name)
+        found[name] = out, run("train", out, *TRAINED, f"model={name}", "model.dim=8", "epochs=2")
+    return found
+
+
 Runs = dict[str, tuple[Path, dict[str, float]]]
+
+
+def _until(last: int) -> Callable[..., dict[str, float]]:
+    """An epoch of the trainer that is interrupted after so many."""
+    original = trainer.Trainer._epoch
+
+    def epoch(self: trainer.Trainer, number: int, bar: Any) -> dict[str, float]:
+        if number == last:
+            raise KeyboardInterrupt
+        return original(self, number, bar)
+
+    return epoch
 
 
 class TestTrain:
@@ -350,13 +374,16 @@ class TestDistill:
     def test_a_student_learns_and_is_a_checkpoint_like_any_other(self, runs: Runs, tmp_path: Path) -> None:
         metrics = self.distilled(runs, tmp_path / "run", "defense=rawp", "distill.top=10", "distill.uniform=10")
         assert metrics["valid/auc"] > 0.6
-        assert read(tmp_path / "run" / "run.json")["task"] == "distill"
+        told = read(tmp_path / "run" / "run.json")
+        assert told["task"] == "distill"
+        assert told["objective"] == "L = task + 0.5 · listwise"
+        assert told["parameters"] == {"trained": 8 * (150 + 60), "all": 8 * (150 + 60)}
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'run'}'", *JUDGED)
         assert all(metrics[key] == value for key, value in again.items())
 
     def test_no_weight_is_plain_training_bit_for_bit(self, runs: Runs, tmp_path: Path) -> None:
         metrics = self.distilled(runs, tmp_path, "distill.weight=0", "distill.top=10")
-        assert metrics == runs["mf"][1]
+        assert {key: metrics[key] for key in runs["mf"][1]} == runs["mf"][1]
         assert (tmp_path / "model.safetensors").read_bytes() == (runs["mf"][0] / "model.safetensors").read_bytes()
 
     def test_a_teacher_of_other_data_is_refused(self, runs: Runs, tmp_path: Path) -> None:
@@ -367,6 +394,138 @@ class TestDistill:
     def test_a_teacher_that_is_not_there_is_one_line(self, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="nowhere: no model.safetensors there"):
             run("distill", tmp_path, "teacher=nowhere", *TRAINED, *MODEL["mf"])
+
+    def test_no_weights_of_many_terms_are_plain_training_too(self, runs: Runs, tmp_path: Path) -> None:
+        words = (
+            "distill=[listwise,crd,de]",
+            "distill.weight=0",
+            "distill.inner.weight=0",
+            "distill.inner.inner.weight=0",
+        )
+        self.distilled(runs, tmp_path, *words)
+        assert (tmp_path / "model.safetensors").read_bytes() == (runs["mf"][0] / "model.safetensors").read_bytes()
+
+    def test_terms_stand_in_the_history_and_a_killed_run_goes_on_with_its_heads(
+        self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = ("distill=[listwise,crd,contrastive]", "distill.top=10", "epochs=4", "model.l2=0")
+        whole = self.distilled(runs, tmp_path / "a", *words)
+        history = pd.read_csv(tmp_path / "a" / "history.csv")
+        assert (history[["term/task", "term/listwise", "term/crd", "term/contrastive"]].to_numpy() > 0).all()
+        sums = history[[each for each in history if each.startswith("term/")]].sum(axis=1)
+        assert (history["loss"] - sums).abs().max() < 1e-3
+        monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+        monkeypatch.setattr(trainer.Trainer, "_epoch", _until(2))
+        with pytest.raises(KeyboardInterrupt):
+            self.distilled(runs, tmp_path / "b", *words)
+        monkeypatch.undo()
+        assert self.distilled(runs, tmp_path / "b", *words) == whole
+
+    def test_a_teacher_may_have_seen_the_data_without_their_noise(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = self.distilled(runs, tmp_path, "noise=label_flip", "noise.level=0.1", "distill.top=10", "epochs=2")
+        assert 0 <= metrics["agreement/overlap@10"] <= 1
+
+    def test_a_student_that_has_its_teachers_parameters_agrees_with_it(self, runs: Runs, tmp_path: Path) -> None:
+        words = (f"teacher='{runs['mf'][0]}'", f"start='{runs['mf'][0]}'", "lr=0", "epochs=1", "distill.top=10")
+        found = run("distill", tmp_path, *TRAINED, *MODEL["mf"], *words)
+        assert found["agreement/overlap@10"] == 1
+        assert found["agreement/kendall"] == pytest.approx(1)
+        assert found["size/student"] == found["size/teacher"] == 8 * (150 + 60)
+        assert found["size/trained_share"] == 1
+
+    @pytest.mark.parametrize("named", ["ensemble", "ema"])
+    def test_other_teachers(self, runs: Runs, tmp_path: Path, named: str) -> None:
+        teacher = f"['{runs['kgat'][0]}','{runs['pop'][0]}']" if named == "ensemble" else "ema"
+        words = (*TRAINED, *MODEL["mf"], "epochs=2", "distill.top=10")
+        found = run("distill", tmp_path / "run", f"teacher={teacher}", *words)
+        assert found["valid/auc"] > 0.4
+
+    def test_a_cached_teacher_says_what_it_said(self, runs: Runs, tmp_path: Path) -> None:
+        words = ("distill.top=10", "epochs=2", f"data_dir='{tmp_path / 'data'}'")
+        one = self.distilled(runs, tmp_path / "a", *words)
+        two = self.distilled(runs, tmp_path / "b", *words, "cache=true")
+        assert one == pytest.approx(two, rel=1e-4)
+        assert len(list((tmp_path / "data" / "teachers").glob("*.npy"))) == 1
+
+    @pytest.mark.parametrize(
+        ("teacher", "message"),
+        [
+            ("[]", "a run directory, a list of them, a file of scores or ema is needed"),
+            ("[ema,nowhere]", "is no member of an ensemble"),
+            ("nowhere.npy", "cannot be read as an array of numbers"),
+        ],
+    )
+    def test_what_is_no_teacher_is_refused(self, tmp_path: Path, teacher: str, message: str) -> None:
+        with pytest.raises(RrecError, match=message) as caught:
+            run("distill", tmp_path, f"teacher={teacher}", *TRAINED, *MODEL["mf"])
+        assert "\n" not in str(caught.value)
+
+
+class TestStart:
+    """Conformance 9: adapters start as the identity, the body does not change."""
+
+    @pytest.mark.parametrize(
+        ("name", "adaptation"),
+        [("sasrec", "lora"), ("sasrec", "adapter"), ("sasrec", "head"), ("gru4rec", "adapter"), ("gru4rec", "head")],
+    )
+    def test_an_adapted_model_starts_where_the_run_ended_and_keeps_its_body(
+        self, sequences: Runs, tmp_path: Path, name: str, adaptation: str
+    ) -> None:
+        path, before = sequences[name]
+        words = (*TRAINED, f"model={name}", "model.dim=8", f"start='{path}'", f"adaptation={adaptation}")
+        still = run("train", tmp_path / "still", *words, "epochs=1", "lr=0")
+        assert {key: still[key] for key in before} == pytest.approx(before, rel=1e-6)
+        moved = run("train", tmp_path / "moved", *words, "epochs=2", "patience=5")
+        assert moved.keys() == before.keys()
+        old, new = (load_file(each / "model.safetensors") for each in (path, tmp_path / "moved"))
+        body = [key for key in old if key.startswith(("item.", "blocks.", "layers."))]
+        plain = {key.replace(".base.", "."): each for key, each in new.items()}
+        assert body
+        assert all(torch.equal(old[key], plain[key]) for key in body)
+        again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'moved'}'", *JUDGED)
+        assert all(moved[key] == value for key, value in again.items())
+
+    def test_a_body_that_changes_is_an_error(
+        self, sequences: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def careless(self: trainer.Trainer) -> None:
+            with torch.no_grad():
+                self.model.get_parameter("item.weight")[0, 0] += 1
+
+        monkeypatch.setattr(trainer.Trainer, "run", careless)
+        words = (*TRAINED, "model=sasrec", "model.dim=8", f"start='{sequences['sasrec'][0]}'", "adaptation=lora")
+        with pytest.raises(RuntimeError, match="the frozen body of the model was changed"):
+            run("train", tmp_path, *words)
+
+    def test_a_student_is_adapted_too(self, sequences: Runs, tmp_path: Path) -> None:
+        path = sequences["sasrec"][0]
+        words = ("model=sasrec", "model.dim=8", f"start='{path}'", "adaptation=lora", "adaptation.rank=2", "epochs=2")
+        terms = ("distill=[listwise,adapter_norm,distance]", "distill.top=10")
+        found = run("distill", tmp_path, f"teacher='{sequences['gru4rec'][0]}'", *TRAINED, *words, *terms)
+        assert 0 < found["size/trained_share"] < 0.5
+        history = pd.read_csv(tmp_path / "history.csv")
+        assert history["term/adapter_norm"].iloc[-1] > 0
+        assert history["term/distance"].iloc[-1] > 0
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("model=gru4rec", "adaptation=lora"), "has no linear maps in its body: adaptation=adapter"),
+            (("model=mf", "adaptation=adapter"), "has no stack of layers in its body: adaptation=head"),
+            (("model=kgat", "adaptation=head"), "model 'kgat' has no body to leave frozen here"),
+            (("model=mf", "start=nowhere"), "start=nowhere: no model.safetensors there"),
+        ],
+    )
+    def test_what_cannot_be_adapted_is_refused(self, tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+        with pytest.raises(RrecError, match=message) as caught:
+            run("train", tmp_path, *TRAINED, *words)
+        assert "\n" not in str(caught.value)
+
+    def test_other_data_and_other_models_are_refused(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="start=.* was trained on data"):
+            run("train", tmp_path, *TRAINED, *MODEL["mf"], f"start='{runs['mf'][0]}'", "split.seed=3")
+        with pytest.raises(RrecError, match="no tensor there has the name and the shape"):
+            run("train", tmp_path, *TRAINED, *MODEL["mf"], f"start='{runs['kgat'][0]}'")
 
 
 class TestDefended:

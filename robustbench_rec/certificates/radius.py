@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_rec.attacks import attacks
 from robustbench_rec.certificates import certificates
-from robustbench_rec.certified import CELLS, Budgets, Certificate, Certified, certifiable
+from robustbench_rec.certified import CELLS, Budgets, Certificate, Certified, certifiable, vectors
 from robustbench_rec.checkpoint import Loaded
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import Full, Result
@@ -69,10 +69,7 @@ class Radius(Certificate):
         entering: dict[int, list[Tensor]] = {k: [] for k in top_k}
         batches = judging.inputs(model, part)
         for portion, batch in zip(judging.portions(part), batches, strict=True):
-            found = model.vectors(batch, at.encoded)
-            if found is None:
-                raise RrecError(f"certify=radius: the scores of {type(model).__name__} are no dot products of vectors")
-            users, items = (each.double() for each in found)
+            users, items = (each.double() for each in vectors(at, batch, loaded.data.n_items))
             scores = users @ items.T  # [B, n_items]
             scores[portion.excluded] = float("-inf")
             relevant = torch.zeros_like(scores, dtype=torch.bool)

@@ -16,6 +16,7 @@ from robustbench_rec.certified import (
     barriers,
     clopper_pearson,
     outvoted,
+    vectors,
     whole,
 )
 from robustbench_rec.checkpoint import Loaded
@@ -186,10 +187,7 @@ class Smoothing(Certificate):
             zip(judging.portions(part), judging.inputs(model, part), strict=True)
         ):
             if c.noise == "gaussian":
-                found = model.vectors(batch, at.encoded)
-                if found is None:
-                    raise RrecError(f"certify.surface=user: {_name(model)} has no vectors of users in dot products")
-                users, items = found
+                users, items = vectors(at, batch, judging.data.n_items)
                 users = users + budget * _away(users, items, portion)
                 for _ in range(c.samples):
                     yield number, (users + c.sigma * _normal(users, draw)) @ items.T

@@ -1,10 +1,18 @@
-"""Distillation: objectives that add a teacher's knowledge to another objective, one module each."""
+"""Distillation: terms that add a teacher's knowledge to an objective, one module each."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from robustbench_rec.distillation import Distillation, Lesson, chain
 from robustbench_rec.registry import Registry
 
 if TYPE_CHECKING:
+    from robustbench_rec.distillation import Term
     from robustbench_rec.objective import Objective
 
-distills: "Registry[Objective]" = Registry(__name__)
+distills: "Registry[Term]" = Registry(__name__)
+
+
+def distilled(config: Mapping[str, Any], inner: "Objective", lesson: Lesson, *, task: float = 1.0) -> Distillation:
+    """An objective beside the terms of a config, one or several."""
+    return Distillation(inner, [distills.build(each, lesson) for each in chain(config)], lesson, task=task)

@@ -38,6 +38,7 @@ class ComiRec(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
+    body: ClassVar[tuple[str, ...]] = ("item",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -53,14 +54,23 @@ class ComiRec(RecModel):
             nn.init.xavier_normal_(each.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
-        assert batch.history is not None
-        events = self.embedded(self.dropout(self.events(self.item.weight, batch.history)))  # [B, L, D]
-        shares = self.attention(batch, events)
-        interests = self.interests(shares @ events)  # [B, K, D], of values without positions
+        interests = self._interests(batch)
         scores = dots(interests[:, 0], self.item.weight, batch.items)
         for number in range(1, interests.shape[1]):  # one after the other: never K times the scores at once
             scores = torch.maximum(scores, dots(interests[:, number], self.item.weight, batch.items))
         return Output(scores, {"interests": interests})
+
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
+        return self._interests(batch).mean(1)  # interests have no order
+
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        return rows(self.item.weight, items)
+
+    def _interests(self, batch: Batch) -> Tensor:
+        assert batch.history is not None
+        events = self.embedded(self.dropout(self.events(self.item.weight, batch.history)))  # [B, L, D]
+        found: Tensor = self.interests(self.attention(batch, events) @ events)  # [B, K, D], values without positions
+        return found
 
     def attention(self, batch: Batch, events: Tensor) -> Tensor:
         """How much each interest takes from each event `[B, K, L]`; nothing where there is none."""

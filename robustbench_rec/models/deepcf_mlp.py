@@ -65,3 +65,9 @@ class DeepCFMLP(RecModel):
         users, items = encoded
         scores = self.hidden.score(rows(users, batch.users), items, batch.items, self.out.weight[0])
         return Output(scores + self.out.bias)
+
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
-from robustbench_rec.lookup import Events
+from robustbench_rec.lookup import Events, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -35,15 +35,17 @@ class GRU4Rec(RecModel):
         window: int
         dropout: float
 
+    inner_product: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
+    body: ClassVar[tuple[str, ...]] = ("item", "layers")
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         checked("gru4rec", config)
-        self.window = config.window
+        self.window, self.widths = config.window, (config.hidden,) * config.layers
         self.item = nn.Embedding(data.n_items, config.dim)
         self.events, self.dropout = Events(), Dropout(config.dropout)
         sizes = [config.dim, *[config.hidden] * (config.layers - 1)]
@@ -54,15 +56,19 @@ class GRU4Rec(RecModel):
         nn.init.xavier_normal_(self.dense.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
+        users = self.user_states(batch, encoded)  # [N, D]
+        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
+
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
         assert batch.history is not None
         x = self.embedded(self.dropout(self.events(self.item.weight, batch.history)))  # [B, L, D]
         for layer in self.layers:
             x = layer(x)  # [B, L, H]
-        users = self.user(self.dense(batch.history.read(x)))  # [N, D]
-        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
+        users: Tensor = self.user(self.dense(batch.history.read(x)))
+        return users
 
-    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        return self(batch, encoded).hidden["user"], self.item.weight
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        return rows(self.item.weight, items)
 
 
 class GRU(nn.Module):

@@ -55,6 +55,7 @@ class KGAT(RecModel):
         kg_batch_size: int
         min_triples: int
 
+    inner_product: ClassVar[bool] = True
     reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
@@ -162,8 +163,11 @@ class KGAT(RecModel):
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))
 
-    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return encoded[0][batch.users], encoded[1]
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

@@ -119,6 +119,12 @@ class KGCN(RecModel):
         first = torch.full_like(found, len(keys)).scatter_reduce(0, edge, places, "amin")
         return first, edge
 
+    def user_states(self, batch: Batch, encoded: Projected) -> Tensor:
+        return rows(self.user.weight, batch.users)
+
+    def item_states(self, items: Tensor, encoded: Projected) -> Tensor:
+        return rows(self.entity.weight, items)
+
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.l2:
             return 0.0

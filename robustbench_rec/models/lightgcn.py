@@ -8,7 +8,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import mirrored, normalised, product
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
@@ -32,6 +32,8 @@ class LightGCN(RecModel):
 
     reads_events: ClassVar[bool] = True
     newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
+    inner_product: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("item",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -72,8 +74,11 @@ class LightGCN(RecModel):
         users, items = encoded
         return Output(self.dots(users, batch.users, items, batch.items))
 
-    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return encoded[0][batch.users], encoded[1]
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_rec.adapters import Adaptation
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
 from robustbench_rec.pretrained import (
-    Adaptation,
     Backbone,
     Origin,
     Pretrained,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -26,6 +26,8 @@ class MF(RecModel):
         l2: float
 
     newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
+    inner_product: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("item",)
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -41,8 +43,11 @@ class MF(RecModel):
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         return Output(self.dots(self.user.weight, batch.users, self.item.weight, batch.items))
 
-    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        return self.user.weight[batch.users], self.item.weight
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
+        return rows(self.user.weight, batch.users)
+
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        return rows(self.item.weight, items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.l2:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import unknown
+from robustbench_rec.lookup import rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._gaussians import (
@@ -103,6 +104,12 @@ class MultiIntentGaussian(RecModel):
         if self.config.score == "wasserstein":
             return distance_deviation(user, items, batch.items)
         return variance(user, items, batch.items).sqrt()
+
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return self._read(batch)[0].point()
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(Gaussian(*encoded).point(), items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         config = self.config

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
@@ -65,6 +66,12 @@ class NeuMF(RecModel):
             table = self.hidden.item_part(self.item_mlp.weight) if encoded is None else encoded
             scores = self.hidden.score(users, table, batch.items, deep)
         return Output(scores + self._linear(batch, linear) + self.out.bias)
+
+    def user_states(self, batch: Batch, encoded: Tensor | None) -> Tensor:
+        return torch.cat([rows(each.weight, batch.users) for each in (self.user_mf, self.user_mlp)], 1)
+
+    def item_states(self, items: Tensor, encoded: Tensor | None) -> Tensor:
+        return torch.cat([rows(each.weight, items) for each in (self.item_mf, self.item_mlp)], 1)
 
     def _linear(self, batch: Batch, readout: Tensor) -> Tensor:
         users, items = rows(self.user_mf.weight, batch.users), self.item_mf.weight

@@ -37,15 +37,17 @@ class SASRec(RecModel):
         window: int
         dropout: float
 
+    inner_product: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
+    body: ClassVar[tuple[str, ...]] = ("item", "position", "blocks")
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         checked("sasrec", config)
-        self.window = config.window
+        self.window, self.widths = config.window, (config.dim,) * config.layers
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
         self.events, self.dropout = Events(), Dropout(config.dropout)
@@ -56,17 +58,21 @@ class SASRec(RecModel):
             nn.init.normal_(table.weight, std=0.02)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
+        users = self.user_states(batch, encoded)  # [N, D]
+        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
+
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
         assert batch.history is not None
         x = self.events(self.item.weight, batch.history)  # [B, L, D]
         x = x * math.sqrt(x.shape[2]) + rows(self.position.weight, from_the_end(batch.history, self.window))
         x = self.embedded(self.dropout(x))
         for block in self.blocks:
             x = block(x)
-        users = self.norm(batch.history.read(x))  # [N, D]
-        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
+        users: Tensor = self.norm(batch.history.read(x))
+        return users
 
-    def vectors(self, batch: Batch, encoded: Encoded) -> tuple[Tensor, Tensor]:
-        return self(batch, encoded).hidden["user"], self.item.weight
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        return rows(self.item.weight, items)
 
 
 class Block(nn.Module):

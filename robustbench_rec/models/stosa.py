@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.lookup import rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, distance_deviation, nearness
@@ -38,6 +39,7 @@ class STOSA(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
+    body: ClassVar[tuple[str, ...]] = ("items",)
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -60,6 +62,12 @@ class STOSA(RecModel):
     def deviation(self, batch: Batch, encoded: Tensor) -> Tensor:
         mean, root = encoded.chunk(2, 1)
         return distance_deviation(self._users(batch), Gaussian(mean, root.square()), batch.items)
+
+    def user_states(self, batch: Batch, encoded: Tensor) -> Tensor:
+        return self._users(batch).point()
+
+    def item_states(self, items: Tensor, encoded: Tensor) -> Tensor:
+        return rows(encoded, items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         if not self.config.pvn or batch.items is None:

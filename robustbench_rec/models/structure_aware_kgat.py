@@ -15,7 +15,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, Relational, edges_of, pointers, sums
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
@@ -56,6 +56,7 @@ class StructureAwareKGAT(RecModel):
         dropout: float
         l2: float
 
+    inner_product: ClassVar[bool] = True
     reads_events: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
@@ -109,8 +110,11 @@ class StructureAwareKGAT(RecModel):
         user_table, item_table = encoded
         return Output(self.dots(user_table, batch.users, item_table, batch.items))
 
-    def vectors(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return encoded[0][batch.users], encoded[1]
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[0], batch.users)
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
+        return rows(encoded[1], items)
 
     def penalty(self, batch: Batch) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from robustbench_rec.adapters import Adaptation
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
@@ -18,7 +19,7 @@ from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.pretrained import Adaptation, Backbone, Origin, Pretrained, joined, kept, mean, texts, whole_words
+from robustbench_rec.pretrained import Backbone, Origin, Pretrained, joined, kept, mean, texts, whole_words
 from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
 
@@ -64,6 +65,7 @@ class TextTower(RecModel):
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
     causal: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("backbone",)
 
     centre: Tensor
     unseen: Tensor
@@ -126,6 +128,15 @@ class TextTower(RecModel):
             learning = batch.targets is not None
             return Output(scores.masked_fill(self.unseen, -torch.inf) if learning else scores, {"user": users})
         return Output(self.meeting(users, None, table, _places(batch.items, named)), {"user": users})
+
+    def user_states(self, batch: Batch, encoded: Tensor | None) -> Tensor:
+        if batch.history is None or encoded is not None:
+            return self._users(batch, self.centre if encoded is None else encoded, None)
+        named = self._named(batch.users[:0], batch.history)
+        return self._users(batch, self._items(named), named)
+
+    def item_states(self, items: Tensor, encoded: Tensor | None) -> Tensor:
+        return self._items(items) if encoded is None else rows(encoded, items)
 
     def text_reader(self, data: Data) -> Reader:
         """Of tokens with LoRA, else of what the encoder says, which it loads."""

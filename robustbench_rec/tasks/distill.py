@@ -1,29 +1,132 @@
 """rrec distill."""
 
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from robustbench_rec import checkpoint
+from robustbench_rec.adapters import sizes
 from robustbench_rec.config import Distill
 from robustbench_rec.data import Data
-from robustbench_rec.distills import distills
+from robustbench_rec.distillation import Distillation, Lesson
+from robustbench_rec.distills import distilled
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import Evaluator
+from robustbench_rec.files import file_digest
+from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective
-from robustbench_rec.shifted import Shifted
+from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.tasks.train import train
+from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, Teacher, cached
+from robustbench_rec.trainer import Trainer
+
+FIRST = 50
+"""How many of the teacher's best items Kendall's τ is about."""
+TIMED = 256
+"""Users who are scored to measure latency."""
 
 
 def run(cfg: Distill, out: Path) -> dict[str, float]:
-    """Train a student with a defence and the knowledge of a frozen teacher, both on the same data."""
+    """Train a student with a defence and the knowledge of a frozen teacher, both on the same data.
+
+    The teacher may have seen the data without their noise: users, items and split must be the same.
+    """
 
     def wrap(objective: Objective, model: RecModel, data: Data) -> Objective:
-        teacher = checkpoint.load(cfg.teacher, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
-        if teacher.data.fingerprint != data.fingerprint:
-            raise RrecError(
-                f"teacher={cfg.teacher} was trained on data {teacher.data.fingerprint[:12]}, the student's are "
-                f"{data.fingerprint[:12]}: use the teacher's dataset, prepare and split settings"
-            )
-        frozen = Shifted(teacher.model.requires_grad_(False).eval())
-        return distills.build(cfg.distill, objective, frozen, data)
+        teacher = teacher_of(cfg, model, data)
+        return distilled(cfg.distill, objective, Lesson(teacher, model, data, cfg.epochs), task=cfg.task_weight)
 
-    return train(cfg, out, "distill", wrap, {"distill": cfg.distill, "teacher": cfg.teacher})
+    about = {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema")}
+    return train(cfg, out, "distill", wrap, about, partial(_compare, cfg))
+
+
+def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
+    """The teacher that `teacher=` names."""
+    named = cfg.teacher if isinstance(cfg.teacher, list) else [cfg.teacher]
+    if not named or not all(isinstance(each, str) for each in named):
+        raise RrecError(f"teacher={cfg.teacher}: a run directory, a list of them, a file of scores or ema is needed")
+    if named == ["ema"]:
+        teacher: Teacher = Average(student, data, cfg.ema)
+        return cached(teacher, data, "") if cfg.cache else teacher
+    if "ema" in named:
+        raise RrecError("teacher=[…, ema]: the average of the student is no member of an ensemble")
+    made = [_member(cfg, each, data) for each in named]
+    teacher = made[0][0] if len(made) == 1 else Ensemble([each for each, _ in made], data)
+    if cfg.cache:
+        key = sha256(json.dumps([[each for _, each in made], data.fingerprint]).encode()).hexdigest()
+        return cached(teacher, data, key[:32])
+    return teacher
+
+
+def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
+    """A teacher, and a hash of all that makes it what it is."""
+    if path.endswith(".npy"):
+        return Matrix.read(Path(path), data), file_digest(Path(path), "teacher") if cfg.cache else ""
+    loaded = checkpoint.load(path, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
+    checkpoint.same_source(loaded, cfg, data, "teacher", path)
+    return Taught.of(loaded.model, loaded.data), loaded.digest + loaded.data.fingerprint
+
+
+@torch.no_grad()
+def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[str, float]:
+    """How far student and teacher agree on what they would recommend, and what each of them costs."""
+    objective = trainer.objective
+    assert isinstance(objective, Distillation)
+    lesson, names = objective.lesson, [f"overlap@{k}" for k in cfg.top_k]
+    trained, total = sizes(trainer.model)
+    student = Taught.of(trainer.model, lesson.data)
+    sums: dict[str, list[Tensor]] = {name: [] for name in (*names, "kendall")}
+    for users in lesson.portions():
+        theirs = lesson.unseen(users)
+        own = student.scores(users, None).masked_fill(theirs.isinf(), float("-inf"))
+        for name, k in zip(names, cfg.top_k, strict=True):
+            sums[name].append(overlap(own, theirs, min(k, lesson.free)))
+        first = theirs.topk(min(FIRST, lesson.free), 1).indices
+        sums["kendall"] += [kendall(*pair) for pair in _pieces(own.gather(1, first), theirs.gather(1, first))]
+    found = {f"agreement/{name}": torch.cat(each).nanmean().item() for name, each in sums.items()}
+    parameters = [student.parameters, lesson.teacher.parameters]
+    found |= {
+        "size/student": float(parameters[0]),
+        "size/teacher": float(parameters[1]),
+        "size/trained_share": trained / max(1, total),
+    }
+    _show(cfg, objective, trainer, found, [student.scores, lesson.teacher.scores])
+    return found
+
+
+def _pieces(one: Tensor, two: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The same rows, some at a time: all pairs of a list are looked at."""
+    return list(zip(one.split(1024), two.split(1024), strict=True))
+
+
+def _show(
+    cfg: Distill,
+    objective: Distillation,
+    trainer: Trainer,
+    found: dict[str, float],
+    ask: list[Callable[[Tensor, Tensor | None], Tensor]],
+) -> None:
+    terms = [key for key in (trainer.history[0] if trainer.history else {}) if key.startswith("term/")]
+    rows: list[Row] = [[key.removeprefix("term/"), *(trainer.history[at][key] for at in (0, -1))] for key in terms]
+    show(f"{objective.formula} (weight × value, epoch by epoch in history.csv)", ["term", "first", "last"], rows)
+    shown = {name: value for name, value in found.items() if name.startswith("agreement/")}
+    show("agreement of student and teacher", list(shown), [list(shown.values())])
+    users = torch.arange(min(TIMED, objective.lesson.data.n_users), device=objective.lesson.taken.device)
+    seconds = []
+    for scores in ask:
+        scores(users, None)
+        start = time.perf_counter()
+        scores(users, None)
+        seconds.append(time.perf_counter() - start)
+    speeds = [len(users) / max(each, 1e-9) for each in seconds]
+    size: list[Row] = [["parameters", int(found["size/student"]), int(found["size/teacher"])]]
+    size.append(["users a second", *(round(each) for each in speeds)])
+    show("size and speed", ["", "student", "teacher"], size)

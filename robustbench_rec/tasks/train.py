@@ -1,7 +1,7 @@
 """rrec train."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from robustbench_rec import checkpoint, profiles
+from robustbench_rec.adapters import digest, frozen, sizes
 from robustbench_rec.clean import Clean, Finding, cleaned, judged
 from robustbench_rec.cleans import cleans
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defended
+from robustbench_rec.distillation import Distillation
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
@@ -21,17 +23,19 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
 from robustbench_rec.metrics.cost import Passes, parameters
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain, told
+from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
-from robustbench_rec.reports.tables import by_metric, show
+from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import RESUME, Trainer
 
 Wrap = Callable[[Objective, RecModel, Data], Objective]
+Finish = Callable[[Trainer, Evaluator[Any]], dict[str, float]]
+"""What is reported of a finished training beside its quality."""
 
 
 def run(cfg: Train, out: Path) -> dict[str, float]:
@@ -39,9 +43,18 @@ def run(cfg: Train, out: Path) -> dict[str, float]:
     return train(cfg, out, "train", lambda objective, model, data: objective, {})
 
 
-def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]) -> dict[str, float]:
+def train(
+    cfg: Train,
+    out: Path,
+    task: str,
+    wrap: Wrap,
+    about: Mapping[str, Any],
+    finish: Finish = lambda trainer, judging: {},
+) -> dict[str, float]:
     """The same with another objective around the defended one."""
     device = setup(cfg)
+    if cfg.adaptation.get("name") != "none":
+        cfg = replace(cfg, model={**cfg.model, "adaptation": cfg.adaptation})
     data = poisoned(cfg.poison, load(cfg, cfg.data_dir).to(device), out)
     data, found = cleaned(data, cleaning(cfg.clean))
     trainer, judging = trainer_of(cfg, data, out, task, wrap, about)
@@ -52,12 +65,18 @@ def train(cfg: Train, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
         notes["threat"] = data.fakes.about["threat"]
     if found:
         notes["clean"] = cfg.clean
+    if isinstance(trainer.objective, Distillation):
+        notes["objective"] = trainer.objective.formula
+    trained, total = sizes(trainer.model)
+    notes["parameters"] = {"trained": trained, "all": total}
     with Run(out, task, seeds=seeds, device=device, **notes) as record, Passes(trainer.model) as passes:
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
         record.record["cost"] = cost(trainer, passes)
         metrics = judge(judging, Shifted(trainer.model), cfg, out) | suspects(found, data, out)
-        if numbers := told(trainer.objective):
-            show(str(cfg.defense["name"]), ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
+        metrics |= finish(trainer, judging)
+        numbers = {name: value for name, value in (trainer.history or [{}])[-1].items() if "/" in name}
+        if numbers:
+            show("at the end", ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
         metrics |= numbers
         trainer.finish()
     return metrics
@@ -107,6 +126,9 @@ def trainer_of(
     """The trainer of a new model, and what it is judged with."""
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
+    if cfg.start is not None:
+        begin(model, cfg, data)
+    began = {} if cfg.start is None else {"start": cfg.start}
     name = cfg.loss or model.loss
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
@@ -127,9 +149,25 @@ def trainer_of(
         seed=cfg.seed,
         precision=cfg.precision,
         out=out,
-        about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **about},
+        about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **began, **about},
     )
     return trainer, judging
+
+
+def begin(model: RecModel, cfg: Train, data: Data) -> None:
+    """Start from the parameters of a run, told with what is trained."""
+    assert cfg.start is not None
+    loaded = checkpoint.load(cfg.start, data_dir=cfg.data_dir, device=data.train.users.device, key="start")
+    checkpoint.same_source(loaded, cfg, data, "start", cfg.start)
+    copied, tensors = checkpoint.start(model, loaded, cfg.start)
+    trained, total = sizes(model)
+    row: Row = [f"{copied} of {tensors}", total, trained, trained / max(1, total)]
+    show(f"start={cfg.start}", ["tensors as there", "parameters", "trained", "share"], [row])
+
+
+def body_digest(model: RecModel) -> str | None:
+    """Of a body that is frozen; None where the model has none, or it learns."""
+    return digest(model) if frozen(model) else None
 
 
 def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] | None) -> None:
@@ -137,7 +175,10 @@ def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] 
     if data.fakes is not None:
         profiles.save(trainer.out, data.fakes)
     trainer.model.fit(data)
+    frozen = body_digest(trainer.model)
     trainer.run()
+    if body_digest(trainer.model) != frozen:
+        raise RuntimeError("the frozen body of the model was changed")
     checkpoint.save(trainer.out, trainer.model, cfg.model, cfg, data, training=training)
 
 
@@ -157,7 +198,8 @@ def cost(trainer: Trainer, passes: Passes) -> dict[str, float]:
 
 def settings(cfg: Train) -> dict[str, Any]:
     """What a model is trained with beside its config and its data, for a checkpoint to keep."""
-    kept = {each.name for group in (Fit, Judge) for each in fields(group)} | {"seed", "precision", "defense", "clean"}
+    kept = {each.name for group in (Fit, Judge) for each in fields(group)}
+    kept |= {"seed", "precision", "defense", "clean", "start"}
     return {name: value for name, value in asdict(cfg).items() if name in kept}
 
 

@@ -1,0 +1,59 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.defenses import defenses
+from robustbench_rec.defenses._noise import drawn, read, real
+from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import divergence
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective, innermost
+from robustbench_rec.shifted import Shifted, surface
+
+
+@defenses.register
+class Gaussian(Objective):
+    """Random smoothing of the embeddings: L(θ) + a · symKL(scores at θ, at θ + ξ) + b · L(θ + ξ), ξ Gaussian.
+
+    sigma: ξ is sigma · rms(e) · N(0, 1) for each embedding e, of each event as it is read, where a model reads
+    histories (never on padding), else of each row of the embedding tables. consistency: a. noisy: b. The divergence is
+    that of `robustbench_rec.losses.divergence`. The random control of `smart`.
+    """
+
+    @dataclass
+    class Config:
+        sigma: float
+        consistency: float
+        noisy: float
+
+    def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
+        if min(config.sigma, config.consistency, config.noisy) < 0:
+            raise RrecError(
+                f"defense.sigma={config.sigma}, consistency={config.consistency}, noisy={config.noisy}: "
+                "none may be negative"
+            )
+        surface(model, "embedding")
+        super().__init__()
+        self.config, self.inner, self.loss = config, inner, innermost(inner).loss
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        value: Tensor = self.inner(at, batch)
+        if not (self.config.consistency or self.config.noisy):
+            return value
+        there = at.shift(self.noise(at, batch))
+        if self.config.consistency:
+            value = value + self.config.consistency * divergence(there(batch), at(batch), batch, self.loss).mean()
+        return value + self.config.noisy * self.inner(there, batch) if self.config.noisy else value
+
+    def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
+        """ξ of a batch."""
+        found = {}
+        for name, each in read(at.model, at, batch).items():
+            size = self.config.sigma * each.square().mean(-1, keepdim=True).sqrt()
+            found[name] = real(size * drawn(each, self.generator), batch)
+        return found

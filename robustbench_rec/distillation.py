@@ -1,0 +1,188 @@
+"""The objective of a distillation: the student's own and a teacher's knowledge, term by term."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.histories import Histories
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.teacher import CELLS, Average, Teacher, averaged
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass
+class Weighted:
+    """What every term has.
+
+    weight: λ. warmup: share of the epochs in which it rises from 0 to λ. schedule: of what comes after: constant, or
+    falling to 0 along a line or half a cosine.
+    """
+
+    weight: float
+    warmup: float
+    schedule: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Who learns what from whom. epochs: how many there are at most."""
+
+    teacher: Teacher
+    student: RecModel
+    data: Data
+    epochs: int
+
+    @cached_property
+    def histories(self) -> Histories:
+        """Of the student's training events."""
+        return Histories(self.data.train.liked(), n_users=self.data.n_users, n_items=self.data.n_items)
+
+    @cached_property
+    def taken(self) -> Tensor:
+        """User · n_items + item of what is no candidate: training events, and those that a noise took out; sorted."""
+        parts = [self.data.train, *([] if self.data.hidden is None else [self.data.hidden])]
+        keys: Tensor = torch.unique(torch.cat([each.users * self.data.n_items + each.items for each in parts]))
+        return keys
+
+    def portions(self) -> Sequence[Tensor]:
+        """All users, so many at a time that scores of the whole catalogue fit."""
+        users = torch.arange(self.data.n_users, device=self.taken.device)
+        parts: Sequence[Tensor] = users.split(max(1, CELLS // self.data.n_items))
+        return parts
+
+    def unseen(self, users: Tensor) -> Tensor:
+        """The teacher's scores of consecutive users for the whole catalogue, −∞ for what is no candidate."""
+        scores, n = self.teacher.scores(users, None).clone(), self.data.n_items
+        first, last = torch.searchsorted(self.taken, torch.stack([users[0], users[-1] + 1]) * n).tolist()
+        keys = self.taken[first:last]
+        scores[keys // n - users[0], keys % n] = float("-inf")
+        return scores
+
+    @cached_property
+    def free(self) -> int:
+        """Candidates that every user has at least."""
+        counts = torch.bincount(self.taken // self.data.n_items, minlength=self.data.n_users)
+        return self.data.n_items - int(counts.max())
+
+    def best(self, k: int) -> Tensor:
+        """The teacher's best candidates of every user, fewer than k where a user has fewer: `[n_users, k]`."""
+        return torch.cat([self.unseen(users).topk(min(k, self.free), 1).indices for users in self.portions()])
+
+
+class Term(Objective):
+    """A term of a distillation, constructed as `cls(config, lesson)`; its value comes without its weight."""
+
+    def __init__(self, config: Weighted, lesson: Lesson) -> None:
+        super().__init__()
+        name = type(self).__module__.rpartition(".")[2]
+        if not 0 <= config.weight < math.inf or not 0 <= config.warmup <= 1:
+            raise RrecError(
+                f"distill '{name}' with weight={config.weight}, warmup={config.warmup}: weight >= 0 and a warmup in "
+                "[0, 1] are needed"
+            )
+        if config.schedule not in SCHEDULES:
+            raise unknown(f"schedule of distill '{name}'", config.schedule, SCHEDULES)
+        self.name, self.weighted, self.lesson, self.factor = name, config, lesson, 0.0
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        self.factor = self.weighted.weight * self._share(epoch)
+        if self.factor:
+            self.prepare(epoch, generator)
+
+    def prepare(self, epoch: int, generator: torch.Generator) -> None:
+        """Called before the batches of an epoch in which the term counts."""
+
+    @abstractmethod
+    def forward(self, at: Shifted, batch: Batch) -> Tensor: ...
+
+    def _share(self, epoch: int) -> float:
+        """Of the weight, in an epoch counted from 0."""
+        whole, rising = self.lesson.epochs, self.weighted.warmup * self.lesson.epochs
+        if epoch + 1 < rising:
+            return (epoch + 1) / rising
+        gone = max(0.0, epoch - rising) / max(1.0, whole - rising)
+        falling = {"constant": 1.0, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}
+        return falling[self.weighted.schedule]
+
+
+class Distillation(Objective):
+    """L = task · L_student + Σ weight · term; tells weight × value of each, and counts nothing that has no weight."""
+
+    def __init__(self, inner: Objective, terms: Sequence[Term], lesson: Lesson, *, task: float = 1.0) -> None:
+        super().__init__()
+        if not 0 <= task < math.inf:
+            raise RrecError(f"task_weight={task}: must not be negative")
+        if not task and not any(each.weighted.weight for each in terms):
+            raise RrecError("task_weight=0 and no distill term with a weight: there is nothing to learn")
+        self.inner, self.task, self.lesson = inner, task, lesson
+        self.terms, self.kept = tuple(terms), nn.ModuleList(terms)
+        self.average = averaged(lesson.teacher)
+        names = [each.name for each in terms]
+        self.names = [
+            f"{name}{names[:place].count(name) + 1 if name in names[:place] else ''}"
+            for place, name in enumerate(names)
+        ]
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
+        self.sums, self.count = {}, 0
+        if isinstance(self.lesson.teacher, Average):
+            self.lesson.teacher.settle()
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        if isinstance(self.lesson.teacher, Average) and torch.is_grad_enabled():
+            self.lesson.teacher.follow(at.model)
+        self.count += 1
+        parts = []
+        if self.task:
+            value: Tensor = self.inner(at, batch)
+            parts.append(self._noted("task", value if self.task == 1 else self.task * value))
+        for name, term in zip(self.names, self.terms, strict=True):
+            if term.factor:
+                parts.append(self._noted(name, term.factor * term(at, batch)))
+        return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
+
+    def told(self) -> dict[str, float]:
+        found = dict.fromkeys(("task", *self.names), 0.0) | {
+            name: each.item() / self.count for name, each in self.sums.items()
+        }
+        return {f"term/{name}": value for name, value in found.items()}
+
+    @property
+    def formula(self) -> str:
+        """The objective in words."""
+        parts = [
+            (self.task, "task"),
+            *((each.weighted.weight, name) for each, name in zip(self.terms, self.names, strict=True)),
+        ]
+        return "L = " + " + ".join(name if weight == 1 else f"{weight:g} · {name}" for weight, name in parts if weight)
+
+    def _noted(self, name: str, value: Tensor) -> Tensor:
+        kept = value.detach()
+        self.sums[name] = self.sums[name] + kept if name in self.sums else kept
+        return value
+
+
+def chain(config: Mapping[str, Any], key: str = "inner") -> list[dict[str, Any]]:
+    """The configs of `distill=[a,b]`, the first first: `inner` is the config of the next one."""
+    found: list[dict[str, Any]] = []
+    rest: Any = config
+    while rest is not None:
+        if not isinstance(rest, Mapping):
+            raise RrecError(f"distill.inner={rest}: the config of another term; several are distill=[listwise,…]")
+        found.append({name: each for name, each in rest.items() if name != key})
+        rest = rest.get(key)
+    return found

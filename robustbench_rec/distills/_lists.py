@@ -1,0 +1,122 @@
+"""What the terms share that compare scores over a list of items for each user."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.distillation import Lesson, Term, Weighted
+from robustbench_rec.errors import RrecError
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.teacher import CELLS
+
+
+class OverLists(Term):
+    """A term over a list for each user of the batch; lists and what the teacher says of them are new every epoch."""
+
+    lists: Tensor
+    """`[n_users, L]`."""
+    taught: Tensor
+    """The teacher's scores, `[n_users, L]`."""
+
+    def __init__(self, config: Weighted, lesson: Lesson) -> None:
+        super().__init__(config, lesson)
+        self.ranked: Tensor | None = None
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """The lists of an epoch, `[n_users, L]`."""
+
+    @abstractmethod
+    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
+        """The value, from the scores of both `[U, L]` for the lists of users `[U]`."""
+
+    def prepare(self, epoch: int, generator: torch.Generator) -> None:
+        self.lists = self.draw(generator)
+        rows = torch.arange(len(self.lists), device=self.lists.device).split(max(1, CELLS // self.lists.shape[1]))
+        self.taught = torch.cat([self.lesson.teacher.scores(each, self.lists[each]) for each in rows])
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        users = torch.unique(batch.users)
+        question = self.lesson.histories.question(users, self.lists[users], at.model.window)
+        return self.compare(at(question).scores.float(), self.taught[users], users)
+
+    def best(self, k: int) -> Tensor:
+        """The teacher's best candidates of every user, ranked once unless the teacher moves."""
+        if self.ranked is None or self.lesson.teacher.moving:
+            self.ranked = self.lesson.best(k)
+        return self.ranked
+
+    def uniform(self, count: int, generator: torch.Generator) -> Tensor:
+        """Items drawn from the catalogue, `[n_users, count]`."""
+        drawn = torch.randint(self.lesson.data.n_items, (self.lesson.data.n_users, count), generator=generator)
+        return drawn.to(self.lesson.taken.device)
+
+
+@dataclass
+class Mixture(Weighted):
+    """temperature: T. top, uniform: how many of the teacher's best items and of random ones make a list.
+
+    standardise: z-score each list of scores first.
+    """
+
+    temperature: float
+    top: int
+    uniform: int
+    standardise: bool
+
+
+class OverMixtures(OverLists):
+    """A term over the teacher's `top` candidates (fewer where a user has fewer) and `uniform` random items."""
+
+    def __init__(self, config: Mixture, lesson: Lesson) -> None:
+        super().__init__(config, lesson)
+        if config.temperature <= 0 or config.top < 0 or config.uniform < 0 or config.top + config.uniform < 2:
+            raise RrecError(
+                f"distill with temperature={config.temperature}, top={config.top}, uniform={config.uniform}: "
+                "temperature > 0, top, uniform >= 0 and a list of at least two are needed"
+            )
+        self.config = config
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        drawn = self.uniform(self.config.uniform, generator)
+        return torch.cat([self.best(self.config.top), drawn], 1) if self.config.top else drawn
+
+    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
+        if self.config.standardise:
+            student, taught = standardised(student), standardised(taught)
+        temperature = self.config.temperature
+        return temperature**2 * self.apart(student / temperature, taught / temperature)
+
+    @abstractmethod
+    def apart(self, student: Tensor, taught: Tensor) -> Tensor:
+        """How far the logits `[U, L]` are apart."""
+
+
+def standardised(scores: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Z-scores within each list, of what counts in it: the scale of dot products is arbitrary."""
+    if counts is None:
+        return (scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True).clamp_min(1e-6)
+    n = counts.sum(1, keepdim=True).clamp_min(1)
+    apart = (scores - (scores * counts).sum(1, keepdim=True) / n) * counts
+    variance = apart.square().sum(1, keepdim=True) / (n - 1).clamp_min(1)
+    return apart / variance.clamp_min(1e-12).sqrt()  # clamped inside: a root has no slope at 0
+
+
+def divergence(student: Tensor, taught: Tensor, counts: Tensor | None = None) -> Tensor:
+    """KL(teacher ‖ student) of the softmaxes of logits `[U, L]`, over what counts, averaged over the lists."""
+    if counts is not None:
+        lowest = torch.finfo(student.dtype).min
+        student, taught = (each.masked_fill(~counts, lowest) for each in (student, taught))
+    q, p = student.log_softmax(1), taught.log_softmax(1)
+    each = p.exp() * (p - q)
+    return (each if counts is None else each.masked_fill(~counts, 0.0)).sum(1).mean()
+
+
+def by_rank(ranked: Tensor, count: int, decay: float, generator: torch.Generator) -> Tensor:
+    """Different places in lists `[n, L]`, ascending, `[n, count]`, with probabilities ∝ exp(−place / decay)."""
+    drawn = torch.rand(ranked.shape, generator=generator).clamp_min(torch.finfo(torch.float32).tiny)
+    keys = -(-drawn.log()).log() - torch.arange(ranked.shape[1]) / decay  # the largest are such a sample (Gumbel top-k)
+    return keys.topk(min(count, ranked.shape[1]), 1).indices.sort(1).values.to(ranked.device)

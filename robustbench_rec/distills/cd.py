@@ -1,0 +1,44 @@
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_rec.distillation import Lesson, Weighted
+from robustbench_rec.distills import distills
+from robustbench_rec.distills._lists import OverLists, by_rank
+from robustbench_rec.errors import RrecError
+
+
+@distills.register
+class CD(OverLists):
+    """Collaborative distillation: soft labels of items that are drawn by the teacher's rank (Lee et al., ICDM 2019).
+
+    count: items a user, drawn every epoch without replacement out of the teacher's first `top` candidates, with
+    probabilities ∝ exp(−rank / decay). temperature: of the soft labels σ(s / T) that the student's probabilities are
+    compared with by cross-entropy. The student's own ranks play no part in the draws, unlike in the paper's student
+    guided variant.
+    """
+
+    @dataclass
+    class Config(Weighted):
+        count: int
+        top: int
+        decay: float
+        temperature: float
+
+    def __init__(self, config: Config, lesson: Lesson) -> None:
+        super().__init__(config, lesson)
+        if not 1 <= config.count <= config.top or config.decay <= 0 or config.temperature <= 0:
+            raise RrecError(
+                f"distill with count={config.count}, top={config.top}, decay={config.decay}, temperature="
+                f"{config.temperature}: 1 <= count <= top, decay > 0 and temperature > 0 are needed"
+            )
+        self.config = config
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        ranked = self.best(self.config.top)
+        return ranked.gather(1, by_rank(ranked, self.config.count, self.config.decay, generator))
+
+    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(student, (taught / self.config.temperature).sigmoid())

@@ -1,0 +1,17 @@
+"""How far two models agree on what they would show, one value a user."""
+
+from torch import Tensor
+
+
+def overlap(scores: Tensor, others: Tensor, k: int) -> Tensor:
+    """Share of the first k of one list that are among the first k of the other, of scores `[B, C]` each: `[B]`."""
+    first, second = (each.topk(min(k, each.shape[1]), 1).indices for each in (scores, others))
+    return (first[:, :, None] == second[:, None]).any(2).float().mean(1)
+
+
+def kendall(scores: Tensor, others: Tensor) -> Tensor:
+    """Kendall's τ-b of two orders of the same C items, `[B]`; NaN where one of them has ties only."""
+    one, two = ((each[:, :, None] - each[:, None]).sign() for each in (scores.double(), others.double()))  # [B, C, C]
+    both = (one * two).sum((1, 2))
+    untied = one.abs().sum((1, 2)) * two.abs().sum((1, 2))
+    return both / untied.sqrt()

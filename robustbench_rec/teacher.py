@@ -1,0 +1,234 @@
+"""Teachers: what a student is to learn from, as scores of any user and item and, where there are some, vectors."""
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robustbench_rec.adapters import sizes
+from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
+from robustbench_rec.histories import Histories
+from robustbench_rec.model import RecModel
+from robustbench_rec.shifted import Shifted
+
+CELLS = 2**25
+"""Scores held at once: 128 MiB of float32."""
+
+
+class Teacher(ABC):
+    """Scores that a student is to learn; nothing of it is trained.
+
+    moving: whether it says something else in the next epoch. parameters: how many numbers it has learnt.
+    """
+
+    moving: bool = False
+    parameters: int = 0
+
+    @abstractmethod
+    def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
+        """Of users `[B]` and items `[B, C]`, None for all: float32 `[B, C]`."""
+
+    def users(self, users: Tensor) -> Tensor:
+        """Vectors of users, `[B, D]`; RrecError where it has none."""
+        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
+
+    def items(self, items: Tensor) -> Tensor:
+        """Vectors of items, `[B, D]`; RrecError where it has none."""
+        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
+
+
+@dataclass
+class Taught(Teacher):
+    """A model, asked about users whose events are known."""
+
+    at: Shifted
+    histories: Histories
+
+    def __post_init__(self) -> None:
+        self.parameters = sizes(self.at.model)[1]
+
+    @classmethod
+    def of(cls, model: RecModel, data: Data) -> "Taught":
+        """A trained model and the data that it was trained on."""
+        known = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
+        return cls(Shifted(model.requires_grad_(False).eval()), known)
+
+    @torch.no_grad()
+    def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
+        question = self.histories.question(users, items, self.at.model.window)
+        return self.at(question).scores.float()
+
+    @torch.no_grad()
+    def users(self, users: Tensor) -> Tensor:
+        return self.at.user_states(self.histories.question(users, None, self.at.model.window)).float()
+
+    @torch.no_grad()
+    def items(self, items: Tensor) -> Tensor:
+        return self.at.item_states(items).float()
+
+
+class Average(Taught):
+    """The exponential moving average of the student's own parameters (mean teacher, Tarvainen & Valpola, NeurIPS 2017).
+
+    What it says in an epoch is what it said when the epoch began.
+    """
+
+    moving = True
+
+    def __init__(self, student: RecModel, data: Data, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise RrecError(f"ema={decay}: the share that the average keeps at each step, in [0, 1), is needed")
+        made = Taught.of(deepcopy(student), data)
+        super().__init__(made.at, made.histories)
+        self.decay = decay
+
+    @torch.no_grad()
+    def follow(self, student: RecModel) -> None:
+        """A step towards the student."""
+        own = dict(self.at.model.named_parameters())
+        for name, each in student.named_parameters():
+            own[name].lerp_(each.detach(), 1 - self.decay)
+
+    def settle(self) -> None:
+        """Take the average as the teacher of the next epoch."""
+        self.at.model.refresh()
+        self.at = Shifted(self.at.model)
+
+
+class Ensemble(Teacher):
+    """The mean of several teachers, whose scores are standardised over the catalogue, user by user."""
+
+    def __init__(self, members: Sequence[Teacher], data: Data) -> None:
+        self.members = list(members)
+        self.parameters = sum(each.parameters for each in members)
+        users = torch.arange(data.n_users, device=data.train.users.device)
+        self.moments = []
+        for each in members:
+            found = [_moments(each.scores(part, None)) for part in users.split(max(1, CELLS // data.n_items))]
+            self.moments.append(torch.cat(found))  # [n_users, 2]
+
+    def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
+        total = None
+        for member, moments in zip(self.members, self.moments, strict=True):
+            mean, spread = moments[users].split(1, 1)
+            each = (member.scores(users, items) - mean) / spread
+            total = each if total is None else total + each
+        assert total is not None
+        joined: Tensor = total / len(self.members)
+        return joined
+
+    def __str__(self) -> str:
+        return "an ensemble"
+
+
+class Matrix(Teacher):
+    """Scores that were computed elsewhere, memory-mapped: rows for users, columns for items, in places of their own.
+
+    rows: `[n_users]`, columns: `[n_items]`, where each is in the matrix. states: whom to ask for vectors, if anyone.
+    """
+
+    def __init__(self, matrix: NDArray[np.floating], rows: Tensor, columns: Tensor, *, states: Teacher | None) -> None:
+        self.matrix, self.rows, self.columns, self.states = matrix, rows.cpu().numpy(), columns.cpu().numpy(), states
+        self.parameters = 0 if states is None else states.parameters
+
+    @classmethod
+    def read(cls, path: Path, data: Data) -> "Matrix":
+        """`….npy` with the ids of its rows and columns beside it, a line each in `….users.txt` and `….items.txt`."""
+        found = _mapped(path)
+        places = []
+        for kind, wanted, size in zip(("users", "items"), (data.user_ids, data.item_ids), found.shape, strict=True):
+            ids = _lines(path.with_suffix(f".{kind}.txt"), path)
+            if len(ids) != size or len(set(ids)) != size:
+                raise RrecError(f"teacher={path}: {size} {kind}, but {len(set(ids))} different ids of them beside it")
+            at = {name: place for place, name in enumerate(ids)}
+            missing = [name for name in wanted if str(name) not in at]
+            if missing:
+                raise RrecError(
+                    f"teacher={path}: no scores for {len(missing)} of {len(wanted)} {kind}, e.g. '{missing[0]}'"
+                )
+            places.append(torch.tensor([at[str(name)] for name in wanted]))
+        return cls(found, *places, states=None)
+
+    def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
+        row = self.rows[users.cpu().numpy()][:, None]  # [B, 1]
+        column = self.columns[None] if items is None else self.columns[items.cpu().numpy()]
+        found = torch.from_numpy(np.asarray(self.matrix[row, column], dtype=np.float32)).to(users.device)
+        if not bool(found.isfinite().all()):
+            raise RrecError("a score of the teacher's matrix is NaN or infinite")
+        return found
+
+    def users(self, users: Tensor) -> Tensor:
+        return super().users(users) if self.states is None else self.states.users(users)
+
+    def items(self, items: Tensor) -> Tensor:
+        return super().items(items) if self.states is None else self.states.items(items)
+
+    def __str__(self) -> str:
+        return "a matrix"
+
+
+def cached(teacher: Teacher, data: Data, key: str) -> Matrix:
+    """The same teacher with the scores of all pairs in a file of the data directory, computed if they are not there.
+
+    RrecError where there is no room.
+    """
+    if teacher.moving:
+        raise RrecError("cache=true: teacher=ema says something else in every epoch; leave cache out")
+    if data.place is None:
+        raise RrecError("cache=true: these data have no directory to keep scores in")
+    folder = data.place / "teachers"
+    folder.mkdir(parents=True, exist_ok=True)
+    path, shape = folder / f"{key}.npy", (data.n_users, data.n_items)
+    if not path.is_file():
+        needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(folder).free
+        if needed > free // 2:
+            raise RrecError(
+                f"cache=true: scores of {shape[0]} users × {shape[1]} items take {needed / 2**30:.1f} GiB, more than "
+                f"half of what is free in {folder} ({free / 2**30:.1f} GiB); leave cache out"
+            )
+        draft = folder / f".{key}.{os.getpid()}.draft.npy"
+        written = np.lib.format.open_memmap(draft, "w+", np.float32, shape)
+        for users in torch.arange(shape[0]).split(max(1, CELLS // shape[1])):
+            written[users.numpy()] = teacher.scores(users.to(data.train.users.device), None).cpu().numpy()
+        written.flush()
+        del written
+        os.replace(draft, path)
+    found = _mapped(path)
+    if found.shape != shape:
+        raise RrecError(f"{path}: {found.shape} scores where {shape} belong; remove it")
+    return Matrix(found, torch.arange(shape[0]), torch.arange(shape[1]), states=teacher)
+
+
+def averaged(teacher: Teacher) -> nn.Module | None:
+    """The state of a teacher that a run which goes on needs."""
+    return teacher.at.model if isinstance(teacher, Average) else None
+
+
+def _moments(scores: Tensor) -> Tensor:
+    return torch.stack([scores.mean(1), scores.std(1).clamp_min(1e-6)], 1)
+
+
+def _mapped(path: Path) -> NDArray[np.floating]:
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RrecError(f"teacher={path} cannot be read as an array of numbers ({error})") from error
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f":
+        raise RrecError(f"teacher={path}: a matrix of floating point scores, users × items, is needed")
+    return found
+
+
+def _lines(path: Path, matrix: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, ValueError) as error:
+        raise RrecError(f"teacher={matrix}: {path.name} with the ids, a line each, is needed beside it") from error

@@ -1,0 +1,157 @@
+"""Defences of random noise: where it falls, how large it is, and that none of it is plain training."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import DATA, batch_for, build, configured, gradients
+from torch import Tensor
+
+from robustbench_rec.batch import Batch
+from robustbench_rec.defenses import defenses
+from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import divergence, loss
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective, Plain, start_epoch
+from robustbench_rec.shifted import Shifted
+
+
+def defended(name: str, model: RecModel, **changes: Any) -> Any:
+    built = defenses.build(configured("defense", name, **changes), plain(model), model)
+    start_epoch(built, 0, torch.Generator().manual_seed(0))
+    return built
+
+
+def plain(model: RecModel) -> Objective:
+    return Plain(loss(model.loss))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("gaussian", {"consistency": 0.0}), ("neftune", {"alpha": 0.0}), ("rdrop", {"weight": 0.0})],
+    ids=str,
+)
+def test_without_weight_it_is_plain_training_bit_for_bit(name: str, changes: dict[str, Any]) -> None:
+    model, batch, found = build("sasrec"), batch_for(build("sasrec")), []
+    for objective in (plain(model), defended(name, model, **changes)):
+        torch.manual_seed(3)
+        found.append(gradients(model, objective(Shifted(model.train()), batch)))
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+
+
+@pytest.mark.parametrize("model", ["mf", "sasrec", "gru4rec", "kgat", "text_tower"])
+def test_zero_noise_has_zero_divergence(model: str) -> None:
+    """Conformance 10, of the random control."""
+    built = build(model).eval()
+    if not any(isinstance(each, torch.nn.Embedding) for each in built.modules()):
+        pytest.skip("no embeddings")
+    batch = batch_for(built)
+    value = defended("gaussian", built, sigma=0.0, consistency=7.0)(Shifted(built), batch)
+    torch.testing.assert_close(value, plain(built)(Shifted(built), batch))
+
+
+def test_gaussian_noise_is_as_large_as_said_on_events_and_on_tables() -> None:
+    for name in ("mf", "sasrec"):
+        model = build(name).eval()
+        at, batch = Shifted(model), batch_for(model, size=200)
+        noise = defended("gaussian", model, sigma=0.3).noise(at, batch)
+        assert set(noise) == ({"embedded.shift"} if name == "sasrec" else {"user.weight", "item.weight"})
+        for key, each in noise.items():
+            base = at.activations([key], batch)[key] if name == "sasrec" else model.get_parameter(key)
+            if name == "sasrec":
+                assert batch.history is not None
+                assert not each[~batch.history.real].any()
+                each, base = each[batch.history.real], base[batch.history.real]
+            ratio = each.square().sum() / base.detach().square().sum()
+            assert ratio.sqrt().item() == pytest.approx(0.3, rel=0.15)
+
+
+def test_the_noise_of_neftune_is_within_alpha_and_on_real_events_alone() -> None:
+    """Conformance 10."""
+    model = build("sasrec").eval()
+    batch = batch_for(model, size=200)
+    assert batch.history is not None
+    (noise,) = defended("neftune", model, alpha=5.0).noise(Shifted(model), batch).values()
+    assert not noise[~batch.history.real].any()
+    sizes = noise.flatten(1).norm(dim=1)
+    assert bool((sizes <= 5.0).all())
+    assert sizes.mean().item() == pytest.approx(5 / 3**0.5, rel=0.1)  # of uniform numbers, with each one's true length
+
+
+def test_padding_makes_no_difference_to_the_size_of_the_noise() -> None:
+    from dataclasses import replace
+
+    model = build("sasrec").eval()
+    short = batch_for(model, size=30)
+    assert short.history is not None
+    padded = torch.nn.functional.pad(short.history.items, (0, 3), value=DATA.n_items)[:, : model.window]
+    longer = replace(short, history=replace(short.history, items=padded, steps=None))
+    sizes = [
+        next(iter(defended("neftune", model).noise(Shifted(model), each).values())).abs().amax((1, 2))
+        for each in (short, longer)
+    ]
+    dim = model.get_parameter("item.weight").shape[1]
+    bound = 5 / (short.history.lengths * dim).sqrt()
+    assert all(bool((each <= bound + 1e-6).all()) for each in sizes)
+
+
+def test_rdrop_is_two_passes_and_their_symmetric_divergence() -> None:
+    model, batch = build("sasrec").train(), batch_for(build("sasrec"))
+    torch.manual_seed(1)
+    found = defended("rdrop", model, weight=0.7)(Shifted(model), batch)
+    torch.manual_seed(1)
+    first, second = Shifted(model)(batch), Shifted(model)(batch)
+    value = loss(model.loss)
+    expected = 0.5 * (value(first, batch) + value(second, batch)).mean()
+    expected = expected + 0.35 * symmetric(first.scores, second.scores)
+    torch.testing.assert_close(found, expected)
+
+
+def symmetric(one: Tensor, two: Tensor) -> Tensor:
+    p, q = (torch.distributions.Categorical(logits=each) for each in (one, two))
+    kl = torch.distributions.kl_divergence
+    return (kl(p, q) + kl(q, p)).mean()
+
+
+@pytest.mark.parametrize("name", ["bce", "softmax", "mse"])
+def test_the_divergence_of_an_output_from_itself_is_zero_and_it_is_symmetric(name: str) -> None:
+    from robustbench_rec.batch import Output
+
+    one, two, users = Output(torch.randn(4, 5)), Output(torch.randn(4, 5)), torch.arange(4)
+    batch = Batch(users, torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 5))
+    assert not divergence(one, one, batch, loss(name)).any()
+    torch.testing.assert_close(divergence(one, two, batch, loss(name)), divergence(two, one, batch, loss(name)))
+    assert bool((divergence(one, two, batch, loss(name)) > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "message"),
+    [
+        ("neftune", "mf", "model 'mf' has no embedded events"),
+        ("rdrop", "mf", "model 'mf' has no dropout here"),
+        ("gaussian", "deepfm", None),
+        ("gaussian", "ease", "has no embedding surface"),
+    ],
+)
+def test_a_model_that_lacks_what_it_needs_is_refused_in_one_line(name: str, model: str, message: str | None) -> None:
+    if message is None:
+        defended(name, build(model))
+        return
+    with pytest.raises(RrecError, match=message) as caught:
+        defended(name, build(model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "changes"),
+    [
+        ("gaussian", "mf", {"sigma": -1.0}),
+        ("gaussian", "mf", {"noisy": -1.0}),
+        ("neftune", "sasrec", {"alpha": -1.0}),
+        ("rdrop", "sasrec", {"weight": -1.0}),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(name: str, model: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(RrecError, match="negative"):
+        defended(name, build(model), **changes)
