@@ -70,7 +70,7 @@ def judging(data: Data = DATA, k: int = 5) -> Full:
 
 
 def loaded(model: RecModel, data: Data = DATA) -> Loaded:
-    return Loaded(model, data, {}, RECIPE)
+    return Loaded(model, data, {}, RECIPE, data)
 
 
 def proof(name: str, **changes: Any) -> Certificate:
