@@ -102,7 +102,6 @@ _verb(
     "Judge a trained model on a part of its split, and prove what no attack can change.",
     """\
   rrec eval ckpt=outputs/train/<date>/<time>
-  rrec eval ckpt=<run directory> part=valid top_k=[5,10]
   rrec eval ckpt=<run directory> protocol=sampled n_negatives=99
   rrec eval ckpt=<run directory> noise=sparsify noise.level=0.3
   rrec eval ckpt=<run directory> certify=radius
