@@ -15,6 +15,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Fetch, inspect and list datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+sweep_app = typer.Typer(help="Continue and show sweeps.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(sweep_app, name="sweep")
 
 
 class Cfg(StrEnum):
@@ -111,6 +113,30 @@ _data(
     "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"
 )
 _data("ls", "List the datasets and what is there of them.", "rrec data ls")
+
+
+Directory = Annotated[str, typer.Argument(metavar="DIRECTORY", help="The multirun directory of the sweep.")]
+
+
+@sweep_app.command()
+def resume(
+    directory: Directory,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[hydra/launcher=NAME]...", help="Another launcher.")
+    ] = None,
+) -> None:
+    """Do what is missing of a sweep that was killed or has failed jobs; jobs that are done are not repeated."""
+    from robustbench_rec.launch import resume_sweep
+
+    raise typer.Exit(resume_sweep(directory, overrides or []))
+
+
+@sweep_app.command("show")
+def show_sweep(directory: Directory) -> None:
+    """The table of a sweep, of what is finished so far."""
+    from robustbench_rec.launch import show_sweep
+
+    raise typer.Exit(show_sweep(directory))
 
 
 @app.command()

@@ -1,5 +1,7 @@
-"""What a difference is worth beside chance: paired bootstrap over users."""
+"""What a difference is worth beside chance: paired bootstrap over users, noise of seeds."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,3 +49,29 @@ def means(values: Tensor, weights: Tensor) -> Tensor:
     """Means `[R, E]` of values `[E, N]` under the weights `[R, N]` of users; NaN values do not count."""
     there = (~values.isnan()).double()
     return (weights @ values.double().nan_to_num().T) / (weights @ there.T)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, and their standard deviation with n - 1 in the denominator (NaN for one seed)."""
+
+    mean: float
+    std: float
+    n: int
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """Of one run a seed; seeds without a value do not count."""
+    known = torch.tensor([each for each in values if each == each], dtype=torch.double)
+    nan = float("nan")
+    return Spread(known.mean().item(), known.std().item() if len(known) > 1 else nan, len(known))
+
+
+def within_noise(one: Spread, other: Spread) -> bool | None:
+    """Whether two means differ by less than runs that differ in their seeds alone: √(std² + std²).
+
+    None where one side has a single seed: it is not known.
+    """
+    if one.n < 2 or other.n < 2:
+        return None
+    return abs(one.mean - other.mean) <= math.hypot(one.std, other.std)
