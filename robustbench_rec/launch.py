@@ -37,8 +37,8 @@ log = logging.getLogger("rrec")
 
 RESUMABLE_WITH = ("device", "threads", "data_dir")
 """What may change when a run is continued: where it runs, not what it computes."""
-SWEEP, JOB = "multirun.yaml", "job.json"
-"""What a sweep was asked, as Hydra writes it, and what each of its jobs was."""
+SWEEP, JOB = "sweep.json", "job.json"
+"""What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
 
 
 def conf_dir() -> Path:
@@ -152,16 +152,15 @@ def _asked(directory: Path) -> tuple[str, list[str]]:
     """The verb of a sweep, and its overrides with the place that it has."""
     if not (directory / SWEEP).is_file():
         raise RrecError(f"{directory} is not the directory of a sweep (it has no {SWEEP})")
-    try:
-        asked = OmegaConf.load(directory / SWEEP)
-        verb = str(OmegaConf.select(asked, "hydra.job.config_name"))
-        words = [*OmegaConf.select(asked, "hydra.overrides.hydra"), *OmegaConf.select(asked, "hydra.overrides.task")]
-    except (OSError, TypeError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise RrecError(f"{directory / SWEEP} cannot be read ({error}); start the sweep anew") from error
-    if verb not in config.ROOTS:
-        raise RrecError(f"{directory / SWEEP} is of no verb of rrec; start the sweep anew")
+    asked = files.read_json(directory / SWEEP, "sweep")
+    verb, words = asked.get("verb"), asked.get("overrides")
+    if verb not in config.ROOTS or not isinstance(words, list):
+        raise RrecError(f"{directory / SWEEP} is not what rrec wrote; start the sweep anew")
     place = "'" + str(directory.resolve()).replace("'", r"\'") + "'"
-    return verb, [*(each for each in words if not each.startswith("hydra.sweep.dir=")), f"hydra.sweep.dir={place}"]
+    return str(verb), [
+        *(each for each in map(str, words) if not each.startswith("hydra.sweep.dir=")),
+        f"hydra.sweep.dir={place}",
+    ]
 
 
 @dataclass
@@ -223,12 +222,16 @@ def _finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool
 
 
 class Sweep(Callback):
-    """Remembers where the sweep of this process writes, so that `launch` can report it however it ends."""
+    """Remembers what the sweep of this process was asked and where it writes, so that it is reported however it ends."""
 
     directory: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.directory = Path(config.hydra.sweep.dir)
+        Sweep.directory.mkdir(parents=True, exist_ok=True)
+        asked = config.hydra.overrides
+        told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task]}
+        files.write_json(Sweep.directory / SWEEP, told)
 
 
 def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
@@ -381,7 +384,8 @@ def _report(verb: str, directory: Path) -> int:
 
 def _forget(directory: Path) -> None:
     """Remove what Hydra wrote about a sweep before it found that no job can be composed."""
-    (directory / SWEEP).unlink(missing_ok=True)
+    for name in (SWEEP, "multirun.yaml"):
+        (directory / name).unlink(missing_ok=True)
     made = [directory] if directory.is_absolute() else [directory, *directory.parents[:-1]]
     with suppress(OSError):  # not empty: something else is there
         for each in made:

@@ -47,9 +47,13 @@ def lines(frame: pd.DataFrame, x: str, title: str, path: Path, *, marked: float 
     write(drawn, path)
 
 
+GREY = 7
+"""Its number in the cycle of colors."""
+
+
 @dataclass(frozen=True)
 class Curve:
-    """Means and standard deviations (NaN: one seed) over x; lines of one color belong together."""
+    """Means and standard deviations (NaN: one seed) over x; color: a number of matplotlib's cycle."""
 
     label: str
     x: Sequence[float]
@@ -62,7 +66,7 @@ class Curve:
 def curves(
     found: Sequence[Curve], xlabel: str, ylabel: str, title: str, path: Path, *, bottom: float | None = None
 ) -> None:
-    """Lines through means, with a band of a standard deviation to each side."""
+    """Lines through means, with a band of a standard deviation to each side; x over two decades is logarithmic."""
     drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title=title)
     for each in found:
         color, order = f"C{each.color % 10}", sorted(range(len(each.x)), key=lambda at: each.x[at])
@@ -74,6 +78,9 @@ def curves(
             low = [value - by for value, by in zip(mean, std, strict=True)]
             high = [value + by for value, by in zip(mean, std, strict=True)]
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    places = [at for each in found for at in each.x]
+    if min(places) > 0 and max(places) >= 100 * min(places):
+        axes.set_xscale("log")
     if bottom is not None:
         axes.set_ylim(bottom=bottom)
     axes.legend(fontsize="small")

@@ -5,6 +5,7 @@ import io
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -244,9 +245,12 @@ def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
         return ""
     if len(clean) == 1:  # the attacks of one model
         first = next(each for each in lines if each.dashed)
-        lines = [each for each in lines if not each.dashed or each is first]
+        one = replace(first, label="clean", color=plots.GREY)
+        lines = [one if each is first else each for each in lines if not each.dashed or each is first]
     title = "Security curve" if path.name == PLOTS[0] else f"{name} over {x}"
-    plots.curves(lines, x, name, title, path, bottom=0 if path.name == PLOTS[0] else None)
+    plots.curves(
+        lines, x, name if len(metrics) > 1 else metrics[0], title, path, bottom=0 if path.name == PLOTS[0] else None
+    )
     return path.name
 
 
