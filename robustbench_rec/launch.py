@@ -222,7 +222,7 @@ def _finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool
 
 
 class Sweep(Callback):
-    """Remembers what the sweep of this process was asked and where it writes, so that it is reported however it ends."""
+    """Keeps what a sweep was asked where it writes, and where that is, so that it is reported however it ends."""
 
     directory: ClassVar[Path | None] = None
 

@@ -246,6 +246,48 @@ def test_optuna_takes_up_its_search_where_it_was() -> None:
     assert json.loads(Path("s/4/metrics.json").read_text())
 
 
+def test_a_study_needs_no_m_and_its_values_can_be_replaced() -> None:
+    assert launch("train", ["experiment=study_noise", "seed=0,1", "noise.level=0,0.5", "hydra.sweep.dir=s"]) == 0
+    assert [row["noise.level"] for row in rows("s/summary.csv")] == ["0", "0.5"]
+    assert [row["seed"] for row in rows("s/sweep.csv")] == ["0", "1", "0", "1"]
+    assert [row["noise robustness"] for row in rows("s/robustness.csv")] == ["1.0"]
+
+
+def test_settings_that_are_no_numbers_give_bars() -> None:
+    assert launch("train", ["experiment=study_shift", "seed=0,1", "hydra.sweep.dir=s"]) == 0
+    assert {path.name for path in Path("s").glob("*.png")} == {"bars.png"}
+    assert [row["noise"] for row in rows("s/summary.csv")][:2] == ["none", "temporal_shift"]
+
+
+STUDIES = {
+    "study_weight": "distill teacher=first distill.weight=0,1 seed=0,1",
+    "study_budget": "distill teacher=first epochs=1,2 seed=0,1",
+    "study_precision": "eval ckpt=first",
+    "study_noise": "train epochs=1 seed=0",
+    "study_test_noise": "eval ckpt=first noise.level=0,0.2",
+    "study_shift": "eval ckpt=first",
+}
+
+
+def test_every_study_is_tested() -> None:
+    assert set(STUDIES) == {path.stem for path in (ROOT / "conf/experiment").glob("study_*.yaml")}
+
+
+@pytest.mark.slow
+def test_every_study_is_one_command_that_ends_with_a_table_and_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "robustbench_rec.tasks.train")
+    assert launch("train", ["dataset=synthetic", "epochs=3", "data_dir=cache", "hydra.run.dir=first"]) == 0
+    for name, command in STUDIES.items():
+        verb, *words = command.split()
+        words += ["dataset=synthetic"] * (verb != "eval") + ["epochs=1"] * (name == "study_weight")
+        assert launch(verb, [f"experiment={name}", *words, "data_dir=cache", f"hydra.sweep.dir={name}"]) == 0
+        assert {row["failed"] for row in rows(f"{name}/summary.csv")} == {"0"}
+        assert list(Path(name).glob("*.png"))
+    low = rows("study_precision/summary.csv")[1]
+    assert 0 < float(low["divergence/score_rmse"]) < 0.1
+    assert 0.5 < float(low["divergence/overlap@10"]) < 1
+
+
 SWEEP = "train -m dataset=synthetic model=mf epochs=8 model.dim=4,8 lr=1e-3,1e-2 seed=0,1,2 data_dir=cache threads=1"
 
 

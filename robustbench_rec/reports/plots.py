@@ -27,11 +27,19 @@ def tradeoff(frame: pd.DataFrame, metric: str, path: Path) -> None:
     write(drawn, path)
 
 
-def bars(values: Mapping[str, float], marked: Sequence[str], title: str, xlabel: str, path: Path) -> None:
-    """One bar a name, the first on top; those that are marked stand out."""
+def bars(
+    values: Mapping[str, float],
+    marked: Sequence[str],
+    title: str,
+    xlabel: str,
+    path: Path,
+    *,
+    std: Sequence[float] | None = None,
+) -> None:
+    """One bar a name, the first on top; those that are marked stand out. std: to draw at the ends of the bars."""
     drawn, axes = figure(xlabel=xlabel, ylabel="", title=title, height=1.4 + 0.28 * len(values))
     colors = ["tab:red" if name in marked else "tab:grey" for name in values]
-    axes.barh(list(values), list(values.values()), color=colors)
+    axes.barh(list(values), list(values.values()), color=colors, xerr=std)
     axes.invert_yaxis()
     write(drawn, path)
 

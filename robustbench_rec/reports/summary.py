@@ -108,7 +108,7 @@ class Summary:
     def sign(self, metric: str) -> int:
         """1 where more is better, -1 where less is, 0 where neither is."""
         side, _, name = metric.rpartition("/")
-        if side not in (*SIDES, "agreement", "drop", "precision"):
+        if side not in (*SIDES, "agreement", "divergence", "drop"):
             return 0
         sign = -1 if name in self.smaller else int(name.partition("@")[0] in MORE)
         return -sign if side == "drop" else sign

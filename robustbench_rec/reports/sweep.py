@@ -20,7 +20,7 @@ from robustbench_rec.significance import Spread
 
 MARKDOWN = 8
 """Metrics in `summary.md`; all of them stand in `summary.csv`."""
-PLOTS = ("security_curve.png", "curve.png", "heatmap.png")
+PLOTS = ("security_curve.png", "curve.png", "heatmap.png", "bars.png")
 
 
 def report(found: Summary, directory: Path, console: Console) -> None:
@@ -29,7 +29,7 @@ def report(found: Summary, directory: Path, console: Console) -> None:
     `sweep.csv` has a row a job; `summary.csv` and `summary.md` one for each combination of the swept keys that are no
     seeds, with means and standard deviations over these, and nothing that depends on the clock. Plots where they
     apply: `security_curve.png` of attacks over eps, else `curve.png` over the first numeric key, `heatmap.png` over the
-    first two.
+    first two, `bars.png` where no key is numeric.
     """
     _write_jobs(found, directory / "sweep.csv")
     _write_summary(found, directory / "summary.csv")
@@ -199,8 +199,10 @@ def _legend(found: Summary, best: str) -> str:
 def _draw(found: Summary, directory: Path) -> list[str]:
     """The plots that apply, by name."""
     numeric, primary = found.numeric, found.primary
-    if not numeric or primary is None:
+    if not found.settings or primary is None:
         return []
+    if not numeric:
+        return [_bars(found, primary, directory / PLOTS[3])]
     drawn = []
     if found.verb == "attack" and "eps" in numeric and primary.startswith("attacked/"):
         drawn.append(_curve(found, "eps", [primary, primary.replace("attacked/", "clean/")], directory / PLOTS[0]))
@@ -251,6 +253,14 @@ def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
     plots.curves(
         lines, x, name if len(metrics) > 1 else metrics[0], title, path, bottom=0 if path.name == PLOTS[0] else None
     )
+    return path.name
+
+
+def _bars(found: Summary, metric: str, path: Path) -> str:
+    spreads = {_label(group.settings): group.spread(metric) for group in found.groups if group.done}
+    means = {label: each.mean for label, each in spreads.items()}
+    std = [each.std if each.n > 1 else 0.0 for each in spreads.values()]
+    plots.bars(means, [], metric, metric, path, std=std if any(std) else None)
     return path.name
 
 
