@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,25 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RrecError(f"{what}: {path} is not a JSON object")
     return content
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Be the only process that has a file, for a while; RrecError where another one has it.
+
+    The system lets go of it when a process ends, however it ends. Without locks of files (Windows) all may enter.
+    """
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RrecError(f"{path.parent}: another process is still at it") from error
+        yield
 
 
 def _finite(value: Any) -> Any:

@@ -181,10 +181,13 @@ class Job:
         sweeping = settings.mode == RunMode.MULTIRUN
         where = f"job {settings.job.num} ({' '.join(settings.overrides.task)}): " if sweeping else ""
         try:
-            if sweeping and _finished(self.out, composed, settings.overrides.task):
+            if not sweeping:
+                return self._run(composed, self.out)
+            with files.held(self.out / "lock"):  # a worker may outlive the sweep that started it
+                if not _finished(self.out, composed, settings.overrides.task):
+                    return self._run(composed, self.out)
                 metrics = files.read_json(self.out / "metrics.json", "sweep")
                 return _worth(_typed(composed, self.verb), metrics)
-            return self._run(composed, self.out)
         except (RrecError, OmegaConfBaseException) as error:
             log.error("%s%s", where, explain(error, self.verb, settings.overrides.task))
         except Exception as error:

@@ -46,5 +46,5 @@ def test_fp32_does_not_diverge_from_itself() -> None:
 
 
 def test_single_predictions_have_no_lists() -> None:
-    judging = evaluator(DATA, judge(protocol="ratings"))
+    judging = evaluator(DATA, judge(protocol="ratings", metrics=None))
     assert set(divergence(judging, Shifted(build("mf")), "test", "bf16")) == {"score_rmse"}

@@ -8,6 +8,7 @@ import time
 from io import StringIO
 from math import nan, sqrt
 from pathlib import Path
+from shutil import rmtree
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from robustbench_rec import config
 from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
+from robustbench_rec.files import held
 from robustbench_rec.launch import launch
 from robustbench_rec.reports import sweep
 from robustbench_rec.reports.summary import Job, Summary
@@ -222,6 +224,19 @@ def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
             assert "sweep.json" in said
 
 
+def test_a_job_that_another_process_is_at_is_left_alone() -> None:
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    Path("s/1/metrics.json").unlink()
+    RAN.clear()
+    with held(Path("s/1/lock")):
+        status, said = rrec("sweep", "resume", "s")
+    assert status == 1
+    assert "another process is still at it" in said
+    assert RAN == []
+    assert rrec("sweep", "resume", "s")[0] == 0
+    assert RAN == [(0.002, 1)]
+
+
 def test_a_job_with_other_settings_is_not_taken_for_done() -> None:
     assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
     RAN.clear()
@@ -286,6 +301,22 @@ def test_every_study_is_one_command_that_ends_with_a_table_and_a_plot(monkeypatc
     low = rows("study_precision/summary.csv")[1]
     assert 0 < float(low["divergence/score_rmse"]) < 0.1
     assert 0.5 < float(low["divergence/overlap@10"]) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+def test_resume_works_the_same_with_other_launchers(launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    python = [sys.executable, "-m", "robustbench_rec"]
+    words = "train -m dataset=synthetic model=pop seed=0,1 prepare.user_core=0,1 data_dir=cache".split()
+    subprocess.run([*python, *words, "hydra.sweep.dir=whole"], capture_output=True, check=True)
+    subprocess.run(
+        [*python, *words, "hydra.sweep.dir=s", f"hydra/launcher={launcher}"], capture_output=True, check=True
+    )
+    Path("s/1/metrics.json").unlink()
+    rmtree("s/3")
+    subprocess.run([*python, "sweep", "resume", "s"], capture_output=True, check=True)
+    assert Path("s/summary.csv").read_bytes() == Path("whole/summary.csv").read_bytes()
 
 
 SWEEP = "train -m dataset=synthetic model=mf epochs=8 model.dim=4,8 lr=1e-3,1e-2 seed=0,1,2 data_dir=cache threads=1"
