@@ -97,7 +97,9 @@ _verb(
     "Train a student from a trained teacher, with or without a defence.",
     """\
   rrec distill teacher=outputs/train/<date>/<time> model=mf
-  rrec distill teacher=<run directory> model=mf defense=awp""",
+  rrec distill teacher=<run directory> model=mf defense=awp
+  rrec distill -m teacher=<run directory> model=mf distill.weight=0.1,0.5,0.9 seed=0,1,2
+  rrec distill teacher=<run directory> experiment=study_weight""",
 )
 _verb(
     "eval",

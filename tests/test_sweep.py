@@ -308,7 +308,7 @@ def test_every_study_is_one_command_that_ends_with_a_table_and_a_plot(monkeypatc
 def test_resume_works_the_same_with_other_launchers(launcher: str) -> None:
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     python = [sys.executable, "-m", "robustbench_rec"]
-    words = "train -m dataset=synthetic model=pop seed=0,1 prepare.user_core=0,1 data_dir=cache".split()
+    words = ["train", "-m", "dataset=synthetic", "model=pop", "seed=0,1", "prepare.user_core=0,1", "data_dir=cache"]
     subprocess.run([*python, *words, "hydra.sweep.dir=whole"], capture_output=True, check=True)
     subprocess.run(
         [*python, *words, "hydra.sweep.dir=s", f"hydra/launcher={launcher}"], capture_output=True, check=True
