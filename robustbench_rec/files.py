@@ -37,19 +37,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object; RrecError names `what` and the file when it is missing or not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RrecError(f"{what}: {path} does not exist") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise RrecError(f"{what}: {path} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise RrecError(f"{what}: {path} is not a JSON object")
-    return content
-
-
 @contextmanager
 def held(path: Path) -> Iterator[None]:
     """Be the only process that has a file, for a while; RrecError where another one has it.
@@ -67,6 +54,19 @@ def held(path: Path) -> Iterator[None]:
         except OSError as error:
             raise RrecError(f"{path.parent}: another process is still at it") from error
         yield
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object; RrecError names `what` and the file when it is missing or not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RrecError(f"{what}: {path} does not exist") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise RrecError(f"{what}: {path} cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise RrecError(f"{what}: {path} is not a JSON object")
+    return content
 
 
 def _finite(value: Any) -> Any:
