@@ -15,6 +15,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Fetch, inspect and list datasets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+sweep_app = typer.Typer(help="Continue and show sweeps.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(sweep_app, name="sweep")
 
 
 class Cfg(StrEnum):
@@ -95,7 +97,9 @@ _verb(
     "Train a student from a trained teacher, with or without a defence.",
     """\
   rrec distill teacher=outputs/train/<date>/<time> model=mf
-  rrec distill teacher=<run directory> model=mf defense=awp""",
+  rrec distill teacher=<run directory> model=mf defense=awp
+  rrec distill -m teacher=<run directory> model=mf distill.weight=0.1,0.5,0.9 seed=0,1,2
+  rrec distill teacher=<run directory> experiment=study_weight""",
 )
 _verb(
     "eval",
@@ -138,6 +142,30 @@ _data(
     "info", "Describe a dataset: sizes, split, side information, what cleaning found.", "rrec data info dataset=ml_100k"
 )
 _data("ls", "List the datasets and what is there of them.", "rrec data ls")
+
+
+Directory = Annotated[str, typer.Argument(metavar="DIRECTORY", help="The multirun directory of the sweep.")]
+
+
+@sweep_app.command()
+def resume(
+    directory: Directory,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[hydra/launcher=NAME]...", help="Another launcher.")
+    ] = None,
+) -> None:
+    """Do what is missing of a sweep that was killed or has failed jobs; jobs that are done are not repeated."""
+    from robustbench_rec.launch import resume_sweep
+
+    raise typer.Exit(resume_sweep(directory, overrides or []))
+
+
+@sweep_app.command("show")
+def show_sweep(directory: Directory) -> None:
+    """The table of a sweep, of what is finished so far."""
+    from robustbench_rec.launch import show_sweep
+
+    raise typer.Exit(show_sweep(directory))
 
 
 @app.command()

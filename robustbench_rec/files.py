@@ -46,6 +46,25 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Be the only process that has a file, for a while; RrecError where another one has it.
+
+    The system lets go of it when a process ends, however it ends. Without locks of files (Windows) all may enter.
+    """
+    with open(path, "a", encoding="utf-8") as file:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RrecError(f"{path.parent}: another process is still at it") from error
+        yield
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object; RrecError names `what` and the file when it is missing or not one."""
     try:

@@ -6,13 +6,14 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -28,7 +29,9 @@ from yaml import YAMLError
 
 from robustbench_rec import config, files
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.reports import sweep
+
+if TYPE_CHECKING:
+    from robustbench_rec.reports.summary import Job as SweptJob
 
 log = logging.getLogger("rrec")
 
@@ -36,6 +39,8 @@ NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
 RESUMABLE_WITH = ("device", "threads", "data_dir")
 """What may change when a run is continued: where it runs, not what it computes."""
+SWEEP, JOB = "sweep.json", "job.json"
+"""What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
 
 
 def conf_dir() -> Path:
@@ -68,20 +73,25 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
         with _as_a_script(["rrec", *["--multirun"] * multirun, *(["--cfg", cfg] if cfg else []), *words]):
             main()
     except KeyboardInterrupt:
-        status, stopped = 130, f"interrupted{_continuation(job, multirun)}"
+        status, stopped = 130, f"interrupted{_continuation(job)}"
     except (RrecError, HydraException, OmegaConfBaseException) as error:
         status, stopped = 2, explain(error, verb, overrides)
     except Exception as error:
         if str(error).startswith("Config group override must be"):  # Hydra's ValueError for model=3
             _say(f"{error}: write group=name")
             return 2
-        if not any(each.error for each in _jobs(verb)):
+        if Sweep.directory is None or not any(each.error for each in _jobs(verb, Sweep.directory)):
             raise
         status, stopped = 1, f"the sweep stopped: {error}"  # the sweeper, after jobs had failed
-    failed = _report(verb) or job.failed
+    failed = job.failed
+    if Sweep.directory is not None:
+        unfinished = _report(verb, Sweep.directory)
+        failed = failed or bool(unfinished)
+        if unfinished or (status == 130 and Sweep.directory.is_dir()):
+            stopped = "; ".join([*([stopped] if stopped else []), _again(Sweep.directory)])
     if stopped:
         _say(stopped)
-    elif job.out is not None and not multirun and not failed:
+    elif job.out is not None and Sweep.directory is None and not failed:
         Console().print(f"run directory: {os.path.relpath(job.out)}", markup=False, highlight=False, soft_wrap=True)
     return status or int(failed)
 
@@ -138,6 +148,60 @@ def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], 
     return 0
 
 
+def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
+    """`rrec sweep resume`: ask the same again in the same place; jobs that are done are not done again.
+
+    What failed is tried again, what was killed goes on from its own resumable state. overrides: of the launcher.
+    """
+    try:
+        verb, words = _asked(Path(directory).expanduser())
+        for each in overrides:
+            if not each.startswith(("hydra/launcher=", "hydra.launcher.")):
+                raise RrecError(f"a sweep goes on as it was: drop '{each}' (only hydra/launcher… may change)")
+        if any(each.startswith("hydra/launcher=") for each in overrides):
+            words = [each for each in words if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
+        jobs = _jobs(verb, Path(directory).expanduser())
+    except RrecError as error:
+        _say(str(error))
+        return 2
+    _say(f"{sum(job.error is None for job in jobs)} jobs are done; what is missing of `rrec {verb} -m` follows")
+    for job in jobs:
+        if job.error is not None:
+            _say(f"job {job.name}, again: {job.error}")
+    return launch(verb, [*words, *overrides], multirun=True)
+
+
+def show_sweep(directory: str) -> int:
+    """`rrec sweep show`: the table of what is finished so far, and its files anew."""
+    folder = Path(directory).expanduser()
+    try:
+        verb, _ = _asked(folder)
+        if not _jobs(verb, folder):
+            raise RrecError(f"{folder} has no jobs yet")
+        missing = _report(verb, folder)
+    except RrecError as error:
+        _say(str(error))
+        return 2
+    if missing:
+        _say(_again(folder))
+    return 0
+
+
+def _asked(directory: Path) -> tuple[str, list[str]]:
+    """The verb of a sweep, and its overrides with the place that it has."""
+    if not (directory / SWEEP).is_file():
+        raise RrecError(f"{directory} is not the directory of a sweep (it has no {SWEEP})")
+    asked = files.read_json(directory / SWEEP, "sweep")
+    verb, words = asked.get("verb"), asked.get("overrides")
+    if verb not in config.ROOTS or not isinstance(words, list):
+        raise RrecError(f"{directory / SWEEP} is not what rrec wrote; start the sweep anew")
+    place = "'" + str(directory.resolve()).replace("'", r"\'") + "'"
+    return str(verb), [
+        *(each for each in map(str, words) if not each.startswith("hydra.sweep.dir=")),
+        f"hydra.sweep.dir={place}",
+    ]
+
+
 @dataclass
 class Job:
     """The function that Hydra runs: once, or once for each job of a sweep and then perhaps in another process.
@@ -156,7 +220,13 @@ class Job:
         sweeping = settings.mode == RunMode.MULTIRUN
         where = f"job {settings.job.num} ({' '.join(settings.overrides.task)}): " if sweeping else ""
         try:
-            return self._run(composed, self.out)
+            if not sweeping:
+                return self._run(composed, self.out)
+            with files.held(self.out / "lock"):  # a worker may outlive the sweep that started it
+                if not _finished(self.out, composed, settings.overrides.task):
+                    return self._run(composed, self.out)
+                metrics = files.read_json(self.out / "metrics.json", "sweep")
+                return _worth(_typed(composed, self.verb), metrics)
         except (RrecError, OmegaConfBaseException) as error:
             log.error("%s%s", where, explain(error, self.verb, settings.overrides.task))
         except Exception as error:
@@ -169,20 +239,41 @@ class Job:
         task = import_module(f"robustbench_rec.tasks.{self.verb}")
         metrics: dict[str, float] = task.run(typed, out)
         files.write_json(out / "metrics.json", metrics)
-        if not (isinstance(typed, config.Fit) and isinstance(typed, config.Judge)):
-            return None
-        from robustbench_rec.evaluation import worth
+        return _worth(typed, metrics)
 
-        return worth(typed, typed.monitor, metrics)
+
+def _worth(typed: Any, metrics: Mapping[str, float]) -> float | None:
+    """What a sweeper maximises."""
+    if not (isinstance(typed, config.Fit) and isinstance(typed, config.Judge)):
+        return None
+    from robustbench_rec.evaluation import worth
+
+    return worth(typed, typed.monitor, metrics)
+
+
+def _finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
+    """Whether a job of a sweep has its results already; RrecError where its directory is that of another job."""
+    told = {"overrides": list(overrides), "config": sha256(OmegaConf.to_yaml(composed).encode()).hexdigest()}
+    told |= {key: composed.get(key) for key in ("protocol", "monitor")}
+    if not (out / JOB).exists():
+        files.write_json(out / JOB, told)
+        return False
+    if files.read_json(out / JOB, "sweep") != told:
+        raise RrecError(f"{out} holds a job with other settings; name another hydra.sweep.dir")
+    return (out / "metrics.json").exists()
 
 
 class Sweep(Callback):
-    """Remembers where the sweep of this process writes, so that `launch` can report it however it ends."""
+    """Keeps what a sweep was asked where it writes, and where that is, so that it is reported however it ends."""
 
     directory: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         Sweep.directory = Path(config.hydra.sweep.dir)
+        Sweep.directory.mkdir(parents=True, exist_ok=True)
+        asked = config.hydra.overrides
+        told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task]}
+        files.write_json(Sweep.directory / SWEEP, told)
 
 
 def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
@@ -311,32 +402,63 @@ def _nested(overrides: Sequence[str]) -> list[str]:
     return words
 
 
-def _continuation(job: Job, multirun: bool) -> str:
-    if multirun or job.out is None or not (job.out / "resume").is_dir():
+def _continuation(job: Job) -> str:
+    if Sweep.directory is not None or job.out is None or not (job.out / "resume").is_dir():
         return ""
     return f"; `rrec {job.verb} resume={os.path.relpath(job.out)}` continues it"
 
 
-def _report(verb: str) -> bool:
-    """Show the sweep of this process, if there was one; whether a job of it failed."""
-    directory, jobs = Sweep.directory, _jobs(verb)
-    if directory is None or not jobs:
-        return False
-    sweep.report(jobs, directory, verb, Console())
-    return any(each.metrics is None for each in jobs)
+def _again(directory: Path) -> str:
+    return f"`rrec sweep resume {os.path.relpath(directory)}` does what is missing"
 
 
-def _jobs(verb: str) -> list[sweep.Job]:
+def _report(verb: str, directory: Path) -> int:
+    """Show a sweep; the number of jobs that are not done. One that has not begun a job leaves nothing behind."""
+    jobs = _jobs(verb, directory)
+    if not jobs:
+        _forget(directory)
+        return 0
+    from robustbench_rec.reports import sweep
+    from robustbench_rec.reports.summary import Summary
+
+    sweep.report(Summary(jobs, verb, *_watched(jobs, directory)), directory, Console())
+    return sum(each.metrics is None for each in jobs)
+
+
+def _forget(directory: Path) -> None:
+    """Remove what Hydra wrote about a sweep before it found that no job can be composed."""
+    for name in (SWEEP, "multirun.yaml"):
+        (directory / name).unlink(missing_ok=True)
+    made = [directory] if directory.is_absolute() else [directory, *directory.parents[:-1]]
+    with suppress(OSError):  # not empty: something else is there
+        for each in made:
+            each.rmdir()
+
+
+def _watched(jobs: Sequence["SweptJob"], directory: Path) -> tuple[str | None, frozenset[str]]:
+    """The metric that the first finished job monitored or would have, and the metrics of which less is better."""
+    from robustbench_rec.evaluation import PROTOCOLS
+
+    for job in jobs:
+        if job.metrics is not None:
+            told = files.read_json(directory / job.name / JOB, "sweep")
+            protocol = PROTOCOLS[told["protocol"]]
+            return told["monitor"] or protocol.monitor, protocol.smaller
+    return None, frozenset()
+
+
+def _jobs(verb: str, directory: Path) -> list["SweptJob"]:
     """What the jobs of a sweep left behind, in the order of their numbers."""
-    if Sweep.directory is None:
-        return []
+    from robustbench_rec.reports.summary import Job as SweptJob
+
     found = []
-    for stored in Sweep.directory.glob("*/.hydra/overrides.yaml"):
-        run = stored.parent.parent
-        overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in _overrides(stored))}
+    for stored in directory.glob(f"*/{JOB}"):
+        run = stored.parent
+        words = files.read_json(stored, "sweep")["overrides"]
+        overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in words)}
         metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
         error = None if metrics is not None else _last_error(run / f"{verb}.log")
-        found.append(sweep.Job(run.name, overrides, metrics, error))
+        found.append(SweptJob(run.name, overrides, metrics, error))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
 
 

@@ -152,12 +152,6 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
     return abs(one.mean - other.mean) <= math.hypot(one.std, other.std)
 
 
-def verdict(one: Spread, other: Spread) -> str:
-    """The same in words, for tables."""
-    known = {None: "one seed: noise unknown", True: "within seed noise", False: ""}
-    return known[within_noise(one, other)]
-
-
 def _effects(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
     """d and dz `[M]` of `[M, N]`."""
     value = (ours - theirs).nanmean(1)

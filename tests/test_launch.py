@@ -17,7 +17,7 @@ import pytest
 from robustbench_rec import config
 from robustbench_rec.errors import RrecError
 from robustbench_rec.launch import complete, launch
-from robustbench_rec.reports.sweep import Job, swept_keys
+from robustbench_rec.reports.summary import Job, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -216,7 +216,8 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_one_table(capsys: pyte
     assert [row["test/ndcg@10"] for row in rows] == ["0.01", "", "", "", "0.02", ""]
     out, err = capsys.readouterr()
     assert "rrec: job 2 (model=pop lr=-1 seed=0): lr must not be negative\n" in err
-    assert out.count("failed │") == 4
+    assert out.count("1 of 2 │") == 2
+    assert out.count("failed │") == 1
     assert "ndcg@10" in out
     assert "auc" not in out, "a metric that is the same in all jobs"
 
@@ -231,13 +232,14 @@ def test_a_sweep_of_an_attack_over_eps_draws_the_security_curve() -> None:
 def test_a_sweep_with_a_wrong_name_runs_no_job(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("train", ["model=pop,nope"], multirun=True) == 2
     assert capsys.readouterr().err.endswith("\n")
-    assert files(Path()) == {"multirun.yaml"}
+    assert files(Path()) == set()
+    assert not Path("outputs").exists()
 
 
 def test_the_swept_keys_are_those_that_differ() -> None:
     jobs = [Job(str(n), {"model": "mf", "lr": lr}, {}) for n, lr in enumerate(["1", "2"])]
-    assert swept_keys(jobs) == ["lr"]
-    assert swept_keys(jobs[:1]) == ["model", "lr"]
+    assert Summary(jobs, "train").swept == ["lr"]
+    assert Summary(jobs[:1], "train").swept == ["model", "lr"]
 
 
 def test_the_optuna_sweeper_maximises_the_monitor_and_outlives_failed_trials() -> None:

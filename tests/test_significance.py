@@ -4,15 +4,13 @@ import math
 from itertools import combinations
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_rec.reports.seeds import by_seed, table
-from robustbench_rec.significance import bootstrap, holm, over_seeds, paired, paired_events, verdict, within_noise
+from robustbench_rec.significance import bootstrap, holm, over_seeds, paired, paired_events, within_noise
 
 
 def users(n: int = 300, *, shift: float = 0.0, noise: float = 0.1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,24 +122,3 @@ class TestSeeds:
         assert within_noise(one, near) is True
         assert within_noise(one, far) is False
         assert within_noise(one, over_seeds([0.9])) is None
-        assert [verdict(one, each) for each in (near, far, over_seeds([0.9]))] == [
-            "within seed noise",
-            "",
-            "one seed: noise unknown",
-        ]
-
-    def test_a_sweep_is_grouped_by_what_is_no_seed(self) -> None:
-        settings = [{"model": m, "seed": s} for m in ("mf", "kgat") for s in ("0", "1")]
-        metrics = [{"test/ndcg@10": each} for each in (0.1, 0.2, 0.5, 0.52)]
-        frame = by_seed(settings, metrics)
-        assert frame["model"].tolist() == ["mf", "kgat"]
-        assert frame["mean"].tolist() == pytest.approx([0.15, 0.51])
-        assert frame["seeds"].tolist() == [2, 2]
-        assert frame["difference"].tolist() == pytest.approx([math.nan, 0.36], nan_ok=True)
-        assert frame["verdict"].tolist() == ["", ""]
-        assert table(frame, ["test/ndcg@10"]).row_count == 2
-
-    def test_a_sweep_over_seeds_alone_is_one_group(self) -> None:
-        frame = by_seed([{"seed": "0"}, {"seed": "1"}], [{"a": 1.0}, {"a": 3.0, "b": 1.0}])
-        pd.testing.assert_series_equal(frame["mean"], pd.Series([2.0, 1.0], name="mean"))
-        assert table(frame, ["a", "b"]).row_count == 1

@@ -1,10 +1,13 @@
 """Plots of runs, as PNG files."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robustbench_rec.files import write_bytes
@@ -24,11 +27,19 @@ def tradeoff(frame: pd.DataFrame, metric: str, path: Path) -> None:
     write(drawn, path)
 
 
-def bars(values: Mapping[str, float], marked: Sequence[str], title: str, xlabel: str, path: Path) -> None:
-    """One bar a name, the first on top; those that are marked stand out."""
+def bars(
+    values: Mapping[str, float],
+    marked: Sequence[str],
+    title: str,
+    xlabel: str,
+    path: Path,
+    *,
+    std: Sequence[float] | None = None,
+) -> None:
+    """One bar a name, the first on top; those that are marked stand out. std: to draw at the ends of the bars."""
     drawn, axes = figure(xlabel=xlabel, ylabel="", title=title, height=1.4 + 0.28 * len(values))
     colors = ["tab:red" if name in marked else "tab:grey" for name in values]
-    axes.barh(list(values), list(values.values()), color=colors)
+    axes.barh(list(values), list(values.values()), color=colors, xerr=std)
     axes.invert_yaxis()
     write(drawn, path)
 
@@ -56,6 +67,73 @@ def certified(table: Sequence[Sequence[str | float]], unit: str, title: str, pat
     axes.axhline(clean[0], linestyle="--", color="grey", label="clean")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
+    write(drawn, path)
+
+
+GREY = 7
+"""Its number in the cycle of colors."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Means and standard deviations (NaN: one seed) over x; color: a number of matplotlib's cycle."""
+
+    label: str
+    x: Sequence[float]
+    mean: Sequence[float]
+    std: Sequence[float]
+    color: int
+    dashed: bool = False
+
+
+def curves(
+    found: Sequence[Curve], xlabel: str, ylabel: str, title: str, path: Path, *, bottom: float | None = None
+) -> None:
+    """Lines through means, with a band of a standard deviation to each side; x over two decades is logarithmic."""
+    drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title=title)
+    for each in found:
+        color, order = f"C{each.color % 10}", sorted(range(len(each.x)), key=lambda at: each.x[at])
+        x, mean = [each.x[at] for at in order], [each.mean[at] for at in order]
+        style = {"linestyle": "--"} if each.dashed else {"marker": "o"}
+        axes.plot(x, mean, color=color, label=each.label, **style)
+        std = [each.std[at] if math.isfinite(each.std[at]) else 0.0 for at in order]
+        if any(std):
+            low = [value - by for value, by in zip(mean, std, strict=True)]
+            high = [value + by for value, by in zip(mean, std, strict=True)]
+            axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    places = [at for each in found for at in each.x]
+    if min(places) > 0 and max(places) >= 100 * min(places):
+        axes.set_xscale("log")
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
+    axes.legend(fontsize="small")
+    write(drawn, path)
+
+
+def heatmap(panels: Mapping[str, pd.DataFrame], title: str, path: Path) -> None:
+    """Values over two keys, the index and the columns of each frame, one panel a frame, all with the same colors."""
+    from matplotlib.figure import Figure
+
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    rows, columns = next(iter(panels.values())).shape
+    size = (across * (1.6 + 0.7 * columns) + 1, down * (1.3 + 0.45 * rows) + 0.3)
+    drawn = Figure(figsize=size, layout="constrained")
+    drawn.suptitle(title)
+    known = [value for frame in panels.values() for value in frame.to_numpy().ravel() if math.isfinite(value)]
+    low, high = min(known), max(known)
+    cells = []
+    for number, (name, frame) in enumerate(panels.items()):
+        axes = drawn.add_subplot(down, across, number + 1, title=name)
+        cells.append(axes.imshow(frame.to_numpy(), vmin=low, vmax=high, aspect="auto", origin="lower"))
+        axes.set(xlabel=frame.columns.name, ylabel=frame.index.name)
+        axes.set_xticks(range(columns), list(frame.columns))
+        axes.set_yticks(range(rows), list(frame.index))
+        for (row, column), value in np.ndenumerate(frame.to_numpy()):
+            if math.isfinite(value):
+                color = "white" if value < (low + high) / 2 else "black"
+                axes.text(column, row, f"{value:.4f}", ha="center", va="center", color=color, fontsize=8)
+    drawn.colorbar(cells[0], ax=drawn.axes)
     write(drawn, path)
 
 

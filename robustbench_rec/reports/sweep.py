@@ -1,158 +1,309 @@
-"""What a sweep ends with: one table, `sweep.csv` and, for attacks over eps, the security curve."""
+"""What a sweep ends with: one table over seeds, `sweep.csv`, `summary.csv`, `summary.md` and plots."""
 
 import csv
 import io
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from robustbench_rec.files import write_text
-from robustbench_rec.reports import plots, seeds
+from robustbench_rec.reports import plots
+from robustbench_rec.reports.summary import Group, Summary
+from robustbench_rec.significance import Spread
+
+MARKDOWN = 8
+"""Metrics in `summary.md`; all of them stand in `summary.csv`."""
+PLOTS = ("security_curve.png", "curve.png", "heatmap.png", "bars.png")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run of a sweep. metrics: None when it failed. error: why, as one line."""
+def report(found: Summary, directory: Path, console: Console) -> None:
+    """Print the table of a sweep and write its files to `directory`.
 
-    name: str
-    overrides: Mapping[str, str]
-    metrics: Mapping[str, float] | None
-    error: str | None = None
-
-
-def report(jobs: Sequence[Job], directory: Path, verb: str, console: Console) -> None:
-    """Print the table of a sweep and write `sweep.csv` and, where it applies, `security_curve.png` to `directory`."""
-    swept = swept_keys(jobs)
-    _write_csv(jobs, swept, directory / "sweep.csv")
-    written = ["sweep.csv"]
-    if verb == "attack" and "eps" in swept and _curve(jobs, swept, directory / "security_curve.png"):
-        written.append("security_curve.png")
-    console.print(_table(jobs, swept, console.width))
-    if seeds.SEED in swept and _over_seeds(jobs, swept, directory / "seeds.csv", console):
-        written.append("seeds.csv")
-    for job in jobs:
+    `sweep.csv` has a row a job; `summary.csv` and `summary.md` one for each combination of the swept keys that are no
+    seeds, with means and standard deviations over these, and nothing that depends on the clock. Plots where they
+    apply: `security_curve.png` of attacks over eps, else `curve.png` over the first numeric key, `heatmap.png` over the
+    first two, `bars.png` where no key is numeric.
+    """
+    _write_jobs(found, directory / "sweep.csv")
+    _write_summary(found, directory / "summary.csv")
+    shown = _interleaved(found)
+    write_text(directory / "summary.md", _markdown(found, shown[:MARKDOWN]))
+    written = ["sweep.csv", "summary.csv", "summary.md"]
+    if found.resilience:
+        _write_resilience(found, directory / "robustness.csv")
+        written.append("robustness.csv")
+    drawn = _draw(found, directory)
+    for name in set(PLOTS) - set(drawn):
+        (directory / name).unlink(missing_ok=True)  # of a report with fewer jobs
+    console.print(_table(found, shown, console.width))
+    if any(found.best(metric)[0] is not None for metric in shown):
+        console.print(_legend(found, "bold"), style="dim", markup=False, highlight=False, soft_wrap=True)
+    if found.resilience:
+        console.print(_resilience_table(found))
+    for job in found.jobs:
         if job.error:
             console.print(f"job {job.name} failed: {job.error}", style="red", markup=False, soft_wrap=True)
-    console.print(f"{directory}: {', '.join(written)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{directory}: {', '.join(written + drawn)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """The overrides that differ between the jobs, in the order in which they were given; all of them for one job."""
-    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
-    return [key for key in keys if len(jobs) == 1 or len({job.overrides.get(key) for job in jobs}) > 1]
+def _write_jobs(found: Summary, path: Path) -> None:
+    rows = []
+    for job in found.jobs:
+        values = [(job.metrics or {}).get(key) for key in found.metrics]
+        rows.append([job.name, *(job.overrides.get(key) for key in found.swept), *values, job.error])
+    _csv(path, ["job", *found.swept, *found.metrics, "error"], rows)
 
 
-def _metrics(jobs: Sequence[Job]) -> list[str]:
-    return list(dict.fromkeys(key for job in jobs for key in job.metrics or ()))
+def _write_summary(found: Summary, path: Path) -> None:
+    several = bool(found.seeds)
+    header = [*found.settings, "done", "failed"]
+    for metric in found.metrics:
+        header += [metric, f"{metric} std"] if several else [metric]
+    rows = []
+    for group in found.groups:
+        row: list[object] = [*group.settings.values(), group.done, len(group.jobs) - group.done]
+        for metric in found.metrics:
+            spread = group.spread(metric)
+            row += [_plain(spread.mean), _plain(spread.std)] if several else [_plain(spread.mean)]
+        rows.append(row)
+    _csv(path, header, rows)
 
 
-def _write_csv(jobs: Sequence[Job], swept: Sequence[str], path: Path) -> None:
-    metrics = _metrics(jobs)
+def _write_resilience(found: Summary, path: Path) -> None:
+    keys, measures = (list(each) for each in found.resilience[0])
+    header = [*keys, *(f"{name}{end}" for name in measures for end in ("", " std"))]
+    rows = [
+        [*settings.values(), *(_plain(value) for each in values.values() for value in (each.mean, each.std))]
+        for settings, values in found.resilience
+    ]
+    _csv(path, header, rows)
+
+
+def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["job", *swept, *metrics, "error"])
-    for job in jobs:
-        values = [(job.metrics or {}).get(key) for key in metrics]
-        rows.writerow([job.name, *(job.overrides.get(key) for key in swept), *values, job.error])
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
-def _over_seeds(jobs: Sequence[Job], swept: Sequence[str], path: Path, console: Console) -> bool:
-    """Means over seeds, the first metric of each prefix shown; whether there are any."""
-    done = [job for job in jobs if job.metrics is not None]
-    if not done:
-        return False
-    settings = [{key: job.overrides.get(key, "") for key in swept} for job in done]
-    frame = seeds.by_seed(settings, [job.metrics or {} for job in done])
-    write_text(path, frame.to_csv(index=False))
-    firsts: dict[str, str] = {}
-    for name in _metrics(done):
-        firsts.setdefault(name.rpartition("/")[0], name)
-    console.print(seeds.table(frame, list(firsts.values())[:4]))
-    return True
-
-
-def _table(jobs: Sequence[Job], swept: Sequence[str], width: int) -> Table:
-    """As many of the metrics that differ as the console is wide: the first of each prefix, then the second, …"""
+def _interleaved(found: Summary) -> list[str]:
+    """The metrics that differ: the first of each prefix, then the second, …"""
     by_prefix: dict[str, list[str]] = defaultdict(list)
-    done = [job.metrics for job in jobs if job.metrics is not None]
-    for key in _metrics(jobs):
+    done = [job.metrics for job in found.jobs if job.metrics is not None]
+    for key in found.metrics:
         if len(done) < 2 or len({each.get(key) for each in done}) > 1:
             by_prefix[key.rpartition("/")[0]].append(key)
-    interleaved = [key for row in zip_longest(*by_prefix.values()) for key in row if key is not None]
-    headers = {key: key.replace("/", "\n") for key in interleaved}
+    return [key for row in zip_longest(*by_prefix.values()) for key in row if key is not None]
 
-    def wide(*cells: str) -> int:
-        return 3 + max(len(line) for cell in cells for line in cell.split("\n"))
 
-    left = (
-        width - 1 - wide("job") - sum(wide(key, *(_short(job.overrides.get(key, "")) for job in jobs)) for key in swept)
-    )
-    shown: list[str] = []
-    for key in interleaved:
-        left -= wide(headers[key], "-0.0000")
-        if shown and left < 0:
-            break
-        shown.append(key)
-    hidden = len(interleaved) - len(shown)
-    table = Table(caption=f"further metrics in sweep.csv: {hidden}" if hidden else None)
-    table.add_column("job", justify="right")
-    for key in swept:
-        table.add_column(key)
-    for key in shown:
-        table.add_column(headers[key], justify="right")
-    for job in jobs:
-        if job.metrics is None:
-            cells = ["failed", *("" for _ in shown[1:])]
-        else:
-            cells = [_cell(job.metrics.get(key)) for key in shown]
-        style = "red" if job.metrics is None else None
-        table.add_row(job.name, *(_short(job.overrides.get(key, "")) for key in swept), *cells, style=style)
-    if not shown:
-        table.caption = "every job failed" if not done else "all jobs have the same metrics"
+def _rows(found: Summary, metrics: Sequence[str], bold: tuple[str, str]) -> list[list[str]]:
+    """Settings, seeds and metrics of each group; the best between two marks, ≈ after what is as good as seeds tell."""
+    best = {metric: found.best(metric) for metric in metrics}
+    rows = []
+    for number, group in enumerate(found.groups):
+        cells = []
+        for metric in metrics:
+            cell = _spread(group.spread(metric))
+            if number == best[metric][0]:
+                cell = cell.join(bold)
+            cells.append(f"{cell} ≈" if number in best[metric][1] else cell)
+        if not group.done:
+            cells = ["failed", *("" for _ in metrics[1:])]
+        settings = [_short(each) for each in group.settings.values()]
+        rows.append([*settings, *_seeds(found, group.done, len(group.jobs)), *cells])
+    return rows
+
+
+def _seeds(found: Summary, done: int, jobs: int) -> list[str]:
+    if not found.seeds:
+        return []
+    return [str(jobs) if done == jobs else f"{done} of {jobs}"]
+
+
+def _table(found: Summary, metrics: Sequence[str], width: int) -> Table:
+    """A row a group, with as many of the metrics as the console is wide."""
+    several = bool(found.seeds)
+    rows = _rows(found, metrics, ("[bold]", "[/bold]"))
+    left = [*(["job"] if not several else []), *found.settings, *(["seeds"] if several else [])]
+    if not several:  # a group is a job
+        rows = [[group.jobs[0].name, *row] for group, row in zip(found.groups, rows, strict=True)]
+    headers = [*left, *(key.replace("/", "\n") for key in metrics)]
+    cells = [[_bare(each) for each in column] for column in zip(headers, *rows, strict=False)]
+    wide = [3 + max(len(line) for each in column for line in each.split("\n")) for column in cells]
+    room, shown = width - 1 - sum(wide[: len(left)]), 0
+    while shown < len(metrics) and (not shown or wide[len(left) + shown] <= room):
+        room -= wide[len(left) + shown]
+        shown += 1
+    hidden = len(metrics) - shown
+    table = Table(caption=f"further metrics in summary.csv: {hidden}" if hidden else None)
+    for number, header in enumerate(headers[: len(left) + shown]):
+        plain = number < len(left) and header not in ("job", "seeds")
+        table.add_column(header, justify="left" if plain else "right", no_wrap=number >= len(left))
+    for group, row in zip(found.groups, rows, strict=True):
+        escaped = [each.replace("[", r"\[") for each in row[: len(left)]]
+        table.add_row(*escaped, *row[len(left) : len(left) + shown], style=None if group.done else "red")
+    if not metrics:
+        failed = not any(group.done for group in found.groups)
+        table.caption = "every job failed" if failed else "all jobs have the same metrics"
     return table
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value + 0.0:.4f}"  # no -0.0000
+def _resilience_table(found: Summary) -> Table:
+    keys, measures = (list(each) for each in found.resilience[0])
+    table = Table()
+    for key in keys:
+        table.add_column(key)
+    for name in measures:
+        table.add_column(name, justify="right")
+    for settings, values in found.resilience:
+        table.add_row(*(_short(each).replace("[", r"\[") for each in settings.values()), *map(_spread, values.values()))
+    return table
+
+
+def _markdown(found: Summary, metrics: Sequence[str]) -> str:
+    several = bool(found.seeds)
+    lines = _pipes(
+        [*found.settings, *(["seeds"] if several else []), *metrics], _rows(found, metrics, ("**", "**")), len(metrics)
+    )
+    lines += ["", _legend(found, "bold")] if metrics else []
+    if found.resilience:
+        keys, measures = (list(each) for each in found.resilience[0])
+        rows = [[*settings.values(), *map(_spread, values.values())] for settings, values in found.resilience]
+        lines += ["", *_pipes([*keys, *measures], rows, len(measures))]
+    return "\n".join(lines) + "\n"
+
+
+def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> list[str]:
+    rules = ["---"] * (len(header) - numbers) + ["---:"] * numbers
+    escaped = [[each.replace("|", r"\|") for each in row] for row in (header, rules, *rows)]
+    return [f"| {' | '.join(row)} |" for row in escaped]
+
+
+def _legend(found: Summary, best: str) -> str:
+    if not found.seeds:
+        return f"{best}: best of its column"
+    return (
+        f"mean ± standard deviation over {', '.join(found.seeds)}; {best}: best of its column; "
+        "≈: differs from it by no more than √(std² + std²), as seeds do"
+    )
+
+
+def _draw(found: Summary, directory: Path) -> list[str]:
+    """The plots that apply, by name."""
+    numeric, primary = found.numeric, found.primary
+    if not found.settings or primary is None:
+        return []
+    if not numeric:
+        return [_bars(found, primary, directory / PLOTS[3])]
+    drawn = []
+    if found.verb == "attack" and "eps" in numeric and primary.startswith("attacked/"):
+        drawn.append(_curve(found, "eps", [primary, primary.replace("attacked/", "clean/")], directory / PLOTS[0]))
+    else:
+        metric = primary.rpartition("/")[2]
+        alone = len(found.settings) == 1
+        also = [each for each in found.metrics if alone and each != primary and each.rpartition("/")[2] == metric]
+        drawn.append(_curve(found, numeric[0], [primary, *also], directory / PLOTS[1]))
+    if len(numeric) > 1:
+        drawn.append(_heatmap(found, numeric[1], numeric[0], primary, directory / PLOTS[2]))
+    return [each for each in drawn if each]
+
+
+def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
+    """Metrics over a key, a color for each combination of the other settings, all but the first metric dashed."""
+    rest = [key for key in found.settings if key != x]
+    name = metrics[0].rpartition("/")[2]
+    lines, clean = [], set()
+    for color, (settings, alike) in enumerate(found.by(rest)):
+        label = _label(settings)
+        groups = [Group(each, jobs) for each, jobs in found.by([x], alike)]
+        for metric in metrics:
+            points = [(float(each.settings[x]), each.spread(metric)) for each in groups]
+            known = [(at, spread) for at, spread in points if spread.n]
+            if not known:
+                continue
+            means = [spread.mean for _, spread in known]
+            side = metric.rpartition("/")[0] if len(metrics) > 1 else ""
+            if side == "clean":
+                clean |= set(means)
+            lines.append(
+                plots.Curve(
+                    " ".join(each for each in (side, label) if each) or name,
+                    [at for at, _ in known],
+                    means,
+                    [spread.std for _, spread in known],
+                    color,
+                    dashed=metric != metrics[0],
+                )
+            )
+    if not lines:
+        return ""
+    if len(clean) == 1:  # the attacks of one model
+        first = next(each for each in lines if each.dashed)
+        one = replace(first, label="clean", color=plots.GREY)
+        lines = [one if each is first else each for each in lines if not each.dashed or each is first]
+    title = "Security curve" if path.name == PLOTS[0] else f"{name} over {x}"
+    plots.curves(
+        lines, x, name if len(metrics) > 1 else metrics[0], title, path, bottom=0 if path.name == PLOTS[0] else None
+    )
+    return path.name
+
+
+def _bars(found: Summary, metric: str, path: Path) -> str:
+    spreads = {_label(group.settings): group.spread(metric) for group in found.groups if group.done}
+    means = {label: each.mean for label, each in spreads.items()}
+    std = [each.std if each.n > 1 else 0.0 for each in spreads.values()]
+    plots.bars(means, [], metric, metric, path, std=std if any(std) else None)
+    return path.name
+
+
+def _heatmap(found: Summary, rows: str, columns: str, metric: str, path: Path) -> str:
+    panels = {}
+    for settings, jobs in found.by([key for key in found.settings if key not in (rows, columns)]):
+        values = {
+            (each[rows], each[columns]): Group(each, alike).spread(metric).mean
+            for each, alike in found.by([rows, columns], jobs)
+        }
+        order = {key: sorted({job.overrides[key] for job in found.jobs}, key=float) for key in (rows, columns)}
+        cells = [[values.get((row, column), float("nan")) for column in order[columns]] for row in order[rows]]
+        panels[_label(settings)] = pd.DataFrame(
+            cells, index=pd.Index(order[rows], name=rows), columns=pd.Index(order[columns], name=columns)
+        )
+    if all(frame.isna().to_numpy().all() for frame in panels.values()):
+        return ""
+    plots.heatmap(panels, metric, path)
+    return path.name
+
+
+def _label(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _spread(value: Spread) -> str:
+    if not value.n:
+        return "–"
+    return _number(value.mean) if value.n == 1 else f"{_number(value.mean)} ± {_number(value.std)}"
+
+
+def _number(value: float) -> str:
+    return f"{value + 0.0:.4f}"  # no -0.0000
+
+
+def _plain(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _bare(text: str) -> str:
+    return text.replace("[bold]", "").replace("[/bold]", "")
 
 
 def _short(value: str) -> str:
     """The digits that a sampler draws beyond the fifth are for sweep.csv."""
     return f"{float(value):.5g}" if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", value) else value
-
-
-def _curve(jobs: Sequence[Job], swept: Sequence[str], path: Path) -> bool:
-    """The attacked metric over eps, a line per combination of the other swept keys, its clean value dashed."""
-    lines: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
-    attacked = [key for key in _metrics(jobs) if key.startswith("attacked/")]
-    if not attacked:
-        return False
-    metric = attacked[0].removeprefix("attacked/")
-    for job in jobs:
-        values = job.metrics or {}
-        hit, clean = values.get(f"attacked/{metric}"), values.get(f"clean/{metric}")
-        if hit is not None and clean is not None:
-            label = ", ".join(f"{key}={job.overrides.get(key, '')}" for key in swept if key != "eps")
-            lines[label].append((float(job.overrides["eps"]), hit, clean))
-    if not lines:
-        return False
-    drawn, axes = plots.figure(xlabel="eps", ylabel=metric, title="Security curve")
-    one = len({clean for points in lines.values() for *_, clean in points}) == 1  # the attacks of one model
-    for label, points in lines.items():
-        eps, hit_line, clean_line = zip(*sorted(points), strict=True)
-        (line,) = axes.plot(eps, hit_line, marker="o", label=label or "attacked")
-        if not one:
-            axes.plot(eps, clean_line, linestyle="--", color=line.get_color(), label=f"clean {label}".strip())
-    if one:
-        axes.axhline(clean_line[0], linestyle="--", color="grey", label="clean")
-    axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
-    plots.write(drawn, path)
-    return True

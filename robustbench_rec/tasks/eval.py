@@ -11,9 +11,10 @@ from robustbench_rec.config import Eval
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
 from robustbench_rec.evaluation.calibration import Calibrated
+from robustbench_rec.evaluation.divergence import divergence
 from robustbench_rec.evaluation.slices import groups, sliced
 from robustbench_rec.files import write_text
-from robustbench_rec.hardware import setup
+from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.metrics import prediction
 from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, number, show
@@ -27,7 +28,10 @@ LEVEL = 0.05
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
-    """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise; prove what stays."""
+    """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise; prove what stays.
+
+    In another precision than fp32, also how far scores and lists are from those of fp32.
+    """
     device, proof = setup(cfg), certificate(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
@@ -46,8 +50,10 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         notes["baseline"] = cfg.baseline
     with Run(out, "eval", seeds=seeds, device=device, **notes):
         at = Shifted(loaded.model)
-        result = judging.evaluate(at, cfg.part)
-        result.metrics.update(exposure(judging, at, cfg.part))
+        with autocast(cfg.precision, device):
+            result = judging.evaluate(at, cfg.part)
+            result.metrics.update(exposure(judging, at, cfg.part))
+        apart = divergence(judging, at, cfg.part, cfg.precision) if cfg.precision != "fp32" else {}
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         told = dict(result.metrics)
         if cfg.slices:
@@ -60,7 +66,10 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
             told |= _compared(judging, result, judging.evaluate(Shifted(other.model), cfg.part), cfg)
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
+        if apart:
+            by_metric(f"{cfg.precision} beside fp32", {"divergence": apart})
         told = {f"{cfg.part}/{name}": value for name, value in told.items()}
+        told |= {f"divergence/{name}": value for name, value in apart.items()}
         if proof is not None:
             told |= certified(proof, cfg, loaded, judging, out)
     return told

@@ -1,0 +1,198 @@
+"""What the jobs of a sweep say together: means over seeds, the best, what noise and injections cost."""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from robustbench_rec.significance import Spread, over_seeds, within_noise
+
+MORE = frozenset({"accuracy", "auc", "f1", "hr", "kendall", "map", "mrr", "ndcg", "overlap", "precision", "recall"})
+"""Metrics, without their @K, of which more is better; those of which less is come with the protocol."""
+SIDES = ("attacked", "poisoned", "test", "valid", "clean")
+"""Prefixes of qualities, what a sweep is about first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep. metrics: None when it failed; a value is None where it is no number. error: one line."""
+
+    name: str
+    overrides: Mapping[str, str]
+    metrics: Mapping[str, float | None] | None
+    error: str | None = None
+
+    def value(self, metric: str) -> float:
+        """NaN where there is none."""
+        found = (self.metrics or {}).get(metric)
+        return math.nan if found is None else found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Jobs that differ in their seeds alone. settings: the other swept keys."""
+
+    settings: Mapping[str, str]
+    jobs: Sequence[Job]
+
+    @property
+    def done(self) -> int:
+        """How many of them ended well."""
+        return sum(job.metrics is not None for job in self.jobs)
+
+    def spread(self, metric: str) -> Spread:
+        """Mean and standard deviation over the seeds."""
+        return over_seeds([job.value(metric) for job in self.jobs])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The jobs of a sweep in the order of their numbers.
+
+    monitor: the metric that the models were chosen by, without its prefix. smaller: metrics of which less is better.
+    """
+
+    jobs: Sequence[Job]
+    verb: str
+    monitor: str | None = None
+    smaller: frozenset[str] = frozenset()
+
+    @cached_property
+    def swept(self) -> list[str]:
+        """The overrides that differ between the jobs, in the order in which they were given; all of them for one."""
+        keys = list(dict.fromkeys(key for job in self.jobs for key in job.overrides))
+        return [key for key in keys if len(self.jobs) == 1 or len({job.overrides.get(key) for job in self.jobs}) > 1]
+
+    @property
+    def seeds(self) -> list[str]:
+        """The swept seeds."""
+        return [key for key in self.swept if is_seed(key)]
+
+    @property
+    def settings(self) -> list[str]:
+        """The swept keys that are no seeds."""
+        return [key for key in self.swept if not is_seed(key)]
+
+    @property
+    def numeric(self) -> list[str]:
+        """Those of them whose values are numbers, two at least."""
+        values = {key: {job.overrides.get(key, "") for job in self.jobs} for key in self.settings}
+        return [key for key in self.settings if len(values[key]) > 1 and all(map(_is_number, values[key]))]
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Every metric that a job has."""
+        return list(dict.fromkeys(key for job in self.jobs for key in job.metrics or ()))
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The jobs by their settings, in the order of the first of each."""
+        return [Group(settings, jobs) for settings, jobs in self.by(self.settings)]
+
+    def by(self, keys: Sequence[str], jobs: Iterable[Job] | None = None) -> list[tuple[dict[str, str], list[Job]]]:
+        """Jobs (None: all) with equal values of some keys."""
+        found: dict[tuple[str, ...], list[Job]] = defaultdict(list)
+        for job in self.jobs if jobs is None else jobs:
+            found[tuple(job.overrides.get(key, "") for key in keys)].append(job)
+        return [(dict(zip(keys, values, strict=True)), each) for values, each in found.items()]
+
+    @property
+    def primary(self) -> str | None:
+        """The metric that plots are about: the monitored one, attacked or of the test part where there are these."""
+        wanted = [f"{side}/{self.monitor}" for side in SIDES] + [
+            each for side in SIDES for each in self.metrics if each.startswith(f"{side}/")
+        ]
+        return next((each for each in wanted if each in self.metrics), self.metrics[0] if self.metrics else None)
+
+    def sign(self, metric: str) -> int:
+        """1 where more is better, -1 where less is, 0 where neither is."""
+        side, _, name = metric.rpartition("/")
+        if side not in (*SIDES, "agreement", "divergence", "drop"):
+            return 0
+        sign = -1 if name in self.smaller else int(name.partition("@")[0] in MORE)
+        return -sign if side == "drop" else sign
+
+    def best(self, metric: str) -> tuple[int | None, set[int]]:
+        """The group with the best mean, and those that differ from it by no more than seeds do."""
+        sign, spreads = self.sign(metric), [group.spread(metric) for group in self.groups]
+        known = [number for number, each in enumerate(spreads) if each.n]
+        if not sign or len({spreads[number].mean for number in known}) < 2:
+            return None, set()
+        best = max(known, key=lambda number: sign * spreads[number].mean)
+        return best, {each for each in known if each != best and within_noise(spreads[each], spreads[best])}
+
+    @cached_property
+    def resilience(self) -> list[tuple[dict[str, str], dict[str, Spread]]]:
+        """What noise, attacks and injections leave, for each combination of the remaining settings.
+
+        noise robustness: area under quality at a level ÷ quality at level 0 (of an attack: attacked ÷ clean), over the
+        swept levels, divided by their range; the inverse ratio of a metric of which less is better. 1: nothing is lost.
+        overall safety: 1 − the mean over the swept injections of the rise of the targets' exposure, T-HR@K, as a share
+        of what it could rise, (poisoned − clean) ÷ (1 − clean), at least 0. 1: no target is shown to anybody new.
+        Both once for each seed, then mean and standard deviation. They stand where a sweep has what they need: levels
+        of noise with level 0, an attack over eps, poisons that promote; and no failed job among them.
+        """
+        level = next((key for key in self.numeric if key == ("eps" if self.verb == "attack" else "noise.level")), None)
+        found: dict[str, tuple[list[str], Callable[[list[Job]], float]]] = {}
+        if level is not None and self.primary is not None:
+            found["noise robustness"] = ([level], lambda jobs: self._area(jobs, level))
+        exposure = next((each for each in self.metrics if each.startswith("poisoned/t_hr@")), None)
+        if exposure is not None:
+            injections = [key for key in self.settings if key.partition(".")[0] == "poison"]
+            found["overall safety"] = (injections, lambda jobs: _safety(jobs, exposure))
+        inner = {key for keys, _ in found.values() for key in keys}
+        rest = [key for key in self.settings if key not in inner]
+        rows = []
+        for settings, jobs in self.by(rest):
+            runs = self.by(self.seeds, jobs)
+            values = {name: over_seeds([measure(run) for _, run in runs]) for name, (_, measure) in found.items()}
+            if any(each.n for each in values.values()):
+                rows.append((settings, values))
+        return rows
+
+    def _area(self, jobs: list[Job], level: str) -> float:
+        points = []
+        assert self.primary is not None
+        clean = self.primary.replace("attacked/", "clean/")
+        for job in jobs:
+            if clean != self.primary:
+                points.append((float(job.overrides[level]), job.value(self.primary), job.value(clean)))
+            else:
+                points.append((float(job.overrides[level]), job.value(self.primary), math.nan))
+        points.sort()
+        if clean != self.primary and points[0][0] > 0:
+            points.insert(0, (0.0, 1.0, 1.0))  # an attack within eps = 0 changes nothing
+        if points[0][0] != 0 or len({each[0] for each in points}) != len(points):
+            return math.nan
+        start = points[0][1]
+        ratios = [_ratio(value, start if clean == self.primary else before) for _, value, before in points]
+        if self.sign(self.primary) < 0:
+            ratios = [_ratio(1.0, each) for each in ratios]
+        levels = [each[0] for each in points]
+        steps = zip(levels, levels[1:], ratios, ratios[1:], strict=False)
+        return sum((right - left) * (one + other) / 2 for left, right, one, other in steps) / levels[-1]
+
+
+def is_seed(key: str) -> bool:
+    """Whether a key is a seed, of whatever."""
+    return key.rpartition(".")[2] == "seed"
+
+
+def _safety(jobs: list[Job], exposure: str) -> float:
+    before, after = exposure.replace("poisoned/", "clean/"), exposure
+    if any(job.overrides.get("poison.direction") == "nuke" for job in jobs):
+        return math.nan
+    rises = [_ratio(job.value(after) - job.value(before), 1 - job.value(before)) for job in jobs]
+    return 1 - sum(max(0.0, each) if each == each else each for each in rises) / len(rises)
+
+
+def _ratio(value: float, by: float) -> float:
+    return value / by if by else math.nan
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

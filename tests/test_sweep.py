@@ -1,0 +1,345 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from math import nan, sqrt
+from pathlib import Path
+from shutil import rmtree
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from robustbench_rec import config
+from robustbench_rec.cli import app
+from robustbench_rec.errors import RrecError
+from robustbench_rec.files import held
+from robustbench_rec.launch import launch
+from robustbench_rec.reports import sweep
+from robustbench_rec.reports.summary import Job, Summary
+
+ROOT = Path(__file__).resolve().parents[1]
+BROKEN: set[tuple[float, int]] = set()
+RAN: list[tuple[float, int]] = []
+
+
+def train(cfg: config.Train, out: Path) -> dict[str, float]:
+    RAN.append((cfg.lr, cfg.seed))
+    if (cfg.lr, cfg.seed) in BROKEN:
+        raise RrecError("the disk is full")
+    return {"valid/ndcg@10": cfg.lr + 0.01 * cfg.seed, "test/ndcg@10": cfg.lr + 0.02 * cfg.seed, "test/gini@10": cfg.lr}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory and a stand-in for `rrec train`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=train))
+    BROKEN.clear()
+    RAN.clear()
+    return tmp_path
+
+
+def rows(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def jobs(values: dict[tuple[str, ...], dict[str, float] | None], *keys: str) -> list[Job]:
+    return [
+        Job(str(number), dict(zip(keys, each, strict=True)), metrics)
+        for number, (each, metrics) in enumerate(values.items())
+    ]
+
+
+def test_a_sweep_over_seeds_ends_with_a_row_for_each_combination_of_the_other_keys(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert launch("train", ["lr=0.1,0.3,0.31", "seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    found = rows("s/summary.csv")
+    assert [(row["lr"], row["done"], row["failed"]) for row in found] == [
+        (lr, "2", "0") for lr in ("0.1", "0.3", "0.31")
+    ]
+    assert float(found[0]["test/ndcg@10"]) == pytest.approx(0.11)
+    assert float(found[0]["test/ndcg@10 std"]) == pytest.approx(0.02 / sqrt(2))
+    assert len(rows("s/sweep.csv")) == 6
+    markdown = Path("s/summary.md").read_text()
+    assert "| 0.31 | 2 | **0.3150 ± 0.0071** | **0.3200 ± 0.0141** |" in markdown
+    assert "| 0.3 | 2 | 0.3050 ± 0.0071 ≈ | 0.3100 ± 0.0141 ≈ |" in markdown, "no further away than seeds are"
+    assert "| 0.1 | 2 | 0.1050 ± 0.0071 | 0.1100 ± 0.0141 | 0.1000 ± 0.0000 |" in markdown
+    assert Path("s/curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not Path("s/heatmap.png").exists()
+    assert "0.3200 ± 0.0141" in capsys.readouterr().out
+
+
+def test_two_numeric_keys_give_a_heat_map_as_well() -> None:
+    assert launch("train", ["lr=0.1,0.3", "epochs=1,2", "hydra.sweep.dir=s"], multirun=True) == 0
+    assert {path.name for path in Path("s").glob("*.png")} == {"curve.png", "heatmap.png"}
+    assert "test/ndcg@10 std" not in rows("s/summary.csv")[0], "no seeds, no spread"
+
+
+def test_what_is_neither_better_nor_worse_has_no_best() -> None:
+    found = Summary(
+        jobs(
+            {("0.1",): {"test/rmse": 1.0, "test/gini@10": 0.5}, ("0.2",): {"test/rmse": 2.0, "test/gini@10": 0.6}}, "lr"
+        ),
+        "train",
+        smaller=frozenset({"rmse"}),
+    )
+    assert found.best("test/rmse") == (0, set())
+    assert found.best("test/gini@10") == (None, set())
+
+
+def test_the_monitored_metric_of_the_test_part_is_what_plots_are_about() -> None:
+    metrics = {"valid/ndcg@10": 0.1, "valid/auc": 0.1, "test/ndcg@10": 0.1, "test/auc": 0.1}
+    assert Summary(jobs({("1",): metrics}, "lr"), "train", "auc").primary == "test/auc"
+    assert Summary(jobs({("1",): metrics}, "lr"), "train").primary == "test/ndcg@10"
+    attacked = {"clean/ndcg@10": 0.1, "attacked/ndcg@10": 0.1}
+    assert Summary(jobs({("1",): attacked}, "eps"), "attack", "ndcg@10").primary == "attacked/ndcg@10"
+
+
+def test_noise_robustness_is_the_normalised_area_under_noisy_over_clean() -> None:
+    quality = {
+        ("0", "0"): 0.4,
+        ("0.1", "0"): 0.3,
+        ("0.4", "0"): 0.1,
+        ("0", "1"): 0.2,
+        ("0.1", "1"): 0.2,
+        ("0.4", "1"): 0.2,
+    }
+    given = jobs({key: {"test/ndcg@10": value} for key, value in quality.items()}, "noise.level", "seed")
+    ((settings, measures),) = Summary(given, "train").resilience
+    first = (0.1 * (1 + 0.75) / 2 + 0.3 * (0.75 + 0.25) / 2) / 0.4
+    assert settings == {}
+    assert measures["noise robustness"].mean == pytest.approx((first + 1) / 2)
+    assert measures["noise robustness"].n == 2
+    without_clean = [job for job in given if job.overrides["noise.level"] != "0"]
+    assert Summary(without_clean, "train").resilience == []
+    failed = [*given[:-1], Job("5", given[-1].overrides, None, "broken")]
+    assert Summary(failed, "train").resilience[0][1]["noise robustness"].mean == pytest.approx(first)
+
+
+def test_an_error_metric_that_doubles_with_noise_is_as_bad_as_a_quality_that_halves() -> None:
+    given = jobs({("0",): {"test/rmse": 1.0}, ("0.2",): {"test/rmse": 2.0}}, "noise.level")
+    ((_, measures),) = Summary(given, "train", smaller=frozenset({"rmse"})).resilience
+    assert measures["noise robustness"].mean == pytest.approx(0.75)
+
+
+def test_the_robustness_of_an_attack_sweep_starts_from_its_clean_quality() -> None:
+    metrics = {("0.1",): 0.2, ("0.2",): 0.1}
+    given = jobs({key: {"clean/ndcg@10": 0.4, "attacked/ndcg@10": value} for key, value in metrics.items()}, "eps")
+    ((_, measures),) = Summary(given, "attack").resilience
+    assert measures["noise robustness"].mean == pytest.approx((0.1 * 0.75 + 0.1 * 0.375) / 0.2)
+
+
+def test_overall_safety_is_what_injections_leave_of_unexposed_targets() -> None:
+    def shown(before: float, after: float) -> dict[str, float]:
+        return {"clean/t_hr@10": before, "poisoned/t_hr@10": after}
+
+    given = jobs({("random",): shown(0.2, 0.6), ("covisit",): shown(0.2, 0.1)}, "poison")
+    ((_, measures),) = Summary(given, "attack").resilience
+    assert measures["overall safety"].mean == pytest.approx(1 - (0.5 + 0) / 2)
+    nuke = [Job(job.name, {**job.overrides, "poison.direction": "nuke"}, job.metrics) for job in given]
+    assert Summary(nuke, "attack").resilience == []
+
+
+def test_values_that_are_no_numbers_and_brackets_in_overrides_are_shown() -> None:
+    given = [Job(str(n), {"top_k": f"[{n},5]"}, {"test/ndcg@10": value}) for n, value in enumerate([0.1, None, nan])]
+    out = StringIO()
+    sweep.report(Summary(given, "train"), Path(), Console(file=out, width=100))
+    assert "[1,5]" in out.getvalue()
+    assert rows("summary.csv")[1]["test/ndcg@10"] == rows("summary.csv")[2]["test/ndcg@10"] == ""
+
+
+def rrec(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, done.output
+
+
+def test_resume_does_again_what_failed_and_only_that() -> None:
+    words = ["lr=0.1,0.3", "seed=0,1"]
+    assert launch("train", [*words, "hydra.sweep.dir=whole"], multirun=True) == 0
+    BROKEN.update({(0.1, 1), (0.3, 0)})
+    assert launch("train", [*words, "hydra.sweep.dir=s"], multirun=True) == 1
+    broken = Path("s/summary.csv").read_bytes()
+    BROKEN.remove((0.1, 1))
+    RAN.clear()
+    status, said = rrec("sweep", "resume", "s")
+    assert status == 1
+    assert RAN == [(0.1, 1), (0.3, 0)]
+    assert "2 jobs are done" in said
+    assert "job 1, again: the disk is full" in said
+    assert "`rrec sweep resume s`" in said
+    BROKEN.clear()
+    RAN.clear()
+    assert rrec("sweep", "resume", "s")[0] == 0
+    assert RAN == [(0.3, 0)]
+    for name in ("summary.csv", "summary.md", "sweep.csv"):
+        assert Path("s", name).read_bytes() == Path("whole", name).read_bytes()
+    assert Path("s/summary.csv").read_bytes() != broken
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_its_table_can_be_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(cfg: config.Train, out: Path) -> dict[str, float]:
+        if cfg.seed == 2:
+            raise KeyboardInterrupt
+        return train(cfg, out)
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=stopped))
+    assert launch("train", ["seed=0,1,2,3", "hydra.sweep.dir='it\\'s here'"], multirun=True) == 130
+    assert "`rrec sweep resume it's here`" in capsys.readouterr().err
+    before = Path("it's here/summary.csv").read_bytes()
+    Path("it's here/summary.csv").unlink()
+    status, shown = rrec("sweep", "show", "it's here")
+    assert status == 0
+    assert "2 of 3" in shown
+    assert Path("it's here/summary.csv").read_bytes() == before
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=train))
+    assert rrec("sweep", "resume", "it's here")[0] == 0
+    assert rows("it's here/summary.csv")[0]["done"] == "4"
+
+
+def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    for directory, words, fragment in (
+        ("nope", [], "nope is not the directory of a sweep"),
+        ("s", ["epochs=3"], "drop 'epochs=3'"),
+    ):
+        status, said = rrec("sweep", "resume", directory, *words)
+        assert (status, said.count("\n")) == (2, 1)
+        assert fragment in said
+    for broken in ("", "[]", "{}", '{"verb": "nope", "overrides": []}', '{"verb": "train", "overrides": 3}', "{"):
+        Path("s/sweep.json").write_text(broken)
+        for action in ("resume", "show"):
+            status, said = rrec("sweep", action, "s")
+            assert (status, said.count("\n")) == (2, 1)
+            assert "sweep.json" in said
+
+
+def test_a_job_that_another_process_is_at_is_left_alone() -> None:
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    Path("s/1/metrics.json").unlink()
+    RAN.clear()
+    with held(Path("s/1/lock")):
+        status, said = rrec("sweep", "resume", "s")
+    assert status == 1
+    assert "another process is still at it" in said
+    assert RAN == []
+    assert rrec("sweep", "resume", "s")[0] == 0
+    assert RAN == [(0.002, 1)]
+
+
+def test_a_job_with_other_settings_is_not_taken_for_done() -> None:
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    RAN.clear()
+    assert launch("train", ["seed=0,2", "hydra.sweep.dir=s"], multirun=True) == 1
+    assert "holds a job with other settings" in Path("s/1/train.log").read_text()
+    assert RAN == []
+
+
+def test_optuna_takes_up_its_search_where_it_was() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    words = ["hparams=optuna", "hydra.sweeper.n_trials=5"]
+    assert launch("train", [*words, "hydra.sweep.dir=whole"], multirun=True) == 0
+    asked = list(RAN)
+    assert launch("train", [*words, "hydra.sweep.dir=s"], multirun=True) == 0
+    for number in (3, 4):
+        for each in Path(f"s/{number}").glob("*.json"):
+            each.unlink()
+    RAN.clear()
+    assert rrec("sweep", "resume", "s")[0] == 0
+    assert asked[3:] == RAN
+    assert Path("s/summary.csv").read_bytes() == Path("whole/summary.csv").read_bytes()
+    assert json.loads(Path("s/4/metrics.json").read_text())
+
+
+def test_a_study_needs_no_m_and_its_values_can_be_replaced() -> None:
+    assert launch("train", ["experiment=study_noise", "seed=0,1", "noise.level=0,0.5", "hydra.sweep.dir=s"]) == 0
+    assert [row["noise.level"] for row in rows("s/summary.csv")] == ["0", "0.5"]
+    assert [row["seed"] for row in rows("s/sweep.csv")] == ["0", "1", "0", "1"]
+    assert [row["noise robustness"] for row in rows("s/robustness.csv")] == ["1.0"]
+
+
+def test_settings_that_are_no_numbers_give_bars() -> None:
+    assert launch("train", ["experiment=study_shift", "seed=0,1", "hydra.sweep.dir=s"]) == 0
+    assert {path.name for path in Path("s").glob("*.png")} == {"bars.png"}
+    assert [row["noise"] for row in rows("s/summary.csv")][:2] == ["none", "temporal_shift"]
+
+
+STUDIES = {
+    "study_weight": "distill teacher=first distill.weight=0,1 seed=0,1",
+    "study_budget": "distill teacher=first epochs=1,2 seed=0,1",
+    "study_precision": "eval ckpt=first",
+    "study_noise": "train epochs=1 seed=0",
+    "study_test_noise": "eval ckpt=first noise.level=0,0.2",
+    "study_shift": "eval ckpt=first",
+}
+
+
+def test_every_study_is_tested() -> None:
+    assert set(STUDIES) == {path.stem for path in (ROOT / "conf/experiment").glob("study_*.yaml")}
+
+
+@pytest.mark.slow
+def test_every_study_is_one_command_that_ends_with_a_table_and_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "robustbench_rec.tasks.train")
+    assert launch("train", ["dataset=synthetic", "epochs=3", "data_dir=cache", "hydra.run.dir=first"]) == 0
+    for name, command in STUDIES.items():
+        verb, *words = command.split()
+        words += ["dataset=synthetic"] * (verb != "eval") + ["epochs=1"] * (name == "study_weight")
+        assert launch(verb, [f"experiment={name}", *words, "data_dir=cache", f"hydra.sweep.dir={name}"]) == 0
+        assert {row["failed"] for row in rows(f"{name}/summary.csv")} == {"0"}
+        assert list(Path(name).glob("*.png"))
+    low = rows("study_precision/summary.csv")[1]
+    assert 0 < float(low["divergence/score_rmse"]) < 0.1
+    assert 0.5 < float(low["divergence/overlap@10"]) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+def test_resume_works_the_same_with_other_launchers(launcher: str) -> None:
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    python = [sys.executable, "-m", "robustbench_rec"]
+    words = ["train", "-m", "dataset=synthetic", "model=pop", "seed=0,1", "prepare.user_core=0,1", "data_dir=cache"]
+    subprocess.run([*python, *words, "hydra.sweep.dir=whole"], capture_output=True, check=True)
+    subprocess.run(
+        [*python, *words, "hydra.sweep.dir=s", f"hydra/launcher={launcher}"], capture_output=True, check=True
+    )
+    Path("s/1/metrics.json").unlink()
+    rmtree("s/3")
+    subprocess.run([*python, "sweep", "resume", "s"], capture_output=True, check=True)
+    assert Path("s/summary.csv").read_bytes() == Path("whole/summary.csv").read_bytes()
+
+
+SWEEP = "train -m dataset=synthetic model=mf epochs=8 model.dim=4,8 lr=1e-3,1e-2 seed=0,1,2 data_dir=cache threads=1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_killed_twice_ends_with_the_summary_of_an_undisturbed_one(launcher: str, here: Path) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    python = [sys.executable, "-m", "robustbench_rec"]
+    subprocess.run([*python, *SWEEP.split(), "hydra.sweep.dir=whole"], capture_output=True, check=True)
+    begin = [*SWEEP.split(), "hydra.sweep.dir=s", f"hydra/launcher={launcher}"]
+    for command, enough in ((begin, 2), (["sweep", "resume", "s"], 6)):
+        with subprocess.Popen([*python, *command], stdout=-3, stderr=-3, start_new_session=True) as killed:
+            deadline = time.monotonic() + 200
+            while len(list(here.glob("s/*/metrics.json"))) < enough and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(killed.pid, signal.SIGKILL)
+        assert enough <= len(list(here.glob("s/*/metrics.json"))) < 12
+    kept = {path: path.stat().st_mtime_ns for path in here.glob("s/*/metrics.json")}
+    subprocess.run([*python, "sweep", "resume", "s"], capture_output=True, check=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert Path("s/summary.csv").read_bytes() == Path("whole/summary.csv").read_bytes()
+    assert Path("s/summary.md").read_bytes() == Path("whole/summary.md").read_bytes()
+    assert {path.name for path in Path("s").glob("*.png")} == {"curve.png", "heatmap.png"}
