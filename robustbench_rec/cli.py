@@ -1,6 +1,8 @@
 """The command line: each verb hands its overrides to Hydra; nothing heavy is imported before a verb runs."""
 
+from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -120,11 +122,50 @@ def ls(
     ] = None,
 ) -> None:
     """List what can be chosen: the groups, or one group with a line for each name."""
+
+    def work() -> None:
+        from robustbench_rec.tasks.ls import show
+
+        show(group)
+
+    _do(work)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file; other formats go to a folder beside it.")] = (
+        Path("report.html")
+    ),
+    formats: Annotated[str, typer.Option(help="Comma separated: html, md, csv, tex.")] = "html",
+    users: Annotated[int, typer.Option(help="Users whose lists are shown before and after an attack; 0: none.")] = 3,
+    data_dir: Annotated[str | None, typer.Option(help="Where the datasets are; else where the runs had them.")] = None,
+) -> None:
+    """Write a report about runs: one HTML file that needs no network, and its tables as Markdown, CSV and LaTeX.
+
+    \b
+    Examples:
+      rrec report outputs/train/multirun/<date>/<time> outputs/attack -o report.html
+      rrec report outputs --formats html,md,csv,tex --users 0
+    """
+
+    def work() -> None:
+        from robustbench_rec.tasks.report import run
+
+        run(paths, out, formats.split(","), users, data_dir)
+
+    _do(work)
+
+
+def _do(work: Callable[[], None]) -> None:
+    """What is no Hydra application; a mistake of the person at the keyboard is one line."""
     from robustbench_rec.errors import RrecError
-    from robustbench_rec.tasks.ls import show
 
     try:
-        show(group)
+        work()
+    except KeyboardInterrupt:
+        typer.echo("rrec: interrupted", err=True)
+        raise typer.Exit(130) from None
     except RrecError as error:
         typer.echo(f"rrec: {error}", err=True)
         raise typer.Exit(2) from None

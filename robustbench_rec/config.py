@@ -5,10 +5,12 @@ A dict field is the config of one component: `name` picks the module, its `Confi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -59,12 +61,7 @@ class Recipe:
 
 def typed_recipe(values: Mapping[str, Any]) -> Recipe:
     """A recipe from untrusted values; ValueError where a key or a type is wrong."""
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), dict(values)))
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
-    assert isinstance(typed, Recipe)
-    return typed
+    return _typed(Recipe, values)
 
 
 @dataclass
@@ -119,12 +116,7 @@ class Train(Fit, Judge, Recipe, Base):
 
 def typed_training(values: Mapping[str, Any]) -> Train:
     """Settings of a training from untrusted values; ValueError where one is missing, or a key or a type is wrong."""
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Train), dict(values)))
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
-    assert isinstance(typed, Train)
-    return typed
+    return _typed(Train, values)
 
 
 @dataclass
@@ -154,6 +146,11 @@ class Attack(Judge, Base):
     frontier: str | None = MISSING
     resume: str | None = MISSING
     poison: dict[str, Any] = MISSING
+
+
+def typed_attack(values: Mapping[str, Any]) -> Attack:
+    """Settings of an attack from untrusted values; ValueError as for a training."""
+    return _typed(Attack, values)
 
 
 @dataclass
@@ -204,3 +201,12 @@ class Dataset(Recipe):
 
 
 ROOTS = {"train": Train, "attack": Attack, "finetune": Finetune, "distill": Distill, "eval": Eval, "data": Dataset}
+
+
+def _typed(schema: type[T], values: Mapping[str, Any]) -> T:
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    assert isinstance(typed, schema)
+    return typed

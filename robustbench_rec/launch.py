@@ -29,6 +29,7 @@ from yaml import YAMLError
 from robustbench_rec import config, files
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.reports import sweep
+from robustbench_rec.reports.reading import last_error
 
 log = logging.getLogger("rrec")
 
@@ -295,7 +296,7 @@ def _jobs(verb: str) -> list[sweep.Job]:
         run = stored.parent.parent
         overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in _overrides(stored))}
         metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
-        error = None if metrics is not None else _last_error(run / f"{verb}.log")
+        error = None if metrics is not None else last_error(run / f"{verb}.log")
         found.append(sweep.Job(run.name, overrides, metrics, error))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
 
@@ -306,12 +307,6 @@ def _overrides(path: Path) -> list[str]:
     if not isinstance(stored, ListConfig):
         raise ValueError(f"{path} holds no list")
     return [str(each) for each in stored]
-
-
-def _last_error(path: Path) -> str:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    errors = re.findall(r"\[rrec\]\[ERROR\] - (?:job \d+ \(.*?\): )?(.*)", text)
-    return errors[-1] if errors else "it was stopped"
 
 
 def _candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:

@@ -1,5 +1,7 @@
-"""What a difference is worth beside chance: paired bootstrap over users."""
+"""What a difference is worth beside chance: paired bootstrap over users, families of tests, noise of seeds."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,3 +49,101 @@ def means(values: Tensor, weights: Tensor) -> Tensor:
     """Means `[R, E]` of values `[E, N]` under the weights `[R, N]` of users; NaN values do not count."""
     there = (~values.isnan()).double()
     return (weights @ values.double().nan_to_num().T) / (weights @ there.T)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired difference, ours less theirs.
+
+    difference: its mean over users. d: it over the pooled standard deviation of the users (Cohen's d). dz: over the
+    standard deviation of the users' differences. NaN where that is 0.
+    """
+
+    difference: Estimate
+    d: float
+    dz: float
+
+
+def paired(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> list[Comparison]:
+    """Of the same users' metrics `[M, N]`; a user without a value on one side does not count for that metric.
+
+    The bootstrap samples of users are the same for all metrics.
+    """
+    ours, theirs = ours.double(), theirs.double()
+    differences = ours - theirs
+    there = ~differences.isnan()
+    ours, theirs = (each.masked_fill(~there, float("nan")) for each in (ours, theirs))
+    drawn = bootstrap(differences, seed=seed)  # [R, M]
+    pooled = ((_variance(ours) + _variance(theirs)) / 2).sqrt()
+    own = _variance(differences).sqrt()
+    found = []
+    for index, value in enumerate(differences.nanmean(1).tolist()):
+        d, dz = (value / each[index].item() if each[index] > 0 else float("nan") for each in (pooled, own))
+        found.append(Comparison(estimate(value, drawn[:, index]), d, dz))
+    return found
+
+
+def bootstrap(values: Tensor, *, seed: int = 0, size: int = RESAMPLES) -> Tensor:
+    """Means `[R, M]` of values `[M, N]` in bootstrap samples of the users, some at a time."""
+    n = values.shape[1]
+    if n < 2:
+        return values.new_empty(0, len(values))
+    generator, at_once = torch.Generator().manual_seed(seed), max(1, 2**24 // n)
+    parts = []
+    for first in range(0, size, at_once):
+        shape = (min(at_once, size - first), n)
+        drawn = torch.randint(n, shape, generator=generator)
+        ones = torch.ones(shape, dtype=torch.double)
+        parts.append(means(values, torch.zeros_like(ones).scatter_add_(1, drawn, ones)))
+    return torch.cat(parts)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values adjusted for being a family, step down (Holm, 1979); NaN stays NaN and is not counted."""
+    values = torch.tensor(p, dtype=torch.double)
+    known = (~values.isnan()).nonzero().squeeze(1)
+    ordered, order = values[known].sort()
+    factors = torch.arange(len(known), 0, -1, dtype=torch.double)
+    if len(known):
+        values[known[order]] = (ordered * factors).cummax(0).values.clamp_max(1)
+    found: list[float] = values.tolist()
+    return found
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, and their standard deviation with n - 1 in the denominator (NaN for one seed)."""
+
+    mean: float
+    std: float
+    n: int
+
+
+def over_seeds(values: Sequence[float]) -> Spread:
+    """Of one run a seed; seeds without a value do not count."""
+    known = torch.tensor([each for each in values if each == each], dtype=torch.double)
+    nan = float("nan")
+    return Spread(known.mean().item(), known.std().item() if len(known) > 1 else nan, len(known))
+
+
+def within_noise(one: Spread, other: Spread) -> bool | None:
+    """Whether two means differ by less than runs that differ in their seeds alone: √(std² + std²).
+
+    None where one side has a single seed: it is not known.
+    """
+    if one.n < 2 or other.n < 2:
+        return None
+    return abs(one.mean - other.mean) <= math.hypot(one.std, other.std)
+
+
+def verdict(one: Spread, other: Spread) -> str:
+    """The same in words, for tables."""
+    known = {None: "one seed: noise unknown", True: "within seed noise", False: ""}
+    return known[within_noise(one, other)]
+
+
+def _variance(values: Tensor) -> Tensor:
+    """Of `[M, N]` over N, n - 1 in the denominator, NaN values left out."""
+    n = (~values.isnan()).sum(1)
+    centred = (values - values.nanmean(1, keepdim=True)).nan_to_num()
+    return centred.square().sum(1) / (n - 1)
