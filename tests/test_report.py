@@ -135,7 +135,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_elsewhere(written: Pa
     text = written.read_text(encoding="utf-8")
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!#|data:)""", re.sub(r'xmlns:?\w*="[^"]*"', "", text))
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", re.sub(r'xmlns:?\w*="[^"]*"', "", text))
     assert not re.search(r"url\((?!#)|@import", text)
 
 

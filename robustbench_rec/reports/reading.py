@@ -176,7 +176,7 @@ class Book:
                 self.runs.append(source)
         made: dict[str, list[str]] = {}
         for run in self.runs:
-            if run.verb in ("train", "distill", "finetune"):
+            if run.verb in ("train", "distill", "finetune") and run.metrics is not None:
                 same = made.setdefault(self._name(run), [])
                 if self.key(run) not in same:
                     same.append(self.key(run))
