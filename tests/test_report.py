@@ -216,14 +216,14 @@ def test_the_other_formats_have_the_same_numbers(written: Path, page: Reader, th
         assert (folder / image).stat().st_size > 1000
 
 
-def test_a_difference_within_seed_noise_is_marked() -> None:
-    from robustbench_rec.reports.sections import _marked
+def test_a_difference_within_seed_noise_ismarked() -> None:
+    from robustbench_rec.reports.sections import marked
 
-    close = _marked(
+    close = marked(
         [Spread(0.30, 0.02, 3), Spread(0.31, 0.02, 3), Spread(0.2, 0.01, 3), Spread(0.305, 0.01, 1)], "ndcg@10"
     )
     assert [each.mark for each in close] == ["≈ best", "best", "", ""]
-    assert [each.mark for each in _marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], "rmse")] == ["", "best"]
+    assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], "rmse")] == ["", "best"]
 
 
 def test_runs_that_were_moved_are_found_again_and_strangers_are_not(there: Path, tmp_path: Path) -> None:

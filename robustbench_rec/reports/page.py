@@ -40,7 +40,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """name: of its file. title: above it. rows: of cells. folded: shown when it is asked for."""
+    """name: of its file. title: above it. rows: of cells. folded: shown when it is asked for. choices: columns
+    with few values, to choose from.
+    """
 
     name: str
     title: str
@@ -48,6 +50,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     folded: bool = False
+    choices: Sequence[str] = ()
     kind: ClassVar[str] = "table"
 
 

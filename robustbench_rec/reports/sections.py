@@ -146,7 +146,7 @@ def _chosen(names: Iterable[str], main: str) -> list[str]:
     return ([main] if main in known else []) + near[: COLUMNS - (main in known)]
 
 
-def _marked(spreads: Sequence[Spread], metric: str) -> list[Cell]:
+def marked(spreads: Sequence[Spread], metric: str) -> list[Cell]:
     """A column of means; the best one is marked, and those that are as good as it within seed noise."""
     known = [each for each in spreads if each.n and each.mean == each.mean]
     if len(known) < 2:
@@ -174,7 +174,7 @@ def _clean(trained: Mapping[str, Sequence[Found]], main: str) -> Section | None:
         columns = []
         for name in chosen:
             spreads = [over_seeds([(e.metrics or {}).get(f"{part}/{name}", NAN) for e in r]) for r in trained.values()]
-            columns.append(_marked(spreads, name))
+            columns.append(marked(spreads, name))
         rows = [
             [Cell(label), Cell(len(runs)), *(column[index] for column in columns)]
             for index, (label, runs) in enumerate(trained.items())
@@ -191,8 +191,8 @@ def _robust(attacks: Sequence[Attacked], main: str) -> Section | None:
     rows: list[list[Cell]] = []
     for kind, eps in groups:
         here = [each for each in attacks if (each.kind, each.eps) == (kind, eps)]
-        marked = _marked([each.spread(f"attacked/{main}") for each in here], main)
-        for each, cell in zip(here, marked, strict=True):
+        cells = marked([each.spread(f"attacked/{main}") for each in here], main)
+        for each, cell in zip(here, cells, strict=True):
             drop = Cell(each.spread(f"drop/{main}"), share=True)
             clean = Cell(each.spread(f"clean/{main}"))
             rows.append([Cell(each.victim), Cell(kind), _budget(eps), Cell(len(each.runs)), clean, cell, drop])
@@ -465,7 +465,7 @@ def _cost(done: Sequence[Found], book: Book) -> Section | None:
         )
         if seconds.n:
             device = ", ".join(sorted({str(each.record.get("device", "?")) for each in runs}))
-            sizes = {size for each in runs if (size := _parameters(each.path)) is not None}
+            sizes = {size for each in runs if (size := parameters(each.path)) is not None}
             parameters = Cell(sizes.pop() if len(sizes) == 1 else None)
             told = [f"{each.mean:.1f}" if each.n else "–" for each in (seconds, memory)]
             cells = [*map(Cell, told), parameters, Cell(device)]
@@ -481,7 +481,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _parameters(path: Path) -> int | None:
+def parameters(path: Path) -> int | None:
     """Numbers in a checkpoint, from the header of its file."""
     from safetensors import SafetensorError, safe_open
 

@@ -28,15 +28,25 @@
       });
     });
   }
-  for (const box of document.querySelectorAll("input[data-filters]")) {
-    const rows = [...document.getElementById(box.dataset.filters).tBodies[0].rows];
+  for (const table of document.querySelectorAll("table")) {
+    const rows = [...table.tBodies[0].rows];
+    const heads = [...table.tHead.rows[0].cells].map((each) => each.textContent.trim());
+    const box = document.querySelector(`input[data-filters="${table.id}"]`);
+    const lists = [...document.querySelectorAll(`select[data-chooses="${table.id}"]`)];
     const apply = () => {
-      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = box ? box.value.toLowerCase().split(/\s+/).filter(Boolean) : [];
       for (const row of rows) {
         const text = row.textContent.toLowerCase();
-        row.hidden = !words.every((word) => text.includes(word));
+        const chosen = lists.every((list) =>
+          !list.value || row.cells[heads.indexOf(list.dataset.column)].textContent.trim() === list.value);
+        row.hidden = !(chosen && words.every((word) => text.includes(word)));
       }
     };
-    box.addEventListener("input", apply);
+    for (const list of lists) {
+      const at = heads.indexOf(list.dataset.column);
+      const values = [...new Set(rows.map((row) => row.cells[at].textContent.trim()))].sort();
+      for (const value of values) list.append(new Option(value, value));
+    }
+    for (const each of [box, ...lists]) if (each) each.addEventListener("input", apply);
   }
 })();
