@@ -4,7 +4,7 @@ A dict field is the config of one component: `name` picks the module, its `Confi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
@@ -19,7 +19,7 @@ class Base:
 
     seed: initialisation and training order. device: auto, cpu, cuda, cuda:1, mps. threads: 0 leaves torch's choice.
     precision: fp32 or bf16 (autocast). data_dir: where datasets are fetched to and cached; null: RREC_DATA, else the
-    user's cache directory.
+    user's cache directory. tracker: who else is told of the run.
     """
 
     seed: int = MISSING
@@ -28,6 +28,7 @@ class Base:
     threads: int = MISSING
     deterministic: bool = MISSING
     data_dir: str | None = MISSING
+    tracker: dict[str, Any] = field(default_factory=lambda: {"name": "none"})  # runs from before it have none
 
 
 @dataclass
@@ -146,6 +147,18 @@ class Attack(Judge, Base):
     frontier: str | None = MISSING
     resume: str | None = MISSING
     poison: dict[str, Any] = MISSING
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, str]:
+    """A typed configuration by dotted keys."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    if not isinstance(settings, Mapping):
+        return {prefix.removesuffix("."): str(settings)}
+    found: dict[str, str] = {}
+    for key, each in settings.items():
+        found |= flat(each, f"{prefix}{key}.")
+    return found
 
 
 def typed_attack(values: Mapping[str, Any]) -> Attack:

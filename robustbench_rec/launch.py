@@ -30,10 +30,12 @@ from robustbench_rec import config, files
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.reports import sweep
 from robustbench_rec.reports.reading import last_error
+from robustbench_rec.trackers import trackers
+from robustbench_rec.tracking import tracked
 
 log = logging.getLogger("rrec")
 
-RESUMABLE_WITH = ("device", "threads", "data_dir")
+RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
 """What may change when a run is continued: where it runs, not what it computes."""
 
 
@@ -129,8 +131,10 @@ class Job:
     def _run(self, composed: DictConfig, out: Path) -> float | None:
         typed = _typed(composed, self.verb)
         task = import_module(f"robustbench_rec.tasks.{self.verb}")
-        metrics: dict[str, float] = task.run(typed, out)
-        files.write_json(out / "metrics.json", metrics)
+        with tracked(trackers.build(typed.tracker), out, self.verb, config.flat(typed)) as results:
+            metrics: dict[str, float] = task.run(typed, out)
+            files.write_json(out / "metrics.json", metrics)
+            results(metrics)
         if not (isinstance(typed, config.Fit) and isinstance(typed, config.Judge)):
             return None
         from robustbench_rec.evaluation import worth
