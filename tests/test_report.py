@@ -21,6 +21,7 @@ from robustbench_rec import launch
 from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
+from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell
 from robustbench_rec.reports.reading import Book, filled, read, runs
 from robustbench_rec.significance import Spread
@@ -296,6 +297,25 @@ def test_the_verb_writes_the_page(there: Path, tmp_path: Path) -> None:
 )
 def test_cells_say_what_is_known(value: float | Spread | None, text: str) -> None:
     assert Cell(value).text == text
+
+
+def test_labels_of_strangers_are_text_in_a_figure() -> None:
+    name = """--><script>alert("1")</script> $x_$ \\ & "q" _"""
+    points = {name: (0.1, 0.2, 0.0, 0.0), "_b": (0.2, 0.1, float("nan"), float("nan"))}
+    text = plots.svg(plots.points(points, [name], name, "$\\frac"), "f")
+    assert "<script" not in text
+    assert "<!--" not in text
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+
+
+def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> None:
+    other = [each.replace("n_items=60", "n_items=50") for each in TRAINED]
+    done("train", tmp_path / "clicks", *other, "protocol=sampled", "n_negatives=9")
+    report([there / "train" / "plain0", tmp_path / "clicks"], tmp_path / "r.html", ["csv"], 0, None)
+    for name in ("clean", "clean_2"):
+        assert len(list(csv.DictReader((tmp_path / "r" / f"{name}.csv").open()))) == 1
 
 
 @pytest.mark.slow

@@ -194,7 +194,7 @@ def board(cards: Sequence[Card]) -> Page:
         head = ["model", "defence", "seed", "reported", "verified", "state", "checkpoint"]
         folded = Table(f"{name}_cards", "Cards", head, single, folded=True)
         sections.append(Section(name, f"{dataset}", "", [table, folded]))
-    return Page("Leaderboard of robust recommenders", f"{len(cards)} cards", [RULES], sections)
+    return Page("Leaderboard of robust recommenders", f"{len(cards)} cards", [RULES], sections, lead="Rules")
 
 
 SIDES = ("clean", "attacked")

@@ -75,13 +75,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """summary: sentences. sections: those that have something to show."""
+    """summary: sentences, under the heading `lead`. sections: those that have something to show."""
 
     title: str
     subtitle: str
     summary: Sequence[str]
     sections: Sequence[Section]
     notes: Sequence[str] = field(default_factory=tuple)
+    lead: str = "Summary"
 
     @property
     def tables(self) -> list[Table]:

@@ -99,7 +99,7 @@ def figure(*, xlabel: str, ylabel: str, title: str, height: float = 4.4) -> tupl
     from matplotlib.figure import Figure  # half a second, needed here only
 
     drawn = Figure(figsize=(6.4, height), layout="constrained")
-    axes = drawn.add_subplot(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes = drawn.add_subplot(xlabel=plain(xlabel), ylabel=plain(ylabel), title=plain(title))
     axes.grid(alpha=0.3)
     return drawn, axes
 

@@ -19,7 +19,7 @@ from robustbench_rec.significance import Spread, over_seeds, within_noise
 
 PREFERRED = ("ndcg@10", "auc", "rmse")
 """What is shown first, where it is among the metrics."""
-COLUMNS = 5
+COLUMNS = 4
 """Metrics of a table; the folded one has all."""
 NAN = float("nan")
 
@@ -50,7 +50,7 @@ def page(book: Book, lists: Sequence[Before], notes: Sequence[str]) -> Page:
     main = _main(chain.from_iterable(each.metrics or () for each in done))
     made: list[Section | None] = [
         _threats(done, book),
-        _clean(trained, main),
+        _clean(trained, book, main),
         _robust(attacks, main),
         _curves(attacks, main),
         _finetuned(done, book),
@@ -106,15 +106,18 @@ def _grouped(done: Sequence[Found], book: Book) -> dict[str, list[Found]]:
 def _attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     """Attacks on a model as it is, those that differ in seeds alone together, by budget."""
     found: dict[tuple[str, str, str, float | None], list[Found]] = {}
-    for run in done:
-        if run.verb == "attack" and not run.poisoned and run.config.get("frontier") is None:
+    attacks = [run for run in done if run.verb == "attack"]
+    several = len({_place(run, book) for run in attacks}) > 1
+    for run in attacks:
+        if not run.poisoned and run.config.get("frontier") is None:
             eps = run.config.get("eps")
             budget = float(eps) if isinstance(eps, (int, float)) else None
             settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", "slices"))
             if isinstance(settings.get("attack"), Mapping):
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
-            found.setdefault((book.victim(run), exact, _kind(run), budget), []).append(run)
+            kind = f"{_kind(run)}, {_place(run, book)}" if several else _kind(run)
+            found.setdefault((book.victim(run), exact, kind, budget), []).append(run)
     kinds: dict[str, list[str]] = {}
     for _, exact, words, _ in found:
         same = kinds.setdefault(words, [])
@@ -122,7 +125,9 @@ def _attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
             same.append(exact)
     return [
         Attacked(victim, words if len(kinds[words]) == 1 else f"{words} ({kinds[words].index(exact) + 1})", eps, runs)
-        for (victim, exact, words, eps), runs in sorted(found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0))
+        for (victim, exact, words, eps), runs in sorted(
+            found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0, pair[0][0])
+        )
     ]
 
 
@@ -163,25 +168,45 @@ NOISE = (
 )
 
 
-def _clean(trained: Mapping[str, Sequence[Found]], main: str) -> Section | None:
-    part = "test"
-    every = list(dict.fromkeys(name for runs in trained.values() for run in runs for name in run.metrics or ()))
-    names = [name.partition("/")[2] for name in every if name.startswith(f"{part}/")]
-    if not names:
-        return None
-    blocks: list[Table] = []
-    for title, chosen, folded in (("Quality on test", _chosen(names, main), False), ("All metrics", names, True)):
-        columns = []
-        for name in chosen:
-            spreads = [over_seeds([(e.metrics or {}).get(f"{part}/{name}", NAN) for e in r]) for r in trained.values()]
-            columns.append(marked(spreads, name))
-        rows = [
-            [Cell(label), Cell(len(runs)), *(column[index] for column in columns)]
-            for index, (label, runs) in enumerate(trained.items())
-        ]
-        name = "clean_all" if folded else "clean"
-        blocks.append(Table(name, title, ["model", "runs", *chosen], rows, "" if folded else NOISE, folded))
-    return Section("clean", "Clean quality", "", blocks)
+def _place(run: Found, book: Book) -> str:
+    """The data and the protocol: numbers of two places cannot be compared."""
+    root = run
+    while (source := book.source(root)) is not None and source is not run and root.named("dataset") == "none":
+        root = source
+    protocol = str(run.config.get("protocol", "full"))
+    return root.named("dataset") if protocol == "full" else f"{root.named('dataset')}, {protocol}"
+
+
+def _places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
+    found: dict[str, dict[str, Sequence[Found]]] = {}
+    for label, runs in trained.items():
+        found.setdefault(_place(runs[0], book), {})[label] = runs
+    return found
+
+
+def _clean(trained: Mapping[str, Sequence[Found]], book: Book, main: str) -> Section | None:
+    part, blocks = "test", []
+    for number, (place, here) in enumerate(_places(trained, book).items()):
+        every = list(dict.fromkeys(name for runs in here.values() for run in runs for name in run.metrics or ()))
+        names = [name.partition("/")[2] for name in every if name.startswith(f"{part}/")]
+        suffix = f"_{number + 1}" if number else ""
+        for title, chosen, folded in (("Quality on test", _chosen(names, main), False), ("All metrics", names, True)):
+            if not names:
+                continue
+            columns = [
+                marked(
+                    [over_seeds([(e.metrics or {}).get(f"{part}/{name}", NAN) for e in r]) for r in here.values()], name
+                )
+                for name in chosen
+            ]
+            rows = [
+                [Cell(label), Cell(len(runs)), *(column[index] for column in columns)]
+                for index, (label, runs) in enumerate(here.items())
+            ]
+            name = f"clean_all{suffix}" if folded else f"clean{suffix}"
+            note = "" if folded else NOISE
+            blocks.append(Table(name, f"{title}: {place}", ["model", "runs", *chosen], rows, note, folded))
+    return Section("clean", "Clean quality", "", blocks) if blocks else None
 
 
 def _robust(attacks: Sequence[Attacked], main: str) -> Section | None:
@@ -466,9 +491,9 @@ def _cost(done: Sequence[Found], book: Book) -> Section | None:
         if seconds.n:
             device = ", ".join(sorted({str(each.record.get("device", "?")) for each in runs}))
             sizes = {size for each in runs if (size := parameters(each.path)) is not None}
-            parameters = Cell(sizes.pop() if len(sizes) == 1 else None)
+            held = Cell(sizes.pop() if len(sizes) == 1 else None)
             told = [f"{each.mean:.1f}" if each.n else "–" for each in (seconds, memory)]
-            cells = [*map(Cell, told), parameters, Cell(device)]
+            cells = [*map(Cell, told), held, Cell(device)]
             rows.append([Cell(label), Cell(verb), Cell(len(runs)), *cells])
     columns = ["model", "verb", "runs", "seconds", "peak memory (MiB)", "parameters", "device"]
     note = (
@@ -522,17 +547,20 @@ def _summary(
     failed = sum(each.metrics is None for each in asked)
     smaller = main.partition("@")[0] in SMALLER
     better: Callable[..., Any] = min if smaller else max
-    clean = {
-        label: spread
-        for label, runs in trained.items()
-        if (spread := over_seeds([(each.metrics or {}).get(f"test/{main}", NAN) for each in runs])).n
-    }
-    if clean:
-        best = better(clean, key=lambda each: clean[each].mean)
-        words = f"{best} has the best clean quality, {main} {Cell(clean[best]).text}"
-        near = [each for each in clean if each != best and within_noise(clean[each], clean[best])]
-        words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
-        told.append(f"{words}.")
+    known = 0
+    for place, models in _places(trained, book).items():
+        spreads = {
+            label: over_seeds([(each.metrics or {}).get(f"test/{main}", NAN) for each in runs])
+            for label, runs in models.items()
+        }
+        clean = {label: spread for label, spread in spreads.items() if spread.n}
+        known = max([known, *(each.n for each in clean.values())])
+        if len(clean) > 1:
+            best = better(clean, key=lambda each: clean[each].mean)
+            near = [each for each in clean if each != best and within_noise(clean[each], clean[best])]
+            words = f"On {place}, {best} has the best clean quality, {main} {Cell(clean[best]).text}"
+            words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
+            told.append(f"{words}.")
     if here := _typical(attacks, main):
         most = better(here, key=lambda each: each.spread(f"attacked/{main}").mean)
         left = most.spread(f"attacked/{main}")
@@ -543,10 +571,8 @@ def _summary(
         told.append(f"{words}.")
         worst = (max if smaller else min)(here, key=lambda each: each.spread(f"attacked/{main}").mean)
         if worst is not most:
-            drop = Cell(worst.spread(f"drop/{main}"), share=True).text
-            told.append(
-                f"{worst.victim} is left with the least, {Cell(worst.spread(f'attacked/{main}')).text}: {drop}."
-            )
+            least, drop = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
+            told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {drop.text}.")
     for run in done:
         gap = (run.metrics or {}).get("frontier/gap")
         if gap is not None:
@@ -555,8 +581,7 @@ def _summary(
             told.append(
                 f"At equal clean quality {book.victim(run)} {words} the undefended run stopped early ({gap:+.4f})."
             )
-    one = bool(clean) and all(each.n < 2 for each in clean.values())
-    if one and len(clean) > 1:
+    if known == 1 and len(trained) > 1:
         told.append("Every model was trained with one seed: how large seed noise is, is not known.")
     if failed:
         told.append(f"{failed} of {len(asked)} runs have no results; they are listed at the end.")
