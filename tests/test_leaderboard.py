@@ -11,7 +11,7 @@ import torch
 from conftest import compose
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from test_report import Reader, columns, done
+from test_report import BROWSER, Reader, columns, done, dumped
 from test_tasks import DATA, JUDGED, MODEL
 from typer.testing import CliRunner
 
@@ -240,6 +240,14 @@ def test_the_board_is_sorted_by_what_is_left_and_escapes_what_cards_say(
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(RrecError, match="has no cards"):
         build(tmp_path, tmp_path / "out.html")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_script_of_the_page_runs_and_offers_what_there_is_to_choose(carded: Path, tmp_path: Path) -> None:
+    build(carded, tmp_path / "out.html")
+    dump = dumped(tmp_path / "out.html", tmp_path / "browser")
+    assert {"mf", "none", "apr"} <= set(re.findall(r'<option value="(.*?)">', dump))
 
 
 @pytest.mark.slow

@@ -77,6 +77,17 @@ def written(there: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def browse(*words: str) -> str:
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def dumped(page: Path, profile: Path) -> str:
+    """The page once its script has run."""
+    return browse("--dump-dom", f"--user-data-dir={profile}", page.as_uri())
+
+
 class Reader(HTMLParser):
     """Tables by their id, as rows of (text, value), and whether every element is closed."""
 
@@ -320,15 +331,11 @@ def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
-def test_a_browser_renders_the_page_and_sorts_a_table(written: Path, there: Path, tmp_path: Path) -> None:
-    assert BROWSER is not None
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+def test_a_browser_renders_the_page_with_the_numbers_of_the_runs(written: Path, there: Path, tmp_path: Path) -> None:
     shot = tmp_path / "shot.png"
-    subprocess.run([*command, f"--screenshot={shot}", written.as_uri()], check=True, capture_output=True, timeout=60)
+    browse(f"--screenshot={shot}", f"--user-data-dir={tmp_path / 'browser'}", written.as_uri())
     assert shot.stat().st_size > 20_000
-    dump = subprocess.run(
-        [*command, "--dump-dom", written.as_uri()], check=True, capture_output=True, text=True, timeout=60
-    ).stdout
+    dump = dumped(written, tmp_path / "browser")
     reader = Reader()
     reader.feed(dump)
     values = [metrics(there / "train" / f"plain{seed}")["test/ndcg@10"] for seed in (0, 1)]

@@ -571,8 +571,8 @@ def _summary(
         told.append(f"{words}.")
         worst = (max if smaller else min)(here, key=lambda each: each.spread(f"attacked/{main}").mean)
         if worst is not most:
-            least, drop = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
-            told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {drop.text}.")
+            least, lost = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
+            told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
     for run in done:
         gap = (run.metrics or {}).get("frontier/gap")
         if gap is not None:

@@ -18,6 +18,7 @@ from robustbench_rec.config import Attack, Base, typed_attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.files import write_text
+from robustbench_rec.finetunes import finetunes
 from robustbench_rec.hardware import setup
 from robustbench_rec.models import models
 from robustbench_rec.progress import Bar
@@ -32,8 +33,6 @@ from robustbench_rec.tasks.attack import run as attack
 
 LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_user")
 """Of the configuration of an attack, what a card does not keep: where it ran, and what it wrote beside."""
-TUNED = ("rawp_ft", "rift", "pdaf", "soft")
-"""Defences that are a fine-tuning of the undefended model."""
 
 
 def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
@@ -155,7 +154,7 @@ def fill(
 def _entry(
     folder: Path, work: Path, model: str, defense: str, seed: int, words: Sequence[str], shared: Sequence[str]
 ) -> None:
-    tuned = defense in TUNED
+    tuned = defense in finetunes.names()  # of the undefended model
     start = work / f"{model}-{'none' if tuned else defense}-{seed}"
     _run("train", start, [f"model={model}", f"defense={'none' if tuned else defense}", f"seed={seed}", *words])
     ckpt = start
