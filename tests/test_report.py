@@ -235,6 +235,7 @@ def test_a_difference_within_seed_noise_ismarked() -> None:
         [Spread(0.30, 0.02, 3), Spread(0.31, 0.02, 3), Spread(0.2, 0.01, 3), Spread(0.305, 0.01, 1)], "ndcg@10"
     )
     assert [each.mark for each in close] == ["≈ best", "best", "", ""]
+    assert [each.mark for each in marked([Spread(0.5, float("nan"), 1)] * 2, "ndcg@10")] == ["best", "best"]
     assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], "rmse")] == ["", "best"]
 
 
@@ -260,6 +261,15 @@ def test_a_run_that_is_repeated_with_the_same_seed_counts_once(there: Path, tmp_
     assert not out.exists()
     (row,) = csv.DictReader((tmp_path / "r" / "clean.csv").open())
     assert row["runs"] == "1"
+
+
+@pytest.mark.parametrize(("status", "why"), [("running", "still running"), ("done", "no metrics.json")])
+def test_a_run_without_results_says_why(there: Path, tmp_path: Path, status: str, why: str) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "a")
+    (tmp_path / "a" / "metrics.json").unlink()
+    card = json.loads((tmp_path / "a" / "run.json").read_text()) | {"status": status}
+    (tmp_path / "a" / "run.json").write_text(json.dumps(card))
+    assert why in (read(tmp_path / "a").error or "")
 
 
 def test_nothing_of_a_configuration_is_done_but_its_own_references(tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ class Found:
         return str(chosen.get("name", "none")) if isinstance(chosen, Mapping) else "none"
 
     @property
+    def name(self) -> str:
+        """Its folder and the one above."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    @property
     def poisoned(self) -> bool:
         """Whether it is an attack that trains anew."""
         return self.verb == "attack" and self.named("poison") != "none"
@@ -73,8 +78,8 @@ def read(path: Path, *, asked: bool = True) -> Found:
     metrics = _numbers(_mapping(path / "metrics.json")) if (path / "metrics.json").is_file() else None
     error = None
     if metrics is None:
-        error = str(record.get("error") or last_error(path / f"{verb}.log"))
-        error = "it is still running, or was killed" if record.get("status") == "running" else error
+        known = {"running": "it is still running, or was killed", "done": "it is done, but has no metrics.json"}
+        error = known.get(str(record.get("status"))) or str(record.get("error") or last_error(path / f"{verb}.log"))
     return Found(
         path=path,
         verb=verb,

@@ -159,7 +159,7 @@ def marked(spreads: Sequence[Spread], metric: str) -> list[Cell]:
     better = min if metric.partition("@")[0] in SMALLER else max
     best = better(known, key=lambda each: each.mean)
     marks = {None: "", True: "≈ best", False: ""}
-    return [Cell(each, "best" if each is best else marks[within_noise(each, best)]) for each in spreads]
+    return [Cell(each, "best" if each.mean == best.mean else marks[within_noise(each, best)]) for each in spreads]
 
 
 NOISE = (
@@ -444,15 +444,11 @@ def _ran(asked: Sequence[Found], book: Book) -> Section:
         how = f"{_kind(run)}, eps {run.config.get('eps')}" if run.verb == "attack" and not run.poisoned else ""
         how = f"poison {run.named('poison')}" if run.poisoned else how
         seed, state = run.config.get("seed"), "done" if run.metrics is not None else "failed"
-        cells = [run.path.parent.name + "/" + run.path.name, run.verb, what, how, seed, state, run.record.get("start")]
+        cells = [run.name, run.verb, what, how, seed, state, run.record.get("start")]
         rows.append([Cell(each if each is None or isinstance(each, int) else str(each)) for each in cells])
     columns = ["run", "verb", "model", "attack", "seed", "state", "started"]
     blocks = [Table("runs", "Runs", columns, rows, folded=len(rows) > 24)]
-    words = [
-        [Cell(run.path.parent.name + "/" + run.path.name), Cell(" ".join(run.overrides))]
-        for run in asked
-        if run.overrides
-    ]
+    words = [[Cell(run.name), Cell(" ".join(run.overrides))] for run in asked if run.overrides]
     if words:
         blocks.append(Table("overrides", "What they were told", ["run", "overrides"], words, folded=True))
     data: dict[tuple[str, ...], int] = {}
@@ -460,6 +456,7 @@ def _ran(asked: Sequence[Found], book: Book) -> Section:
         name = run.named("dataset")
         source = book.source(run)
         name = source.named("dataset") if name == "none" and source is not None else name
+        name = str(run.record.get("dataset", "unknown")) if name == "none" else name
         key = (name, str(run.record.get("fingerprint", "–"))[:16])
         data[key] = data.get(key, 0) + 1
     told = [[Cell(name), Cell(print_), Cell(n)] for (name, print_), n in data.items()]
@@ -522,7 +519,7 @@ def _failed(asked: Sequence[Found]) -> Section | None:
     here = [each for each in asked if each.metrics is None]
     if not here:
         return None
-    rows = [[Cell(str(each.path)), Cell(each.verb), Cell(each.error or "")] for each in here]
+    rows = [[Cell(each.name), Cell(each.verb), Cell(each.error or "")] for each in here]
     return Section("failed", "Failed runs", "", [Table("failed", "No results", ["run", "verb", "why"], rows)])
 
 
@@ -560,7 +557,8 @@ def _summary(
             near = [each for each in clean if each != best and within_noise(clean[each], clean[best])]
             words = f"On {place}, {best} has the best clean quality, {main} {Cell(clean[best]).text}"
             words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
-            told.append(f"{words}.")
+            same = [e for e in clean if e != best and e not in near and clean[e].mean == clean[best].mean]
+            told.append(f"{words}; so {'has' if len(same) == 1 else 'have'} {_and(same)}." if same else f"{words}.")
     if here := _typical(attacks, main):
         most = better(here, key=lambda each: each.spread(f"attacked/{main}").mean)
         left = most.spread(f"attacked/{main}")
