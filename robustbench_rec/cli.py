@@ -1,6 +1,8 @@
 """The command line: each verb hands its overrides to Hydra; nothing heavy is imported before a verb runs."""
 
+from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +19,10 @@ data_app = typer.Typer(help="Fetch, inspect and list datasets.", no_args_is_help
 app.add_typer(data_app, name="data")
 sweep_app = typer.Typer(help="Continue and show sweeps.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sweep_app, name="sweep")
+leaderboard_app = typer.Typer(
+    help="Cards of models under the standard attack, and the page of them.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(leaderboard_app, name="leaderboard")
 
 
 class Cfg(StrEnum):
@@ -46,6 +52,10 @@ Overrides = Annotated[
 ]
 Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Sweep over comma separated values.")]
 Show = Annotated[Cfg | None, typer.Option("--cfg", "-c", help="Print the configuration and exit.")]
+
+
+DataDir = Annotated[str | None, typer.Option(help="Where the datasets are; else where the runs had them.")]
+Cards = Annotated[Path, typer.Option("--cards", help="The folder of the cards.")]
 
 
 def _verb(name: str, summary: str, examples: str) -> None:
@@ -175,11 +185,147 @@ def ls(
     ] = None,
 ) -> None:
     """List what can be chosen: the groups, or one group with a line for each name."""
+
+    def work() -> None:
+        from robustbench_rec.tasks.ls import show
+
+        show(group)
+
+    _do(work)
+
+
+@app.command()
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file; other formats go to a folder beside it.")] = (
+        Path("report.html")
+    ),
+    formats: Annotated[str, typer.Option(help="Comma separated: html, md, csv, tex.")] = "html",
+    users: Annotated[int, typer.Option(help="Users whose lists are shown before and after an attack; 0: none.")] = 3,
+    data_dir: DataDir = None,
+) -> None:
+    """Write a report about runs: one HTML file that needs no network, and its tables as Markdown, CSV and LaTeX.
+
+    \b
+    Examples:
+      rrec report outputs/train/multirun/<date>/<time> outputs/attack -o report.html
+      rrec report outputs --formats html,md,csv,tex --users 0
+    """
+
+    def work() -> None:
+        from robustbench_rec.tasks.report import run
+
+        run(paths, out, formats.split(","), users, data_dir)
+
+    _do(work)
+
+
+@leaderboard_app.command("add")
+def leaderboard_add(
+    run: Annotated[Path, typer.Argument(help="A finished run of rrec attack attack=rank_autoattack.")],
+    cards: Cards = Path("leaderboard/cards"),
+    data_dir: DataDir = None,
+) -> None:
+    """Make a card of a run of the standard attack, if its model is eligible.
+
+    \b
+    Example:
+      rrec leaderboard add outputs/attack/<date>/<time>
+    """
+
+    def work() -> None:
+        from robustbench_rec.tasks.leaderboard import add
+
+        typer.echo(str(add(run, cards, data_dir)))
+
+    _do(work)
+
+
+@leaderboard_app.command("verify")
+def leaderboard_verify(
+    card: Annotated[Path, typer.Argument(help="A card, a JSON file.")],
+    ckpt: Annotated[str, typer.Argument(metavar="ckpt=RUN", help="The run directory of its checkpoint.")],
+    tolerance: Annotated[float, typer.Option(help="The largest difference of a metric.")] = 0.005,
+    data_dir: DataDir = None,
+) -> None:
+    """Run the attack of a card again and note what was found; exit 1 where it differs.
+
+    \b
+    Example:
+      rrec leaderboard verify leaderboard/cards/<card>.json ckpt=outputs/train/<date>/<time>
+    """
+
+    def work() -> None:
+        from robustbench_rec.tasks.leaderboard import verify
+
+        if not verify(card, Path(ckpt.removeprefix("ckpt=")), tolerance=tolerance, data_dir=data_dir):
+            raise typer.Exit(1)
+
+    _do(work)
+
+
+@leaderboard_app.command("build")
+def leaderboard_build(
+    cards: Cards = Path("leaderboard/cards"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("leaderboard/index.html"),
+) -> None:
+    """Write the page of all cards: sorted, with filters, without a network.
+
+    \b
+    Example:
+      rrec leaderboard build -o leaderboard/index.html
+    """
+
+    def work() -> None:
+        from robustbench_rec.tasks.leaderboard import build
+
+        build(cards, out)
+
+    _do(work)
+
+
+@leaderboard_app.command("fill")
+def leaderboard_fill(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the training.")
+    ] = None,
+    models: Annotated[str, typer.Option(help="Comma separated; empty: all.")] = "",
+    defenses: Annotated[str, typer.Option(help="Comma separated, fine-tunings too.")] = "none,apr,rawp,rawp_ft",
+    seeds: Annotated[str, typer.Option(help="Comma separated.")] = "0",
+    cards: Cards = Path("leaderboard/cards"),
+    work_dir: Annotated[Path, typer.Option("--work", help="Where the runs are kept.")] = Path("outputs/leaderboard"),
+) -> None:
+    """Train, fine-tune, attack and add all models with some defences; a second call goes on where the first was.
+
+    \b
+    Example:
+      rrec leaderboard fill --models mf,kgat --seeds 0,1,2 dataset=ml_100k
+    """
+
+    def work() -> None:
+        from robustbench_rec.errors import RrecError
+        from robustbench_rec.tasks.leaderboard import fill
+
+        if not all(each.isdecimal() for each in seeds.split(",")):
+            raise RrecError(f"seeds={seeds}: comma separated numbers are needed")
+        chosen = [each for each in models.split(",") if each]
+        failed = fill(cards, work_dir, chosen, defenses.split(","), list(map(int, seeds.split(","))), overrides or [])
+        for line in failed:
+            typer.echo(f"left out: {line}", err=True)
+        raise typer.Exit(1 if failed else 0)
+
+    _do(work)
+
+
+def _do(work: Callable[[], None]) -> None:
+    """What is no Hydra application; a mistake of the person at the keyboard is one line."""
     from robustbench_rec.errors import RrecError
-    from robustbench_rec.tasks.ls import show
 
     try:
-        show(group)
+        work()
+    except KeyboardInterrupt:
+        typer.echo("rrec: interrupted", err=True)
+        raise typer.Exit(130) from None
     except RrecError as error:
         typer.echo(f"rrec: {error}", err=True)
         raise typer.Exit(2) from None

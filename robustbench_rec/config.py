@@ -4,11 +4,13 @@ A dict field is the config of one component: `name` picks the module, its `Confi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -17,7 +19,7 @@ class Base:
 
     seed: initialisation and training order. device: auto, cpu, cuda, cuda:1, mps. threads: 0 leaves torch's choice.
     precision: fp32 or bf16 (autocast). data_dir: where datasets are fetched to and cached; null: RREC_DATA, else the
-    user's cache directory.
+    user's cache directory. tracker: who else is told of the run.
     """
 
     seed: int = MISSING
@@ -26,6 +28,7 @@ class Base:
     threads: int = MISSING
     deterministic: bool = MISSING
     data_dir: str | None = MISSING
+    tracker: dict[str, Any] = field(default_factory=lambda: {"name": "none"})  # runs from before it have none
 
 
 @dataclass
@@ -59,12 +62,7 @@ class Recipe:
 
 def typed_recipe(values: Mapping[str, Any]) -> Recipe:
     """A recipe from untrusted values; ValueError where a key or a type is wrong."""
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Recipe), dict(values)))
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
-    assert isinstance(typed, Recipe)
-    return typed
+    return _typed(Recipe, values)
 
 
 @dataclass
@@ -131,12 +129,7 @@ class Train(Fit, Judge, Recipe, Base):
 
 def typed_training(values: Mapping[str, Any]) -> Train:
     """Settings of a training from untrusted values; ValueError where one is missing, or a key or a type is wrong."""
-    try:
-        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Train), dict(values)))
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).partition("\n")[0]) from error
-    assert isinstance(typed, Train)
-    return typed
+    return _typed(Train, values)
 
 
 @dataclass
@@ -181,6 +174,23 @@ class Attack(Judge, Base):
     clean: dict[str, Any] = field(default_factory=_nothing)
     slices: list[str] = MISSING
     baseline: str | None = MISSING
+
+
+def flat(settings: Any, prefix: str = "") -> dict[str, str]:
+    """A typed configuration by dotted keys."""
+    if is_dataclass(settings) and not isinstance(settings, type):
+        settings = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    if not isinstance(settings, Mapping):
+        return {prefix.removesuffix("."): str(settings)}
+    found: dict[str, str] = {}
+    for key, each in settings.items():
+        found |= flat(each, f"{prefix}{key}.")
+    return found
+
+
+def typed_attack(values: Mapping[str, Any]) -> Attack:
+    """Settings of an attack from untrusted values; ValueError as for a training."""
+    return _typed(Attack, values)
 
 
 @dataclass
@@ -324,3 +334,12 @@ ROOTS = {
     "gate": Gate,
     "data": Dataset,
 }
+
+
+def _typed(schema: type[T], values: Mapping[str, Any]) -> T:
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    assert isinstance(typed, schema)
+    return typed

@@ -29,6 +29,9 @@ from yaml import YAMLError
 
 from robustbench_rec import config, files
 from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.reports.reading import last_error
+from robustbench_rec.trackers import trackers
+from robustbench_rec.tracking import tracked
 
 if TYPE_CHECKING:
     from robustbench_rec.reports.summary import Job as SweptJob
@@ -37,7 +40,7 @@ log = logging.getLogger("rrec")
 
 NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
-RESUMABLE_WITH = ("device", "threads", "data_dir")
+RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
 """What may change when a run is continued: where it runs, not what it computes."""
 SWEEP, JOB = "sweep.json", "job.json"
 """What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
@@ -237,8 +240,10 @@ class Job:
     def _run(self, composed: DictConfig, out: Path) -> float | None:
         typed = _typed(composed, self.verb)
         task = import_module(f"robustbench_rec.tasks.{self.verb}")
-        metrics: dict[str, float] = task.run(typed, out)
-        files.write_json(out / "metrics.json", metrics)
+        with tracked(trackers.build(typed.tracker), out, self.verb, config.flat(typed)) as results:
+            metrics: dict[str, float] = task.run(typed, out)
+            files.write_json(out / "metrics.json", metrics)
+            results(metrics)
         return _worth(typed, metrics)
 
 
@@ -457,7 +462,7 @@ def _jobs(verb: str, directory: Path) -> list["SweptJob"]:
         words = files.read_json(stored, "sweep")["overrides"]
         overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in words)}
         metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
-        error = None if metrics is not None else _last_error(run / f"{verb}.log")
+        error = None if metrics is not None else last_error(run / f"{verb}.log")
         found.append(SweptJob(run.name, overrides, metrics, error))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
 
@@ -468,12 +473,6 @@ def _overrides(path: Path) -> list[str]:
     if not isinstance(stored, ListConfig):
         raise ValueError(f"{path} holds no list")
     return [str(each) for each in stored]
-
-
-def _last_error(path: Path) -> str:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    errors = re.findall(r"\[rrec\]\[ERROR\] - (?:job \d+ \(.*?\): )?(.*)", text)
-    return errors[-1] if errors else "it was stopped"
 
 
 def _candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:

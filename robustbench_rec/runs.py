@@ -35,7 +35,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "versions": {name: version(name) for name in PACKAGES},
+            "versions": versions(),
             **notes,
         }
 
@@ -57,6 +57,11 @@ class Run:
     def write(self) -> None:
         """Put the record on disk."""
         write_json(self.out / "run.json", self.record)
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers depend on."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def _now() -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustbench_rec import optimizers
+from robustbench_rec import optimizers, tracking
 from robustbench_rec.checkpoint import keep_epoch, load_state, save_state
 from robustbench_rec.config import Fit
 from robustbench_rec.errors import RrecError
@@ -89,6 +89,7 @@ class Trainer:
                 row = self._epoch(epoch, bar)
                 self.history.append(row)
                 self.done += 1
+                tracking.epoch(self.out, row)
                 if self.fit.trajectory and (epoch + 1) % self.fit.trajectory == 0:
                     keep_epoch(self.out, self.model, epoch + 1, {self.monitor: row[self.monitor]})
                 if self._waited() == 0:

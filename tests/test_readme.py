@@ -53,6 +53,13 @@ def test_every_command_of_the_readme_composes(
         assert launch.launch(command[1], overrides, cfg="job") == 0
 
 
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each[1] == "leaderboard"], ids=" ".join)
+def test_the_options_of_the_leaderboard_commands_exist(command: list[str]) -> None:
+    told = CliRunner().invoke(app, [*command[1:3], "--help"])
+    assert told.exit_code == 0
+    assert {word for word in command if word.startswith("-")} <= set(re.findall(r"(?<=\s)--?\w+", told.output))
+
+
 def test_the_quick_commands_of_the_readme_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RREC_DATA", str(tmp_path / "cache"))
@@ -62,7 +69,7 @@ def test_the_quick_commands_of_the_readme_run_in_their_order(tmp_path: Path, mon
         judged = (
             command[1] in ("attack", "eval", "recommend", "explain", "gate") and source and Path(source[0]).is_dir()
         )
-        if "-m" not in command and (QUICK_WITH in command or judged or command[1] == "ls"):
+        if "-m" not in command and (QUICK_WITH in command or judged or command[1] in ("ls", "report")):
             done = CliRunner().invoke(app, command[1:])
             assert done.exit_code == 0, f"{' '.join(command)}\n{done.output}"
             ran += 1

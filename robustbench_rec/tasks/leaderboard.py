@@ -1,0 +1,263 @@
+"""rrec leaderboard."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from robustbench_rec import checkpoint
+from robustbench_rec.config import Attack, Base, typed_attack
+from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import evaluator
+from robustbench_rec.files import write_text
+from robustbench_rec.finetunes import finetunes
+from robustbench_rec.hardware import setup
+from robustbench_rec.models import models
+from robustbench_rec.progress import Bar
+from robustbench_rec.reports import cards
+from robustbench_rec.reports.cards import LIMITS, STANDARD, Card
+from robustbench_rec.reports.reading import Book, Found, read
+from robustbench_rec.reports.render import html
+from robustbench_rec.reports.sections import parameters
+from robustbench_rec.runs import versions
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.attack import run as attack
+
+LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_user")
+"""Of the configuration of an attack, what a card does not keep: where it ran, and what it wrote beside."""
+
+
+def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
+    """Make a card of a finished run of the standard attack, if its model is eligible; RrecError says why not."""
+    run = read(path.resolve())
+    if run.metrics is None:
+        raise RrecError(f"{path} is no finished run: {run.error}")
+    if run.verb != "attack" or run.named("attack") != STANDARD["attack"]["name"]:
+        raise RrecError(f"{path} is no run of rrec attack attack={STANDARD['attack']['name']}")
+    if other := cards.unlike(run.config, STANDARD):
+        raise RrecError(f"{path} was not attacked with the standard budget: {', '.join(other)}")
+    flags = {name.partition("/")[2]: value for name, value in run.metrics.items() if name.startswith("flag/")}
+    for name, most in LIMITS.items():
+        if name in flags and not flags[name] <= most:
+            raise RrecError(f"{path}: not eligible, {name.replace('_', ' ')} is {flags[name]:.4g}, at most {most:g}")
+    book = Book([run])
+    source = book.source(run)
+    if source is None:
+        raise RrecError(f"{path}: the checkpoint that it attacked, {run.config.get('ckpt')}, is not there any more")
+    cfg = _attack(run.config, source.path, data_dir)
+    kept = {name: value for name, value in run.config.items() if name not in LEFT_OUT}
+    metric, clean = _judged(cfg)
+    for name, value in clean.items():
+        told = run.metrics.get(f"clean/{name}", float("nan"))
+        if value == value and not abs(told - value) <= 1e-6:
+            raise RrecError(f"{path}: not eligible, judged again clean {name} is {value:.6f}, not {told:.6f}")
+    card = Card(
+        format=cards.FORMAT,
+        model=_model(source, book),
+        defense=_defense(source, book),
+        dataset=_first(source, book).named("dataset"),
+        fingerprint=str(run.record.get("fingerprint", "")),
+        protocol=str(run.config.get("protocol")),
+        threat={str(key): str(each) for key, each in dict(run.record.get("threat") or {}).items()},
+        config=kept,
+        metric=metric,
+        seeds=_seeds(run) | _seeds(_first(source, book)),
+        checkpoint=sha256((source.path / checkpoint.TENSORS).read_bytes()).hexdigest(),
+        cost={
+            "train_seconds": _seconds(source) + (_seconds(first) if (first := book.source(source)) else 0.0),
+            "attack_seconds": _seconds(run),
+            "parameters": parameters(source.path),
+        },
+        flags=flags,
+        versions={str(key): str(each) for key, each in dict(run.record.get("versions") or {}).items()},
+        reported=_told(run.metrics),
+    )
+    place = folder / card.name
+    if place.is_file() and (old := cards.load(place)).verified is not None and old.reported == card.reported:
+        card = replace(card, verified=old.verified, verification=old.verification)
+    cards.save(card, place)
+    return place
+
+
+def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | None = None) -> bool:
+    """Attack the checkpoint of a card again and note what was found; whether all values agree with the reported ones.
+
+    tolerance: the largest difference of a metric.
+    """
+    card = cards.load(path)
+    tensors = ckpt / checkpoint.TENSORS
+    if not tensors.is_file():
+        raise RrecError(f"ckpt={ckpt}: no {checkpoint.TENSORS} there")
+    if sha256(tensors.read_bytes()).hexdigest() != card.checkpoint:
+        raise RrecError(f"ckpt={ckpt} is not the checkpoint of {path}: its sha256 is another one")
+    cfg = _attack(card.config, ckpt, data_dir)
+    with TemporaryDirectory() as folder:
+        found = _told(attack(cfg, Path(folder)))
+    apart = {name: _apart(value, found.get(name)) for name, value in card.reported.items()}
+    worst = max(apart, key=lambda name: apart[name])
+    agrees = apart[worst] <= tolerance
+    told = {
+        "agrees": agrees,
+        "tolerance": tolerance,
+        "largest_difference": {worst: apart[worst]},
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+    cards.save(replace(card, verified=found, verification=told), path)
+    words = "agrees with" if agrees else "differs from"
+    line = f"{path.name} {words} what was reported; the largest difference is {apart[worst]:.6f}, of {worst}"
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    return agrees
+
+
+def build(folder: Path, out: Path) -> None:
+    """Write the page of all cards of a folder."""
+    found = cards.load_all(folder)
+    if not found:
+        raise RrecError(f"{folder} has no cards: rrec leaderboard add makes them")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, html("report.html.j2", page=cards.board(found), drawn={}))
+    Console().print(f"{out}: {len(found)} cards", markup=False, highlight=False, soft_wrap=True)
+
+
+def fill(
+    folder: Path, work: Path, chosen: Sequence[str], defenses: Sequence[str], seeds: Sequence[int], words: Sequence[str]
+) -> list[str]:
+    """Train, fine-tune, attack and add every combination; what is there is not done again, what was killed goes on.
+
+    words: overrides of the training; those that say where it runs count for every step. Each step is a process of its
+    own. Returns a line for each that failed; the others go on.
+    """
+    shared = [each for each in words if each.partition("=")[0] in {field.name for field in fields(Base)} - {"seed"}]
+    wanted = [(m, d, s) for m in chosen or models.names() for d in defenses for s in seeds]
+    failed = []
+    with Bar("leaderboard", total=len(wanted), steps=1) as bar:
+        for number, (model, defense, seed) in enumerate(wanted):
+            name = f"{model}-{defense}-{seed}"
+            try:
+                _entry(folder, work, model, defense, seed, words, shared)
+                bar.note(number, name)
+            except RrecError as error:
+                failed.append(f"{name}: {error}")
+                bar.note(number, f"{name}: {error}")
+    return failed
+
+
+def _entry(
+    folder: Path, work: Path, model: str, defense: str, seed: int, words: Sequence[str], shared: Sequence[str]
+) -> None:
+    tuned = defense in finetunes.names()  # of the undefended model
+    start = work / f"{model}-{'none' if tuned else defense}-{seed}"
+    _run("train", start, [f"model={model}", f"defense={'none' if tuned else defense}", f"seed={seed}", *words])
+    ckpt = start
+    if tuned:
+        ckpt = work / f"{model}-{defense}-{seed}"
+        _run("finetune", ckpt, [f"ckpt={_quoted(start)}", f"finetune={defense}", f"seed={seed}", *shared])
+    attacked = work / f"{model}-{defense}-{seed}-attack"
+    standard = [f"{key}={_said(each)}" for key, each in STANDARD.items() if not isinstance(each, Mapping)]
+    inner = {key: each for key, each in STANDARD["attack"].items() if key not in ("name", "eps")}
+    standard += [f"attack={STANDARD['attack']['name']}", *(f"attack.{key}={_said(e)}" for key, e in inner.items())]
+    _run("attack", attacked, [f"ckpt={_quoted(ckpt)}", *standard, *shared])
+    data_dir = next((each.partition("=")[2] for each in shared if each.startswith("data_dir=")), None)
+    add(attacked, folder, data_dir)
+
+
+def _run(verb: str, out: Path, words: Sequence[str]) -> None:
+    """`rrec` in a process of its own, so that time and memory are of this run alone; resumed where it was killed."""
+    if (out / "metrics.json").is_file():
+        return
+    go_on = (out / "resume").is_dir() and verb != "attack"
+    told = [f"resume={_quoted(out)}"] if go_on else [*words, f"hydra.run.dir={_quoted(out)}"]
+    command = [sys.executable, "-m", "robustbench_rec", verb, *told]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not (out / "metrics.json").is_file():
+        lines = [each.strip() for each in done.stderr.splitlines() if each.strip()]
+        raise RrecError(lines[-1].removeprefix("rrec: ") if lines else f"rrec {verb} ended with {done.returncode}")
+
+
+def _quoted(path: Path) -> str:
+    return "'" + str(path.resolve()).replace("'", r"\'") + "'"
+
+
+def _said(value: Any) -> str:
+    """As a word of the command line."""
+    if value is None:
+        return "null"
+    return f"'{value}'" if isinstance(value, str) else str(value).lower()
+
+
+def _attack(config: Mapping[str, Any], ckpt: Path, data_dir: str | None) -> Attack:
+    here = {"ckpt": str(ckpt), "data_dir": data_dir, "device": "auto", "threads": 0, "resume": None, "per_user": False}
+    try:
+        return typed_attack({**{k: v for k, v in config.items() if k not in LEFT_OUT}, **here})
+    except ValueError as error:
+        raise RrecError(f"the attack cannot be run again: its configuration has {error}") from error
+
+
+def _judged(cfg: Attack) -> tuple[str, dict[str, float]]:
+    """The watched metric, and the clean ones judged twice where nothing can be optimised; RrecError if that matters."""
+    device = setup(cfg)
+    loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
+    judging = evaluator(loaded.data, cfg)
+    before = {name: each.clone() for name, each in loaded.model.state_dict().items()}
+    try:
+        with torch.inference_mode():  # there is no graph to optimise along
+            once, again = (judging.evaluate(Shifted(loaded.model), cfg.part).metrics for _ in range(2))
+    except RuntimeError as error:
+        raise RrecError(f"{cfg.ckpt}: not eligible, it does not rank without gradients ({error})") from error
+    if not all(torch.equal(each, before[name]) for name, each in loaded.model.state_dict().items()):
+        raise RrecError(f"{cfg.ckpt}: not eligible, its parameters change while it ranks")
+    if any(value != again[name] for name, value in once.items() if value == value):
+        raise RrecError(f"{cfg.ckpt}: not eligible, judging it twice gives two results")
+    return judging.watched(None), once
+
+
+def _told(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    chosen = {name: each for name, each in metrics.items() if name.partition("/")[0] in ("clean", "attacked", "drop")}
+    return {name: None if each != each else each for name, each in chosen.items()}
+
+
+def _apart(one: float | None, other: float | None) -> float:
+    if one is None or other is None:
+        return 0.0 if one == other else float("inf")
+    return abs(one - other)
+
+
+def _first(source: Found, book: Book) -> Found:
+    """The training that a checkpoint began with."""
+    return book.source(source) or source
+
+
+def _model(source: Found, book: Book) -> str:
+    return _first(source, book).named("model")
+
+
+def _defense(source: Found, book: Book) -> str:
+    names: list[str] = []
+    node = _first(source, book).config.get("defense")
+    while isinstance(node, Mapping) and len(names) < 9:
+        names.append(str(node.get("name", "none")))
+        node = node.get("inner")
+    if source.verb == "finetune":
+        names.append(source.named("finetune"))
+    kept = [each for each in names if each != "none"]
+    return "+".join(kept) or "none"
+
+
+def _seeds(run: Found) -> dict[str, int | None]:
+    told = run.record.get("seeds")
+    found = dict(told) if isinstance(told, Mapping) else {}
+    return {str(key): each if isinstance(each, int) else None for key, each in found.items()}
+
+
+def _seconds(run: Found) -> float:
+    value = run.record.get("seconds")
+    return float(value) if isinstance(value, (int, float)) else 0.0

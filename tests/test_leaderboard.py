@@ -1,0 +1,268 @@
+"""rrec leaderboard, with a small attack as the standard one."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import compose
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from test_report import BROWSER, Reader, columns, done, dumped
+from test_tasks import DATA, JUDGED, MODEL
+from typer.testing import CliRunner
+
+from robustbench_rec.cli import app
+from robustbench_rec.errors import RrecError
+from robustbench_rec.models import models
+from robustbench_rec.reports import cards
+from robustbench_rec.tasks.leaderboard import add, build, fill, verify
+
+SMALL = {**cards.STANDARD, "attack": {**cards.STANDARD["attack"], "steps": 3, "queries": 3, "rivals": 1}}
+BUDGET = ("attack=rank_autoattack", "attack.steps=3", "attack.queries=3", "attack.rivals=1")
+TRAINED = (*DATA, *JUDGED, *MODEL["mf"], "epochs=4", "batch_size=256", "lr=0.05")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "STANDARD", SMALL)
+    monkeypatch.setattr("robustbench_rec.tasks.leaderboard.STANDARD", SMALL)
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("board")
+    done("train", root / "plain", *TRAINED)
+    done("train", root / "apr", *TRAINED, "defense=apr", "defense.eps=0.5")
+    for name in ("plain", "apr"):
+        done("attack", root / f"{name}-attack", f"ckpt='{root / name}'", *JUDGED, *BUDGET)
+    return root
+
+
+@pytest.fixture(scope="module")
+def carded(there: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cards")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cards, "STANDARD", SMALL)
+        patch.setattr("robustbench_rec.tasks.leaderboard.STANDARD", SMALL)
+        for name in ("plain", "apr"):
+            add(there / f"{name}-attack", folder)
+    return folder
+
+
+def of(folder: Path, defense: str) -> Path:
+    (path,) = folder.glob(f"synthetic-mf-{defense}-*.json")
+    return path
+
+
+def metrics(run: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run / "metrics.json").read_text())
+    return found
+
+
+def copied(there: Path, tmp_path: Path) -> Path:
+    for name in ("plain", "plain-attack"):
+        shutil.copytree(there / name, tmp_path / name)
+    return tmp_path
+
+
+def test_the_standard_is_what_the_command_line_has() -> None:
+    standard = {**SMALL, "attack": {**SMALL["attack"], "steps": 100, "queries": 500, "rivals": 9}}
+    composed: Any = OmegaConf.to_container(compose("attack", "ckpt=x", "attack=rank_autoattack"), resolve=True)
+    assert cards.unlike(composed, standard) == []
+
+
+def test_a_card_says_what_the_runs_say(there: Path, carded: Path) -> None:
+    card = cards.load(of(carded, "apr"))
+    found = metrics(there / "apr-attack")
+    assert card.reported["attacked/ndcg@10"] == found["attacked/ndcg@10"]
+    assert (card.model, card.defense, card.dataset, card.metric) == ("mf", "apr", "synthetic", "ndcg@10")
+    assert card.checkpoint == json.loads((there / "apr" / "model.json").read_text())["sha256"]
+    assert card.fingerprint == json.loads((there / "apr" / "run.json").read_text())["fingerprint"]
+    assert card.threat["surface"] == "embedding"
+    assert card.cost["parameters"] == sum(
+        each.numel() for each in load_file(there / "apr" / "model.safetensors").values()
+    )
+    assert card.state == "reported"
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("zero_gradients", 0.5), ("random", 1.0), ("saturated", 0.9), ("black_box", 0.5)]
+)
+def test_signs_of_masked_gradients_are_refused(there: Path, tmp_path: Path, flag: str, value: float) -> None:
+    root = copied(there, tmp_path)
+    found = metrics(root / "plain-attack") | {f"flag/{flag}": value}
+    (root / "plain-attack" / "metrics.json").write_text(json.dumps(found))
+    with pytest.raises(RrecError, match=f"not eligible, {flag.replace('_', ' ')}"):
+        add(root / "plain-attack", tmp_path / "cards")
+    assert not (tmp_path / "cards").exists()
+
+
+def test_another_budget_another_attack_and_no_run_are_refused(there: Path, tmp_path: Path) -> None:
+    done("attack", tmp_path / "weak", f"ckpt='{there / 'plain'}'", *JUDGED, *BUDGET, "eps=0.01")
+    with pytest.raises(RrecError, match=r"eps=0\.01 instead of 0\.1"):
+        add(tmp_path / "weak", tmp_path)
+    done("attack", tmp_path / "pgd", f"ckpt='{there / 'plain'}'", *JUDGED, "attack.steps=1")
+    with pytest.raises(RrecError, match="is no run of rrec attack attack=rank_autoattack"):
+        add(tmp_path / "pgd", tmp_path)
+    with pytest.raises(RrecError, match="is no finished run"):
+        add(tmp_path, tmp_path)
+
+
+def test_a_checkpoint_that_changed_since_is_refused(there: Path, tmp_path: Path) -> None:
+    root = copied(there, tmp_path)
+    tensors = load_file(root / "plain" / "model.safetensors")
+    save_file({name: each + 1 for name, each in tensors.items()}, root / "plain" / "model.safetensors")
+    moved(root)
+    with pytest.raises(RrecError, match="is not the file that"):
+        add(root / "plain-attack", tmp_path / "cards")
+
+
+def moved(root: Path) -> None:
+    """The attack run points to the copy."""
+    config = root / "plain-attack" / ".hydra" / "config.yaml"
+    text = re.sub(r"^ckpt: .*$", f"ckpt: {root / 'plain'}", config.read_text(), flags=re.MULTILINE)
+    config.write_text(text)
+
+
+def test_numbers_that_the_checkpoint_does_not_have_are_refused(there: Path, tmp_path: Path) -> None:
+    root = copied(there, tmp_path)
+    found = metrics(root / "plain-attack") | {"clean/ndcg@10": 0.99}
+    (root / "plain-attack" / "metrics.json").write_text(json.dumps(found))
+    with pytest.raises(RrecError, match=r"judged again clean ndcg@10 is .*, not 0\.99"):
+        add(root / "plain-attack", tmp_path / "cards")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("random", "twice gives two results"), ("optimises", "without gradients"), ("changes", "parameters change")],
+)
+def test_a_model_that_is_random_optimises_or_changes_while_it_ranks_is_refused(
+    there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, message: str
+) -> None:
+    mf = models["mf"]
+    plain = mf.forward
+
+    def forward(self: Any, batch: Any, encoded: Any) -> Any:
+        out = plain(self, batch, encoded)
+        weight = next(self.parameters())
+        if how == "random":
+            out.scores.add_(torch.rand_like(out.scores))
+        elif how == "optimises":
+            with torch.enable_grad():
+                torch.autograd.grad((weight**2).sum(), weight)
+        else:
+            weight.data.add_(0.1)
+        return out
+
+    monkeypatch.setattr(mf, "forward", forward)
+    with pytest.raises(RrecError, match=message):
+        add(there / "plain-attack", tmp_path)
+
+
+def test_verifying_runs_the_attack_again(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    assert verify(path, there / "plain")
+    card = cards.load(path)
+    assert card.state == "verified"
+    assert card.verified == card.reported
+    with pytest.raises(RrecError, match="is not the checkpoint of"):
+        verify(path, there / "apr")
+
+
+def test_a_card_that_boasts_is_found_out(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    card = json.loads(path.read_text())
+    card["reported"]["attacked/ndcg@10"] += 0.1
+    path.write_text(json.dumps(card))
+    told = CliRunner().invoke(app, ["leaderboard", "verify", str(path), f"ckpt={there / 'plain'}"])
+    assert told.exit_code == 1
+    assert "differs from what was reported; the largest difference is 0.100000, of attacked/ndcg@10" in told.output
+    assert cards.load(path).state == "differs"
+
+
+def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    verify(path, there / "plain")
+    assert add(there / "plain-attack", tmp_path) == path
+    assert cards.load(path).state == "verified"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": 3}, "'model' of the card is no str"),
+        ({"cost": {"train_seconds": "long"}}, "'cost' of the card is no dict"),
+        ({"extra": 1}, "a card has no 'extra'"),
+        ({"format": 2}, "format 2 of a card"),
+        ({"checkpoint": "../x"}, "is no sha256"),
+        ({"verified": []}, "'verified' of the card is no"),
+    ],
+)
+def test_a_bad_card_is_one_line(carded: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    card = json.loads(of(carded, "none").read_text()) | change
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    with pytest.raises(RrecError, match=message) as caught:
+        build(tmp_path, tmp_path / "out.html")
+    assert "\n" not in str(caught.value)
+    del card["model"]
+    (tmp_path / "card.json").write_text(json.dumps({**card, **dict.fromkeys(change)}))
+    with pytest.raises(RrecError):
+        build(tmp_path, tmp_path / "out.html")
+
+
+def test_the_board_is_sorted_by_what_is_left_and_escapes_what_cards_say(
+    there: Path, carded: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cards"
+    shutil.copytree(carded, folder)
+    evil = json.loads(of(carded, "none").read_text()) | {"defense": "<script>alert(1)</script>"}
+    (folder / "evil.json").write_text(json.dumps(evil))
+    out = tmp_path / "site" / "index.html"
+    told = CliRunner().invoke(app, ["leaderboard", "build", "--cards", str(folder), "-o", str(out)])
+    assert told.exit_code == 0, told.output
+    text = out.read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    rows = columns(reader, "synthetic_ndcg_10")
+    robust = [float(row["robust ndcg@10"][1] or "nan") for row in rows]
+    assert robust == sorted(robust, reverse=True)
+    values = {row["defence"][0]: row["robust ndcg@10"][1] for row in rows}
+    assert float(values["apr"] or "nan") == metrics(there / "apr-attack")["attacked/ndcg@10"]
+    assert "<select" in text
+
+
+def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RrecError, match="has no cards"):
+        build(tmp_path, tmp_path / "out.html")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_the_script_of_the_page_runs_and_offers_what_there_is_to_choose(carded: Path, tmp_path: Path) -> None:
+    build(carded, tmp_path / "out.html")
+    dump = dumped(tmp_path / "out.html", tmp_path / "browser")
+    assert {"mf", "none", "apr"} <= set(re.findall(r'<option value="(.*?)">', dump))
+
+
+@pytest.mark.slow
+def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "LIMITS", {})
+    monkeypatch.setattr("robustbench_rec.tasks.leaderboard.LIMITS", {})
+    words = [*DATA, "epochs=2", "model.dim=8", "device=cpu", "threads=1"]
+    asked = (tmp_path / "cards", tmp_path / "work", ["mf", "pop"], ["none", "rawp_ft"], [0], words)
+    failed = fill(*asked)
+    assert {each.partition(":")[0] for each in failed} == {"pop-none-0", "pop-rawp_ft-0"}
+    assert all("\n" not in each for each in failed)
+    assert {cards.load(each).defense for each in (tmp_path / "cards").iterdir()} == {"none", "rawp_ft"}
+    stamps = {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
+    assert len(stamps) == 4
+    fill(*asked)
+    assert stamps == {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}

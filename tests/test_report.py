@@ -1,0 +1,353 @@
+"""rrec report, on runs of the synthetic data."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+import yaml
+from conftest import compose
+from omegaconf import OmegaConf
+from test_tasks import DATA, JUDGED, MODEL, VERBS
+from typer.testing import CliRunner
+
+from robustbench_rec import launch
+from robustbench_rec.cli import app
+from robustbench_rec.errors import RrecError
+from robustbench_rec.files import write_json
+from robustbench_rec.reports import plots
+from robustbench_rec.reports.page import Cell
+from robustbench_rec.reports.reading import Book, filled, read, runs
+from robustbench_rec.significance import Spread
+from robustbench_rec.tasks.report import run as report
+
+TRAINED = (*DATA, *JUDGED, *MODEL["mf"], "epochs=4", "batch_size=256", "lr=0.05")
+BROWSER = next((each for each in ("chromium", "chromium-browser", "google-chrome") if shutil.which(each)), None)
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+
+
+def done(verb: str, out: Path, *overrides: str) -> dict[str, float]:
+    """A run as `rrec` leaves it."""
+    out.mkdir(parents=True)
+    words = list({each.partition("=")[0]: each for each in overrides}.values())
+    composed = compose(verb, *words)
+    (out / ".hydra").mkdir()
+    (out / ".hydra" / "config.yaml").write_text(OmegaConf.to_yaml(composed))
+    (out / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
+    told = {"hydra": {"job": {"config_name": verb}, "runtime": {"cwd": str(out.parent)}}}
+    (out / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(told))
+    metrics: dict[str, float] = VERBS[verb].run(launch._typed(composed, verb), out)
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models with two seeds each, attacked with two budgets; a fine-tuned one, a frontier, a failed run."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        for name, words in (("plain", ["trajectory=1"]), ("apr", ["defense=apr", "defense.eps=0.5"])):
+            done("train", root / "train" / f"{name}{seed}", *TRAINED, *words, f"seed={seed}")
+            for eps in (0.2, 0.5):
+                out = root / "attack" / f"{name}{seed}-{eps}"
+                done("attack", out, f"ckpt='{root}/train/{name}{seed}'", *JUDGED, f"eps={eps}", "attack.steps=2")
+    words = ["epochs=1", "alphas=3", "criticality.pairs=200", "attack.steps=1", "batch_size=256"]
+    done("finetune", root / "tuned", f"ckpt='{root}/train/plain0'", *JUDGED, *words)
+    words = ["eps=0.2", "attack.steps=1", f"frontier='{root}/train/plain0'"]
+    done("attack", root / "frontier", f"ckpt='{root}/train/apr0'", *JUDGED, *words)
+    failed = root / "failed"
+    (failed / ".hydra").mkdir(parents=True)
+    (failed / ".hydra" / "config.yaml").write_text("model: {name: mf}\nseed: 0\n")
+    (failed / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: train}}\n")
+    (failed / ".hydra" / "overrides.yaml").write_text("['+x=<script>alert(1)</script>', 'model=mf']\n")
+    (failed / "train.log").write_text("[2026-01-01][rrec][ERROR] - lr must not be <b>negative</b>\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(there: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    report([there], out, ["html", "md", "csv", "tex"], 2, None)
+    return out
+
+
+def browse(*words: str) -> str:
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def dumped(page: Path, profile: Path) -> str:
+    """The page once its script has run."""
+    return browse("--dump-dom", f"--user-data-dir={profile}", page.as_uri())
+
+
+class Reader(HTMLParser):
+    """Tables by their id, as rows of (text, value), and whether every element is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.tables: dict[str, list[list[tuple[str, str | None]]]] = {}
+        self.cell: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if found.get("id"):
+            self.ids.append(str(found["id"]))
+        if tag == "table":
+            self.table = self.tables.setdefault(str(found["id"]).removeprefix("t-"), [])
+        elif tag == "tr":
+            self.table.append([])
+        elif tag in ("td", "th"):
+            self.cell, self.value = [], found.get("data-value")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag in ("td", "th") and self.cell is not None:
+            self.table[-1].append((" ".join("".join(self.cell).split()), self.value))
+            self.cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self.cell is not None:
+            self.cell.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(written: Path) -> Reader:
+    reader = Reader()
+    reader.feed(written.read_text(encoding="utf-8"))
+    reader.close()
+    return reader
+
+
+def columns(page: Reader, name: str) -> list[dict[str, tuple[str, str | None]]]:
+    head, *rows = page.tables[name]
+    return [dict(zip([text for text, _ in head], row, strict=True)) for row in rows]
+
+
+def metrics(path: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((path / "metrics.json").read_text())
+    return found
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_from_elsewhere(written: Path, page: Reader) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#|data:)""", re.sub(r'xmlns:?\w*="[^"]*"', "", text))
+    assert not re.search(r"url\((?!#)|@import", text)
+
+
+def test_the_numbers_of_the_clean_table_are_the_means_of_the_runs(there: Path, page: Reader) -> None:
+    rows = {row["model"][0]: row for row in columns(page, "clean")}
+    assert set(rows) == {"mf", "mf + apr", "mf → rawp_ft"}
+    for label, name in (("mf", "plain"), ("mf + apr", "apr")):
+        values = [metrics(there / "train" / f"{name}{seed}")["test/ndcg@10"] for seed in (0, 1)]
+        text, value = rows[label]["ndcg@10"]
+        assert float(value or "nan") == pytest.approx(mean(values), abs=1e-12)
+        assert text.startswith(f"{mean(values):.4f} ± {stdev(values):.4f}")
+        assert rows[label]["runs"][0] == "2"
+
+
+def test_the_numbers_of_the_robust_table_are_those_of_the_attack_runs(there: Path, page: Reader) -> None:
+    rows = {(row["model"][0], row["eps"][0]): row for row in columns(page, "robust")}
+    assert len(rows) == 4
+    for (label, eps), row in rows.items():
+        name = "apr" if "apr" in label else "plain"
+        found = [metrics(there / "attack" / f"{name}{seed}-{eps}") for seed in (0, 1)]
+        for column, key in (("clean ndcg@10", "clean/ndcg@10"), ("attacked ndcg@10", "attacked/ndcg@10")):
+            assert float(row[column][1] or "nan") == pytest.approx(mean(each[key] for each in found), abs=1e-12)
+        assert row["drop"][0].startswith(f"{100 * mean(each['drop/ndcg@10'] for each in found):.1f} %")
+
+
+def test_there_are_curves_a_trade_off_criticality_and_a_frontier(written: Path, page: Reader, there: Path) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert text.count("<svg") == 5  # security curve, trade-off, criticality, alpha, frontier
+    assert "currentColor" in text
+    told = re.findall(r"<title>mf \+ apr, eps 0.5: ([\d.]+)", html.unescape(text))
+    values = [metrics(there / "attack" / f"apr{seed}-0.5")["attacked/ndcg@10"] for seed in (0, 1)]
+    assert told == [f"{mean(values):.4f}"]
+    gap = metrics(there / "frontier")["frontier/gap"]
+    assert float(columns(page, "frontier")[0]["beyond the frontier"][1] or "nan") == gap
+
+
+def test_lists_before_and_after_are_those_of_the_attack(page: Reader) -> None:
+    names = [name for name in page.tables if name.startswith("lists_")]
+    assert len(names) == 4  # two users of two models
+    rows = columns(page, "lists_1_1")
+    assert len(rows) == 10
+    before, after = ([row[side][0] for row in rows] for side in ("before the attack", "after it"))
+    assert sum("hit" in each for each in before) > sum("hit" in each for each in after)
+
+
+def test_what_the_runs_say_is_escaped_and_failed_runs_are_listed(written: Path, page: Reader) -> None:
+    text = written.read_text(encoding="utf-8")
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    (row,) = columns(page, "failed")
+    assert row["why"][0] == "lr must not be <b>negative</b>"
+    assert "1 of 15 runs have no results" in text
+    markdown = (written.with_suffix("") / "report.md").read_text()
+    assert "<script>" not in markdown
+
+
+def test_the_only_script_that_may_run_is_that_of_the_page(written: Path) -> None:
+    from base64 import b64encode
+    from hashlib import sha256
+
+    text = written.read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" in text
+
+
+def test_the_other_formats_have_the_same_numbers(written: Path, page: Reader, there: Path) -> None:
+    folder = written.with_suffix("")
+    rows = list(csv.DictReader((folder / "clean.csv").open()))
+    shown = {row["model"][0]: row for row in columns(page, "clean")}
+    for row in rows:
+        assert float(row["ndcg@10"]) == float(shown[row["model"]]["ndcg@10"][1] or "nan")
+    markdown, latex = ((folder / f"report.{each}").read_text() for each in ("md", "tex"))
+    text = shown["mf"]["ndcg@10"][0].removesuffix(" best").removesuffix(" ≈ best")
+    assert text in markdown
+    assert text.replace("±", r"$\pm$") in latex
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == len(list(folder.glob("*.csv")))
+    for image in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
+        assert (folder / image).stat().st_size > 1000
+
+
+def test_a_difference_within_seed_noise_ismarked() -> None:
+    from robustbench_rec.reports.sections import marked
+
+    close = marked(
+        [Spread(0.30, 0.02, 3), Spread(0.31, 0.02, 3), Spread(0.2, 0.01, 3), Spread(0.305, 0.01, 1)], "ndcg@10"
+    )
+    assert [each.mark for each in close] == ["≈ best", "best", "", ""]
+    assert [each.mark for each in marked([Spread(0.5, float("nan"), 1)] * 2, "ndcg@10")] == ["best", "best"]
+    assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], "rmse")] == ["", "best"]
+
+
+def test_runs_that_were_moved_are_found_again_and_strangers_are_not(there: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(there, moved)
+    shutil.rmtree(moved / "train" / "apr1")
+    book = Book(runs([moved / "attack", moved / "train"]))
+    by_name = {each.path.name: each for each in book.runs}
+    source = book.source(by_name["plain0-0.2"])
+    assert source is not None
+    assert source.path.name == "plain0"
+    card = json.loads((moved / "train" / "plain1" / "run.json").read_text())
+    (moved / "train" / "plain1" / "run.json").write_text(json.dumps(card | {"fingerprint": "other"}))
+    book = Book(runs([moved / "attack" / "plain1-0.2", moved / "train" / "plain1"]))
+    assert book.victim(book.runs[0]) != "mf" or book.source(book.runs[0]) != book.runs[1]
+
+
+def test_a_run_that_is_repeated_with_the_same_seed_counts_once(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "again")
+    out = tmp_path / "r.html"
+    report([there / "train" / "plain0", tmp_path / "again"], out, ["csv"], 0, None)
+    assert not out.exists()
+    (row,) = csv.DictReader((tmp_path / "r" / "clean.csv").open())
+    assert row["runs"] == "1"
+
+
+@pytest.mark.parametrize(("status", "why"), [("running", "still running"), ("done", "no metrics.json")])
+def test_a_run_without_results_says_why(there: Path, tmp_path: Path, status: str, why: str) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "a")
+    (tmp_path / "a" / "metrics.json").unlink()
+    card = json.loads((tmp_path / "a" / "run.json").read_text()) | {"status": status}
+    (tmp_path / "a" / "run.json").write_text(json.dumps(card))
+    assert why in (read(tmp_path / "a").error or "")
+
+
+def test_nothing_of_a_configuration_is_done_but_its_own_references(tmp_path: Path) -> None:
+    config = {"eps": 0.1, "attack": {"eps": "${eps}", "seed": "${oc.env:HOME}", "x": "${nothing}"}}
+    assert filled(config)["attack"] == {"eps": 0.1, "seed": "${oc.env:HOME}", "x": "${nothing}"}
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").write_text("a: &a {b: *a}\n")
+    assert read(tmp_path).config == {}
+    (tmp_path / ".hydra" / "config.yaml").write_text("a: !!python/object/apply:os.getcwd []\n")
+    assert read(tmp_path).config == {}
+
+
+@pytest.mark.parametrize("broken", ["metrics.json", "run.json", ".hydra/config.yaml", ".hydra/hydra.yaml"])
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{", "\x00", '{"test/ndcg@10": "high", "threat": 3, "seeds": []}'])
+def test_a_broken_file_costs_only_what_it_would_have_said(
+    there: Path, tmp_path: Path, broken: str, content: str
+) -> None:
+    shutil.copytree(there / "attack" / "plain0-0.2", tmp_path / "a")
+    (tmp_path / "a" / broken).write_text(content)
+    report([tmp_path / "a", there / "train" / "plain0"], tmp_path / "r.html", ["html"], 0, None)
+    assert "Clean quality" in (tmp_path / "r.html").read_text()
+
+
+def test_what_cannot_be_done_is_one_line(there: Path, tmp_path: Path) -> None:
+    with pytest.raises(RrecError, match="is no directory"):
+        report([tmp_path / "nowhere"], tmp_path / "r.html", ["html"], 0, None)
+    with pytest.raises(RrecError, match="has no run in it"):
+        report([tmp_path], tmp_path / "r.html", ["html"], 0, None)
+    with pytest.raises(RrecError, match="unknown format of a report 'pdf'"):
+        report([there], tmp_path / "r.html", ["pdf"], 0, None)
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "has no run in it" in done.output
+
+
+def test_the_verb_writes_the_page(there: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "r.html"
+    done = CliRunner().invoke(app, ["report", str(there / "train"), "-o", str(out), "--users", "0"])
+    assert done.exit_code == 0, done.output
+    assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.5, "0.5000"), (float("nan"), "–"), (None, "–"), (3, "3"), (Spread(0.5, float("nan"), 1), "0.5000")],
+)
+def test_cells_say_what_is_known(value: float | Spread | None, text: str) -> None:
+    assert Cell(value).text == text
+
+
+def test_labels_of_strangers_are_text_in_a_figure() -> None:
+    name = """--><script>alert("1")</script> $x_$ \\ & "q" _"""
+    points = {name: (0.1, 0.2, 0.0, 0.0), "_b": (0.2, 0.1, float("nan"), float("nan"))}
+    text = plots.svg(plots.points(points, [name], name, "$\\frac"), "f")
+    assert "<script" not in text
+    assert "<!--" not in text
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+
+
+def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> None:
+    other = [each.replace("n_items=60", "n_items=50") for each in TRAINED]
+    done("train", tmp_path / "clicks", *other, "protocol=sampled", "n_negatives=9")
+    report([there / "train" / "plain0", tmp_path / "clicks"], tmp_path / "r.html", ["csv"], 0, None)
+    for name in ("clean", "clean_2"):
+        assert len(list(csv.DictReader((tmp_path / "r" / f"{name}.csv").open()))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+def test_a_browser_renders_the_page_with_the_numbers_of_the_runs(written: Path, there: Path, tmp_path: Path) -> None:
+    shot = tmp_path / "shot.png"
+    browse(f"--screenshot={shot}", f"--user-data-dir={tmp_path / 'browser'}", written.as_uri())
+    assert shot.stat().st_size > 20_000
+    dump = dumped(written, tmp_path / "browser")
+    reader = Reader()
+    reader.feed(dump)
+    values = [metrics(there / "train" / f"plain{seed}")["test/ndcg@10"] for seed in (0, 1)]
+    rows = {row["model"][0]: row for row in columns(reader, "clean")}
+    assert rows["mf"]["ndcg@10"][0].startswith(f"{mean(values):.4f}")
