@@ -44,6 +44,8 @@ RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
 """What may change when a run is continued: where it runs, not what it computes."""
 SWEEP, JOB = "sweep.json", "job.json"
 """What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
+LOCK = "lock"
+"""What a process has that is at a job of a sweep."""
 
 
 def conf_dir() -> Path:
@@ -167,7 +169,7 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
     except RrecError as error:
         _say(str(error))
         return 2
-    _say(f"{sum(job.error is None for job in jobs)} jobs are done; what is missing of `rrec {verb} -m` follows")
+    _say(f"jobs that are done: {sum(job.error is None for job in jobs)}; what is missing of `rrec {verb} -m` follows")
     for job in jobs:
         if job.error is not None:
             _say(f"job {job.name}, again: {job.error}")
@@ -225,7 +227,7 @@ class Job:
         try:
             if not sweeping:
                 return self._run(composed, self.out)
-            with files.held(self.out / "lock"):  # a worker may outlive the sweep that started it
+            with files.held(self.out / LOCK):  # a worker may outlive the sweep that started it
                 if not _finished(self.out, composed, settings.overrides.task):
                     return self._run(composed, self.out)
                 metrics = files.read_json(self.out / "metrics.json", "sweep")
@@ -462,7 +464,7 @@ def _jobs(verb: str, directory: Path) -> list["SweptJob"]:
         words = files.read_json(stored, "sweep")["overrides"]
         overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in words)}
         metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
-        error = None if metrics is not None else last_error(run / f"{verb}.log")
+        error = None if metrics is not None else _why(run, verb)
         found.append(SweptJob(run.name, overrides, metrics, error))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
 
@@ -473,6 +475,15 @@ def _overrides(path: Path) -> list[str]:
     if not isinstance(stored, ListConfig):
         raise ValueError(f"{path} holds no list")
     return [str(each) for each in stored]
+
+
+def _why(run: Path, verb: str) -> str:
+    """Why a job has no results."""
+    try:
+        with files.held(run / LOCK):
+            return last_error(run / f"{verb}.log")
+    except RrecError:
+        return "it is running"
 
 
 def _candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:

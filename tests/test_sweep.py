@@ -1,5 +1,4 @@
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -163,23 +162,23 @@ def rrec(*words: str) -> tuple[int, str]:
 
 
 def test_resume_does_again_what_failed_and_only_that() -> None:
-    words = ["lr=0.1,0.3", "seed=0,1"]
+    words = ["lr=0.1", "seed=0,1,2"]
     assert launch("train", [*words, "hydra.sweep.dir=whole"], multirun=True) == 0
-    BROKEN.update({(0.1, 1), (0.3, 0)})
+    BROKEN.update({(0.1, 1), (0.1, 2)})
     assert launch("train", [*words, "hydra.sweep.dir=s"], multirun=True) == 1
     broken = Path("s/summary.csv").read_bytes()
     BROKEN.remove((0.1, 1))
     RAN.clear()
     status, said = rrec("sweep", "resume", "s")
     assert status == 1
-    assert RAN == [(0.1, 1), (0.3, 0)]
-    assert "2 jobs are done" in said
+    assert RAN == [(0.1, 1), (0.1, 2)]
+    assert "jobs that are done: 1;" in said
     assert "job 1, again: the disk is full" in said
     assert "`rrec sweep resume s`" in said
     BROKEN.clear()
     RAN.clear()
     assert rrec("sweep", "resume", "s")[0] == 0
-    assert RAN == [(0.3, 0)]
+    assert RAN == [(0.1, 2)]
     for name in ("summary.csv", "summary.md", "sweep.csv"):
         assert Path("s", name).read_bytes() == Path("whole", name).read_bytes()
     assert Path("s/summary.csv").read_bytes() != broken
@@ -229,6 +228,7 @@ def test_a_job_that_another_process_is_at_is_left_alone() -> None:
     Path("s/1/metrics.json").unlink()
     RAN.clear()
     with held(Path("s/1/lock")):
+        assert "job 1: it is running" in rrec("sweep", "show", "s")[1]
         status, said = rrec("sweep", "resume", "s")
     assert status == 1
     assert "another process is still at it" in said
@@ -247,18 +247,16 @@ def test_a_job_with_other_settings_is_not_taken_for_done() -> None:
 
 def test_optuna_takes_up_its_search_where_it_was() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    words = ["hparams=optuna", "hydra.sweeper.n_trials=5"]
+    words = ["hparams=optuna", "hydra.sweeper.n_trials=3"]
     assert launch("train", [*words, "hydra.sweep.dir=whole"], multirun=True) == 0
     asked = list(RAN)
     assert launch("train", [*words, "hydra.sweep.dir=s"], multirun=True) == 0
-    for number in (3, 4):
-        for each in Path(f"s/{number}").glob("*.json"):
-            each.unlink()
+    for each in Path("s/2").glob("*.json"):
+        each.unlink()
     RAN.clear()
     assert rrec("sweep", "resume", "s")[0] == 0
-    assert asked[3:] == RAN
+    assert asked[2:] == RAN
     assert Path("s/summary.csv").read_bytes() == Path("whole/summary.csv").read_bytes()
-    assert json.loads(Path("s/4/metrics.json").read_text())
 
 
 def test_a_study_needs_no_m_and_its_values_can_be_replaced() -> None:

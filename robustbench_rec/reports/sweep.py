@@ -49,7 +49,7 @@ def report(found: Summary, directory: Path, console: Console) -> None:
         console.print(_resilience_table(found))
     for job in found.jobs:
         if job.error:
-            console.print(f"job {job.name} failed: {job.error}", style="red", markup=False, soft_wrap=True)
+            console.print(f"job {job.name}: {job.error}", style="red", markup=False, soft_wrap=True)
     console.print(f"{directory}: {', '.join(written + drawn)}", markup=False, highlight=False, soft_wrap=True)
 
 
