@@ -646,8 +646,9 @@ class TestRuns:
         run("train", tmp_path / "teacher", *words)
         teacher = f"teacher='{tmp_path / 'teacher'}'"
         assert run("distill", tmp_path / "student", *words, teacher)["cleaning/rules/bots_by_length"] > 0
-        with pytest.raises(RrecError, match="teacher="):
-            run("distill", tmp_path / "other", *WORDS, teacher)
+        assert "cleaning/rules/users" not in run("distill", tmp_path / "other", *WORDS, teacher)
+        with pytest.raises(RrecError, match="teacher="):  # fake users are users of the student alone
+            run("distill", tmp_path / "third", *WORDS, teacher, "poison=random")
 
     def test_graphda_makes_the_graph_of_the_scores_of_a_run(self, tmp_path: Path) -> None:
         words = [each for each in WORDS if not each.startswith("model")] + ["model=lightgcn", "model.dim=8"]

@@ -99,7 +99,7 @@ MISTAKES = {
         "distill",
         ["teacher=x", "distill=[listwise,]"],
         2,
-        "several are distill=[outermost,…,innermost]",
+        "several are distill=[first,…], each inside the one before",
     ),
     "missing path": ("train", ["dataset=table"], 1, "dataset.path=<value>"),
     "no equals sign": ("train", ["foo"], 2, "cannot read 'foo': write key=value"),

@@ -33,7 +33,9 @@ from robustbench_rec.trainer import Trainer
 
 SECONDS = ("seconds", "train_seconds")
 
-WITH_PENALTIES = [each for each in defenses if each != "dp_sgd"]  # which refuses models that have one
+WITH_PENALTIES = [  # dp_sgd refuses models that have one; mf and the toy have neither events nor dropout
+    each for each in defenses if each not in ("dp_sgd", "neftune", "rdrop")
+]
 
 
 def trainer(
