@@ -376,7 +376,7 @@ class TestDistill:
         assert metrics["valid/auc"] > 0.6
         told = read(tmp_path / "run" / "run.json")
         assert told["task"] == "distill"
-        assert told["objective"] == "L = task + 0.5 · listwise"
+        assert told["objective"] == "L = task + 2 · listwise"
         assert told["parameters"] == {"trained": 8 * (150 + 60), "all": 8 * (150 + 60)}
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'run'}'", *JUDGED)
         assert all(metrics[key] == value for key, value in again.items())
