@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from robustbench_rec.config import Fit
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast
+from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, start_epoch, told
 from robustbench_rec.progress import Bar
@@ -28,6 +30,8 @@ RESUME = "resume"
 """Folder of the resumable state in a run directory."""
 SAVE_EVERY = 5.0
 """Seconds between two resumable states; what a killed run has to do again at most, beside the epoch it was in."""
+COUNTED = 10
+"""Epochs from one whose passes are counted to the next: the hooks that count cost some percent of a short step."""
 
 
 @dataclass
@@ -54,10 +58,9 @@ class Trainer:
     out: Path
     about: Mapping[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
-    done: int = 0
-    """Epochs run by this process."""
 
     def __post_init__(self) -> None:
+        self.passes, self.counted = Passes(self.model), 0  # of so many steps
         fit = self.fit
         optimizers.check(fit)
         counts = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
@@ -86,9 +89,11 @@ class Trainer:
             for epoch in range(len(self.history), self.fit.epochs):
                 if self._waited() >= self.fit.patience:
                     break
-                row = self._epoch(epoch, bar)
+                counting = epoch % COUNTED == 0 or not self.counted
+                with self.passes if counting else nullcontext():
+                    row = self._epoch(epoch, bar)
+                self.counted += len(self.sampler) if counting else 0
                 self.history.append(row)
-                self.done += 1
                 tracking.epoch(self.out, row)
                 if self.fit.trajectory and (epoch + 1) % self.fit.trajectory == 0:
                     keep_epoch(self.out, self.model, epoch + 1, {self.monitor: row[self.monitor]})

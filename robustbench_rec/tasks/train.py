@@ -21,7 +21,7 @@ from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
-from robustbench_rec.metrics.cost import Passes, parameters
+from robustbench_rec.metrics.cost import parameters
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.poison import Shilling
@@ -69,9 +69,9 @@ def train(
         notes["objective"] = trainer.objective.formula
     trained, total = sizes(trainer.model)
     notes["parameters"] = {"trained": trained, "all": total}
-    with Run(out, task, seeds=seeds, device=device, **notes) as record, Passes(trainer.model) as passes:
+    with Run(out, task, seeds=seeds, device=device, **notes) as record:
         learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
-        record.record["cost"] = cost(trainer, passes)
+        record.record["cost"] = cost(trainer)
         metrics = judge(judging, Shifted(trainer.model), cfg, out) | suspects(found, data, out)
         metrics |= finish(trainer, judging)
         numbers = {name: value for name, value in (trainer.history or [{}])[-1].items() if "/" in name}
@@ -182,15 +182,15 @@ def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] 
     checkpoint.save(trainer.out, trainer.model, cfg.model, cfg, data, training=training)
 
 
-def cost(trainer: Trainer, passes: Passes) -> dict[str, float]:
+def cost(trainer: Trainer) -> dict[str, float]:
     """What the training took, shown; the peak of the memory stands in `run.json` beside it."""
-    steps = trainer.done * len(trainer.sampler)
+    steps = trainer.counted
     seconds = [row["train_seconds"] for row in trainer.history]
     found = {
         "parameters": parameters(trainer.model),
         "epochs": len(trainer.history),
         "seconds_per_epoch": median(seconds) if seconds else float("nan"),
-        "forward_equivalents_per_step": passes.equivalents / steps if steps else float("nan"),
+        "forward_equivalents_per_step": trainer.passes.equivalents / steps if steps else float("nan"),
     }
     show("cost", [name.replace("_", " ") for name in found], [list(found.values())])
     return found
