@@ -15,6 +15,7 @@ from robustbench_rec import pretrained as library
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
+from robustbench_rec.models import text_tower
 from robustbench_rec.models.text_tower import TextTower
 from robustbench_rec.objective import Plain
 from robustbench_rec.pretrained import Adaptation, Backbone, LoRA, Pretrained, kept, texts
@@ -106,7 +107,8 @@ class TestEncoder:
         delta = {name: 0.1 * torch.randn_like(model.get_parameter(name)) for name in surface(model, "weight")}
         found = []
         for tokens in (2**12, 40):
-            monkeypatch.setattr(library, "TOKENS", tokens)
+            for module in (library, text_tower):
+                monkeypatch.setattr(module, "TOKENS", tokens)
             value = objective(Shifted(model, delta), batch)
             found.append((value, gradients(model, value)))
         (one, whole), (two, pieces) = found

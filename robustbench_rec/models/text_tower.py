@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +20,18 @@ from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.pretrained import Backbone, Origin, Pretrained, joined, kept, mean, texts, whole_words
+from robustbench_rec.pretrained import (
+    TOKENS,
+    Backbone,
+    Origin,
+    Pretrained,
+    joined,
+    kept,
+    mean,
+    recomputed,
+    texts,
+    whole_words,
+)
 from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
 
@@ -27,7 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 USERS = ("embedding", "history")
-AT_ONCE = 512  # texts that are encoded together, of about one length
 
 
 @models.register
@@ -169,7 +180,11 @@ class TextTower(RecModel):
         if self.backbone is None:
             return self.feature_text if index is None else rows(self.feature_text, index)
         tokens, lengths = (each if index is None else each[index] for each in (self.tokens, self.lengths))
-        return (_encoded(self.backbone, tokens, lengths) - self.centre) * self.scale
+        if all(each.idle for each in self.backbone.modules() if isinstance(each, Site)):
+            found = _by_length(partial(recomputed, self.backbone), tokens, lengths)
+        else:  # a site is shifted for all texts at once
+            found = _encoded(self.backbone, tokens, lengths)
+        return (found - self.centre) * self.scale
 
     def _tokens(self, tokenizer: Any, lines: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens `[n, max_tokens]`, padded on the right, and how many each text has."""
@@ -196,9 +211,7 @@ class TextTower(RecModel):
             device = data.train.users.device
             tokens, lengths = self._tokens(pretrained.tokenizer(), texts(data, self.config.columns), device)
             backbone = self._encoder(pretrained, device, Adaptation(rank=0, alpha=0, dropout=0)).eval()
-            order = lengths.argsort(stable=True)
-            found = [_encoded(backbone, tokens[part], lengths[part]) for part in order.split(AT_ONCE)]
-            return torch.cat(found)[order.argsort()]
+            return _by_length(backbone, tokens, lengths)
 
         return kept(data.place and data.place / "texts", key, compute).to(data.train.users.device)
 
@@ -236,8 +249,7 @@ class _Reader(Reader):
             return found
 
         with torch.set_grad_enabled(added is not None):
-            parts = zip(tokens.split(AT_ONCE), lengths.split(AT_ONCE), strict=True)
-            encoded = torch.cat([_encoded(states, *part) for part in parts])
+            encoded = _by_length(states, tokens, lengths)
         return {"feature_text": (encoded - self.model.centre) * self.model.scale}
 
     def begins(self, text: str, starts: Sequence[int]) -> list[int | None]:
@@ -250,6 +262,13 @@ class _Reader(Reader):
             if end > start
         }
         return [tokens.get(each) for each in starts]
+
+
+def _by_length(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, lengths: Tensor) -> Tensor:
+    """`_encoded` in pieces of texts of about one length, which need little padding."""
+    order = lengths.argsort(stable=True)
+    pieces = order.split(max(1, TOKENS // tokens.shape[1]))
+    return torch.cat([_encoded(backbone, tokens[part], lengths[part]) for part in pieces])[order.argsort()]
 
 
 def _encoded(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, lengths: Tensor) -> Tensor:
