@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
-from robustbench_rec import checkpoint, launch
+from robustbench_rec import checkpoint, composing
 from robustbench_rec.attacks import attacks
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.frontier import BEST, Trace, advantage
@@ -114,8 +114,7 @@ def _run(verb: str, task: Any, words: list[str], out: Path) -> None:
 
 
 def _config(verb: str, words: list[str]) -> Any:
-    launch._register_schemas()
-    with hydra.initialize_config_dir(str(launch.conf_dir()), version_base="1.3"):
+    with composing.session():
         return OmegaConf.to_object(hydra.compose(verb, words))
 
 

@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from robustbench_rec import __version__, checkpoint, optimizers
 from robustbench_rec.batch import Batch
+from robustbench_rec.composing import conf_dir
 from robustbench_rec.config import ROOTS, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defended
@@ -35,7 +36,6 @@ from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.base import CELLS
 from robustbench_rec.evaluation.ranking import Full
 from robustbench_rec.hardware import setup
-from robustbench_rec.launch import conf_dir
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, Plain, start_epoch

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustbench_rec import checkpoint, launch
+from robustbench_rec import checkpoint, composing
 from robustbench_rec.adversarial import Adversarial
 from robustbench_rec.ascent import Perturbation
 from robustbench_rec.attacks import attacks
@@ -53,9 +53,8 @@ VERBS: dict[str, tuple[str, ...]] = {
 
 @cache
 def compose(verb: str, *overrides: str) -> DictConfig:
-    launch._register_schemas()
-    with hydra.initialize_config_dir(str(launch.conf_dir()), version_base="1.3"):
-        return hydra.compose(verb, launch._nested(overrides))
+    with composing.session():
+        return hydra.compose(verb, composing.nested(overrides))
 
 
 SHIFTING = [  # the attacks within eps that any model has δ for

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor
 
-from robustbench_rec import launch
+from robustbench_rec import composing
 from robustbench_rec.attacks import attacks
 from robustbench_rec.certificates import certificates
 from robustbench_rec.certificates._elections import chosen, histories, neighbours
@@ -654,7 +654,7 @@ class TestSmoothing:
 class TestTask:
     def run(self, verb: Any, name: str, out: Path, *words: str) -> dict[str, float]:
         out.mkdir(parents=True, exist_ok=True)
-        metrics: dict[str, float] = verb.run(launch._typed(compose(name, *words), name), out)
+        metrics: dict[str, float] = verb.run(composing.typed(compose(name, *words), name), out)
         return metrics
 
     def test_a_certificate_stands_beside_the_metrics(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustbench_rec import checkpoint, cleanings, launch
+from robustbench_rec import checkpoint, cleanings, composing
 from robustbench_rec.clean import Detector, cleaned, judged, robust, visible
 from robustbench_rec.cleans import cleans
 from robustbench_rec.cleans._profiles import burstiness, explicit, implicit, profiles
@@ -561,7 +561,7 @@ TASKS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill}
 
 def run(verb: str, out: Path, *words: str) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
-    metrics: dict[str, float] = TASKS[verb].run(launch._typed(compose(verb, *words), verb), out)
+    metrics: dict[str, float] = TASKS[verb].run(composing.typed(compose(verb, *words), verb), out)
     return metrics
 
 

@@ -12,11 +12,11 @@ import hydra
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from robustbench_rec import config, launch
+from robustbench_rec import composing, config
 from robustbench_rec.registry import Registry
 from robustbench_rec.tasks.ls import groups
 
-CONF = launch.conf_dir()
+CONF = composing.conf_dir()
 YAMLS = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
 REGISTRIES = {name: path for name, path in groups().items() if name not in ("losses", "metrics")}
 KINDS = {name: {"certificates": "certify"}.get(name, name.removesuffix("s")) for name in REGISTRIES}
@@ -24,9 +24,8 @@ COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CON
 
 
 def compose(verb: str, *overrides: str) -> DictConfig:
-    launch._register_schemas()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(verb, launch._nested(overrides))
+    with composing.session():
+        return hydra.compose(verb, composing.nested(overrides))
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import Toy, batch_of, build, compose, configured, gradients, usual
 
-from robustbench_rec import launch
+from robustbench_rec import composing, launch
 from robustbench_rec.config import Attack, Train
 from robustbench_rec.defenses import defended, defenses
 from robustbench_rec.denoising import Denoiser
@@ -34,7 +34,7 @@ SMALL = (
 
 
 def typed(*words: str) -> Train:
-    found = launch._typed(compose("train", *launch._nested(words)), "train")
+    found = composing.typed(compose("train", *composing.nested(words)), "train")
     assert isinstance(found, Train)
     return found
 
@@ -62,12 +62,12 @@ class TestCommandLine:
 
     def test_other_words_stay_as_they_are(self) -> None:
         words = ["defense=apr", "defense.modules=[a,b]", "top_k=[5,10]", "+x=[1]", "-m"]
-        assert launch._nested(words) == words
+        assert composing.nested(words) == words
 
     @pytest.mark.parametrize("word", ["defense=[]", "defense=[apr,]", "defense=none,[rawp,apr]", "defense=[a,[b]]"])
     def test_what_cannot_be_read_is_one_line(self, word: str) -> None:
         with pytest.raises(RrecError, match=r"defense=\[first,…\]") as caught:
-            launch._nested([word])
+            composing.nested([word])
         assert "\n" not in str(caught.value)
 
     def test_an_unknown_key_of_an_inner_defence_is_told_with_its_place(
@@ -79,7 +79,7 @@ class TestCommandLine:
         assert "unknown defense 'aprr'; did you mean 'apr'?" in capsys.readouterr().err
 
     def test_keys_of_an_inner_defence_are_completed(self) -> None:
-        assert launch.complete("train", ["defense=[rawp,apr]"], "defense.inner.ep") == ["defense.inner.eps=0.2"]
+        assert composing.complete("train", ["defense=[rawp,apr]"], "defense.inner.ep") == ["defense.inner.eps=0.2"]
 
 
 NESTING = [each for each in defenses if each not in ("dp_sgd", "neftune", "rdrop")]  # the models here have no events
@@ -137,7 +137,7 @@ def test_a_run_with_several_is_trained_and_trained_again_on_poison(tmp_path: Pat
     stored = json.loads((out / "model.json").read_text())["training"]["defense"]
     assert names(stored) == ["rawp", "apr"]
     assert stored["inner"]["eps"] == 0.3
-    cfg = launch._typed(compose("attack", f"ckpt='{out}'", "poison=random", "device=cpu", "top_k=[5]"), "attack")
+    cfg = composing.typed(compose("attack", f"ckpt='{out}'", "poison=random", "device=cpu", "top_k=[5]"), "attack")
     assert isinstance(cfg, Attack)
     assert attack.run(cfg, again)
     assert json.loads((again / "model.json").read_text())["training"]["defense"] == stored

@@ -10,7 +10,7 @@ import torch
 from conftest import Toy, batch_of, build, compose, configured
 from torch import Tensor, nn
 
-from robustbench_rec import checkpoint, launch
+from robustbench_rec import checkpoint, composing
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Finetune
 from robustbench_rec.criticality import criticality
@@ -128,7 +128,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, words in SMALL.items():
         out = tmp_path_factory.mktemp(name)
         overrides = (*SYNTHETIC, *words, "epochs=8", "batch_size=128", "lr=0.02", "top_k=[5]", "monitor=ndcg@5")
-        train.run(launch._typed(compose("train", *overrides), "train"), out)
+        train.run(composing.typed(compose("train", *overrides), "train"), out)
         runs[name] = out
     return runs
 
@@ -144,7 +144,7 @@ def config(ckpt: Path, *overrides: str) -> Finetune:
         "device=cpu",
     )
     composed = compose("finetune", f"ckpt='{ckpt}'", *dict_of(words, overrides))
-    typed = launch._typed(composed, "finetune")
+    typed = composing.typed(composed, "finetune")
     assert isinstance(typed, Finetune)
     return typed
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustbench_rec import checkpoint, launch
+from robustbench_rec import checkpoint, composing
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.frontier import Trace, advantage, best_attacked
 from robustbench_rec.significance import estimate, means, resamples
@@ -134,7 +134,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "other": ("trajectory=1", "split.seed=1"),
     }.items():
         out = tmp_path_factory.mktemp(name)
-        metrics = train.run(launch._typed(compose("train", *SMALL, *words), "train"), out)
+        metrics = train.run(composing.typed(compose("train", *SMALL, *words), "train"), out)
         (out / "metrics.json").write_text(json.dumps(metrics))
         found[name] = out
     return found
@@ -142,7 +142,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def asked(ckpt: Path, frontier: Path | str, *words: str) -> Any:
     composed = compose("attack", f"ckpt='{ckpt}'", f"frontier={frontier}", "device=cpu", "attack.steps=2", *words)
-    return launch._typed(composed, "attack")
+    return composing.typed(composed, "attack")
 
 
 class TestTrajectory:
@@ -165,7 +165,7 @@ class TestTrajectory:
 
     def test_a_negative_distance_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="trajectory=-1"):
-            train.run(launch._typed(compose("train", *SMALL, "trajectory=-1"), "train"), tmp_path)
+            train.run(composing.typed(compose("train", *SMALL, "trajectory=-1"), "train"), tmp_path)
 
 
 class TestTask:

@@ -10,10 +10,10 @@ import torch
 from conftest import DATA, Fixed, compose, judge
 
 from robustbench_rec import launch
+from robustbench_rec.composing import limits
 from robustbench_rec.config import Gate
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.base import Result
-from robustbench_rec.launch import _limits
 from robustbench_rec.reports.junit import Check, junit, markdown
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.gate import Side, _checks
@@ -105,8 +105,8 @@ def test_junit_is_xml_with_a_failure_for_each_check_that_failed() -> None:
 
 def test_the_dotted_form_is_the_mapping() -> None:
     words = ["max_drop.ndcg@10=5%", "ckpt=x", "max_drop.recall@20=0.1", "at_least.auc=0.6"]
-    assert _limits(words) == ["ckpt=x", "max_drop={ndcg@10: 5%, recall@20: 0.1}", "at_least={auc: 0.6}"]
-    composed = compose("gate", *_limits(words))
+    assert limits(words) == ["ckpt=x", "max_drop={ndcg@10: 5%, recall@20: 0.1}", "at_least={auc: 0.6}"]
+    composed = compose("gate", *limits(words))
     assert composed.max_drop == {"ndcg@10": "5%", "recall@20": 0.1}
 
 

@@ -10,7 +10,7 @@ import torch
 from conftest import build, compose, configured, interactions, judge, make_data
 from torch import Tensor
 
-from robustbench_rec import checkpoint, launch
+from robustbench_rec import checkpoint, composing
 from robustbench_rec.config import Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
 from robustbench_rec.errors import RrecError
@@ -438,16 +438,17 @@ class TestRecipe:
     def test_the_verbs_take_noise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = (*SYNTHETIC, "device=cpu", "epochs=1", "model=lightgcn")
         (tmp_path / "run").mkdir()
-        trained = train.run(launch._typed(compose("train", *words, "noise=label_flip"), "train"), tmp_path / "run")
+        trained = train.run(composing.typed(compose("train", *words, "noise=label_flip"), "train"), tmp_path / "run")
         assert json.loads((tmp_path / "run" / "model.json").read_text())["recipe"]["noise"]["name"] == "label_flip"
         metrics = {}
         for noise in ("none", "edge_drop"):
             (tmp_path / noise).mkdir()
-            typed = launch._typed(compose("eval", f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"noise={noise}"), "eval")
+            words = (f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"noise={noise}")
+            typed = composing.typed(compose("eval", *words), "eval")
             metrics[noise] = evaluate.run(typed, tmp_path / noise)
         assert metrics["none"]["test/ndcg@10"] == pytest.approx(trained["test/ndcg@10"])
         assert metrics["none"] != metrics["edge_drop"]
-        data_task.info(launch._typed(compose("data", *SYNTHETIC, "noise=sparsify", "noise.level=0.5"), "data"))
+        data_task.info(composing.typed(compose("data", *SYNTHETIC, "noise=sparsify", "noise.level=0.5"), "data"))
         assert load(RECIPE, None).fingerprint not in capsys.readouterr().out
 
 

@@ -13,7 +13,7 @@ from conftest import DATA, Toy, compose, configured, fit, make_data
 from conftest import judge as judged
 from torch import Tensor
 
-from robustbench_rec import checkpoint, launch, profiles
+from robustbench_rec import checkpoint, composing, profiles
 from robustbench_rec.data import Interactions, Profiles
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full
@@ -478,7 +478,7 @@ TARGETS = {"poison.count": "3", "poison.size": "0.1"}
 def run(verb: str, out: Path, *overrides: str) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     words = {each.partition("=")[0]: each for each in overrides}
-    typed: Any = launch._typed(compose(verb, *words.values()), verb)
+    typed: Any = composing.typed(compose(verb, *words.values()), verb)
     metrics: dict[str, float] = TASKS[verb].run(typed, out)
     return metrics
 
@@ -599,4 +599,4 @@ class TestVerbs:
 
 
 def test_fit_is_what_the_checkpoint_keeps() -> None:
-    assert set(vars(fit())) <= set(train.settings(launch._typed(compose("train"), "train")))
+    assert set(vars(fit())) <= set(train.settings(composing.typed(compose("train"), "train")))

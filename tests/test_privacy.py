@@ -8,7 +8,7 @@ import torch
 from conftest import batch_for, batch_of, build, compose, configured, gradients
 from torch import Tensor, nn
 
-from robustbench_rec import launch
+from robustbench_rec import composing
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses.dp_sgd import DPSGD
@@ -212,7 +212,7 @@ class TestNoise:
             f"data_dir='{tmp_path}'",
         ]
         words += ["model=mf", "model.dim=4", "model.l2=0", "defense=dp_sgd", "epochs=2", "batch_size=64"]
-        metrics = train.run(launch._typed(compose("train", *words), "train"), tmp_path)
+        metrics = train.run(composing.typed(compose("train", *words), "train"), tmp_path)
         assert 0 < metrics["privacy/epsilon"] < 100
         assert metrics["privacy/delta"] == 1e-5
 
@@ -268,7 +268,7 @@ def test_nothing_may_be_added_to_a_private_loss(tmp_path: Path) -> None:
     words = ["dataset=synthetic", "dataset.n_users=40", "dataset.n_items=30", "device=cpu", f"data_dir='{tmp_path}'"]
     model = ["model=mf", "model.dim=4", "model.l2=0", "epochs=1"]
     (tmp_path / "teacher").mkdir()
-    train.run(launch._typed(compose("train", *words, *model), "train"), tmp_path / "teacher")
+    train.run(composing.typed(compose("train", *words, *model), "train"), tmp_path / "teacher")
     more = [f"teacher='{tmp_path / 'teacher'}'", "defense=dp_sgd", "defense.noise=0"]
     with pytest.raises(RrecError, match="nothing may be added"):
-        distill.run(launch._typed(compose("distill", *words, *model, *more), "distill"), tmp_path)
+        distill.run(composing.typed(compose("distill", *words, *model, *more), "distill"), tmp_path)

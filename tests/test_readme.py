@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import robustbench_rec.models
-from robustbench_rec import launch
+from robustbench_rec import composing, launch
 from robustbench_rec.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,15 +39,15 @@ def test_the_make_targets_of_the_documents_exist() -> None:
     assert set(re.findall(r"^make ([a-z]+)", contributing, re.MULTILINE)) <= targets
 
 
-@pytest.mark.parametrize("command", [each for each in COMMANDS if each[1] in launch.config.ROOTS], ids=" ".join)
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each[1] in composing.config.ROOTS], ids=" ".join)
 def test_every_command_of_the_readme_composes(
     command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = command[3:] if command[1] == "data" else command[2:]
     if command[1] == "data":
-        with launch._hydra():
-            launch._typed(launch.hydra.compose("data", words), "data")
+        with composing.session():
+            composing.typed(composing.hydra.compose("data", words), "data")
         return
     for overrides in composed([each for each in words if not each.startswith("resume=")]):
         assert launch.launch(command[1], overrides, cfg="job") == 0
@@ -84,11 +84,11 @@ def test_the_model_in_two_files_of_the_contributing_page_trains(
     (module,) = [path for path in files if path.startswith("robustbench_rec/models/")]
     (yaml,) = [path for path in files if path.startswith("conf/model/")]
     assert len(files) == 2
-    conf = copytree(launch.conf_dir(), tmp_path / "conf")
+    conf = copytree(composing.conf_dir(), tmp_path / "conf")
     (conf / "model" / Path(yaml).name).write_text(files[yaml], encoding="utf-8")
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / Path(module).name).write_text(files[module], encoding="utf-8")
-    monkeypatch.setattr(launch, "conf_dir", lambda: conf)
+    monkeypatch.setattr(composing, "conf_dir", lambda: conf)
     monkeypatch.setattr(
         robustbench_rec.models, "__path__", [*robustbench_rec.models.__path__, str(tmp_path / "models")]
     )

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from test_tasks import DATA, JUDGED, MODEL, VERBS
 from typer.testing import CliRunner
 
-from robustbench_rec import launch
+from robustbench_rec import composing
 from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
@@ -42,7 +42,7 @@ def done(verb: str, out: Path, *overrides: str) -> dict[str, float]:
     (out / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(words))
     told = {"hydra": {"job": {"config_name": verb}, "runtime": {"cwd": str(out.parent)}}}
     (out / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(told))
-    metrics: dict[str, float] = VERBS[verb].run(launch._typed(composed, verb), out)
+    metrics: dict[str, float] = VERBS[verb].run(composing.typed(composed, verb), out)
     write_json(out / "metrics.json", metrics)
     return metrics
 

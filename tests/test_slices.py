@@ -12,7 +12,7 @@ import torch
 from conftest import DATA, Fixed, build, compose, interactions, judge, make_data
 from torch import Tensor
 
-from robustbench_rec import launch
+from robustbench_rec import composing
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Result, evaluator
@@ -302,7 +302,7 @@ class TestCalibration:
 def run(verb: Any, out: Path, *words: str) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     name = verb.__name__.rpartition(".")[2]
-    found: dict[str, float] = verb.run(launch._typed(compose(name, *words), name), out)
+    found: dict[str, float] = verb.run(composing.typed(compose(name, *words), name), out)
     (out / "metrics.json").write_text(json.dumps(found))
     return found
 

@@ -13,7 +13,7 @@ import torch
 from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
 from safetensors.torch import load_file
 
-from robustbench_rec import launch, trainer
+from robustbench_rec import composing, trainer
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
@@ -43,7 +43,7 @@ VERBS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill,
 def run(verb: str, out: Path, *overrides: str) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     words = {each.partition("=")[0]: each for each in overrides}  # the later word for a key counts
-    typed = launch._typed(compose(verb, *words.values()), verb)
+    typed = composing.typed(compose(verb, *words.values()), verb)
     metrics: dict[str, float] = VERBS[verb].run(typed, out)
     return metrics
 

@@ -11,7 +11,7 @@ import torch
 from conftest import DATA, build, buildable, compose, configured, judge, question
 from torch import Tensor
 
-from robustbench_rec import launch
+from robustbench_rec import composing
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
@@ -422,7 +422,7 @@ def test_the_command_writes_texts_and_numbers(tmp_path: Path) -> None:
     def run(verb: str, out: Path, *words: str) -> dict[str, float]:
         out.mkdir()
         task = train if verb == "train" else attack_task
-        found: dict[str, float] = task.run(launch._typed(compose(verb, *words), verb), out)
+        found: dict[str, float] = task.run(composing.typed(compose(verb, *words), verb), out)
         return found
 
     small = ("dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "dataset.events_per_user=12")

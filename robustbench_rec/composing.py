@@ -1,0 +1,217 @@
+"""From the words of a command line to a typed configuration, and what is wrong with them in one line."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from robustbench_rec import config
+from robustbench_rec.errors import RrecError, unknown
+
+NESTED = ("defense", "clean", "distill")
+"""Groups of which several can be chosen, one inside the other."""
+RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
+"""What may change when a run is continued: where it runs, not what it computes."""
+
+
+def conf_dir() -> Path:
+    """`conf/` as packed into the wheel, else at the top of the repository."""
+    here = Path(__file__).resolve().parent
+    packed = here / "conf"
+    return packed if packed.is_dir() else here.parent / "conf"
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Inside, Hydra composes from `conf/` with the schemas of `config`."""
+    register_schemas()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield
+
+
+def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
+    """The composed configuration as the verb's dataclass; what it lacks and what `+key=` added to it are refused."""
+    names = {each.name for each in fields(config.ROOTS[verb])}
+    if added := sorted(set(map(str, composed)) - names):
+        raise RrecError(_told(added[0], verb, names))
+    if missing := sorted(OmegaConf.missing_keys(composed) | (names - set(composed))):
+        kinds = {"ckpt": "<run directory>", "teacher": "<run directory>"}
+        wanted = " ".join(f"{key}={kinds.get(key, '<value>')}" for key in missing)
+        raise RrecError(f"{said or verb} needs {wanted}")
+    return OmegaConf.to_object(composed)
+
+
+def limits(overrides: Sequence[str]) -> list[str]:
+    """`max_drop.ndcg@10=5%` as a mapping with all of the key, since Hydra reads an @ in a key as a package."""
+    key = re.compile(rf"({'|'.join(config.LIMITS)})\.([^=]+)=([^,]+)")
+    found = {each: key.fullmatch(each) for each in overrides}
+    said: dict[str, list[str]] = {}
+    for match in filter(None, found.values()):
+        said.setdefault(match[1], []).append(f"{match[2]}: {match[3]}")
+    return [*(each for each in overrides if not found[each]), *(f"{k}={{{', '.join(v)}}}" for k, v in said.items())]
+
+
+def nested(overrides: Sequence[str]) -> list[str]:
+    """`defense=[a,b]` in words of Hydra that compose to a around b, with the keys of b in `defense.inner`."""
+    words = []
+    for each in overrides:
+        key, _, value = each.partition("=")
+        listed = re.fullmatch(r"\[([\w\s,]*)\]", value.strip())
+        group = key.strip()
+        if group not in NESTED or (listed is None and "[" not in value):
+            words.append(each)
+            continue
+        names = [name.strip() for name in listed[1].split(",")] if listed else []
+        if not all(names) or not names:
+            raise RrecError(
+                f"cannot read '{each}': several are {group}=[first,…], each inside the one before; "
+                f"a sweep over such lists is written -m {group}=a,b +{group}@{group}.inner=c"
+            )
+        places = [group, *(f"+{group}@{group}{'.inner' * depth}" for depth in range(1, len(names)))]
+        words += [f"{place}={name}" for place, name in zip(places, names, strict=True)]
+    return words
+
+
+def with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[str]:
+    """`resume=<run directory>` stands for the overrides of that run, written to the same place."""
+    pairs = [each.partition("=") for each in overrides]
+    asked = [value.strip("'\"") for key, _, value in pairs if key == "resume" and value not in ("", "null")]
+    if not asked or "resume" not in {each.name for each in fields(config.ROOTS[verb])}:
+        return list(overrides)
+    run = Path(asked[-1]).expanduser()
+    beside = [each for each, (key, _, _) in zip(overrides, pairs, strict=True) if key != "resume"]
+    for each in beside:
+        if each.partition("=")[0] not in RESUMABLE_WITH:
+            allowed = ", ".join(RESUMABLE_WITH)
+            raise RrecError(f"resume= continues a run as it was: drop '{each}' (only {allowed} may change)")
+    if multirun:
+        raise RrecError("resume= continues one run: drop -m")
+    if not run.is_dir():
+        raise RrecError(f"resume: the run directory {run} does not exist")
+    try:
+        stored = _overrides(run / ".hydra" / "overrides.yaml")
+        ran = OmegaConf.select(OmegaConf.load(run / ".hydra" / "hydra.yaml"), "hydra.job.config_name")
+    except FileNotFoundError as error:
+        raise RrecError(f"resume: {run} is not a run directory (it has no {Path(str(error.filename)).name})") from error
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        raise RrecError(f"resume: {run} was stopped before it began ({error}); start it anew") from error
+    if ran != verb:
+        raise RrecError(f"resume: {run} is a run of `rrec {ran}`, not of `rrec {verb}`")
+    if (run / "metrics.json").exists():
+        raise RrecError(f"resume: {run} is finished; its results are in metrics.json")
+    quoted = "'" + str(run.resolve()).replace("'", r"\'") + "'"
+    before = [each for each in stored if not each.startswith("resume=")]
+    # the configuration is that of the run, so without resume=; .hydra stays as it was first written, because rewriting
+    # it could be cut short by the next kill
+    return [*before, *beside, f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+
+
+def _overrides(path: Path) -> list[str]:
+    """What Hydra stored; ValueError when a kill cut the file short."""
+    stored = OmegaConf.load(path)
+    if not isinstance(stored, ListConfig):
+        raise ValueError(f"{path} holds no list")
+    return [str(each) for each in stored]
+
+
+def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
+    """`group=choice` and `key=value` candidates for the word under the cursor, from the composed configuration."""
+    *done, word = re.sub(r" ?= ?", "=", " ".join([*words, incomplete])).split(" ")
+    if done and "=" not in done[-1]:  # bash splits "model=" at the sign and Typer drops it
+        word = f"{done.pop()}={word}"
+    try:
+        with session():
+            found = sorted(each for each in _candidates(verb, nested(done)) if each.startswith(word))
+    except (RrecError, HydraException, OmegaConfBaseException):
+        return []
+    return found if word == incomplete else [each.partition("=")[2] for each in found]
+
+
+def _candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:
+    composed = hydra.compose(verb, list(overrides))
+    yield from _leaves(composed)
+    loader = GlobalHydra.instance().config_loader()
+    for group in _groups(verb, overrides):
+        yield from (f"{group}={choice}" for choice in loader.get_group_options(group.partition("@")[0]))
+
+
+def _groups(verb: str, overrides: Sequence[str]) -> list[str]:
+    composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    return list(map(str, composed.hydra.runtime.choices))
+
+
+def _leaves(composed: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key, value in ((str(key), value) for key, value in composed.items_ex(resolve=False)):
+        if prefix and key == "name":
+            continue  # the choice of the group
+        if isinstance(value, DictConfig):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value == "???":
+            yield f"{prefix}{key}="
+        else:
+            plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
+            yield f"{prefix}{key}={json.dumps(plain, separators=(',', ':')).replace(chr(34), '')}"
+
+
+def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
+    """An error of Hydra, OmegaConf or our own as one line that names the key, the choices or the next step."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, RrecError):
+        return " ".join(lines)
+    if isinstance(error, OverrideParseException):
+        reason = lines[0] if "=" in error.override else "write key=value"
+        return f"cannot read '{error.override}': {reason}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        plugins = "; more come with the extras launchers and sweeps" if group.startswith("hydra/") else ""
+        return f"{unknown(group or 'configuration', name, error.options or ())}{plugins}"
+    if sweeping := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^']*)'", text):
+        return f"'{sweeping[1]}' is a sweep: add -m (a list is written key=[a,b])"
+    cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
+    if refused := re.search(r"Could not override '([^']+)|^Key '([^']+)'", f"{text}\n{cause}", re.MULTILINE):
+        key = refused[1] or getattr(cause, "full_key", None) or refused[2]
+        return _unknown_key(key, verb, overrides)
+    if isinstance(cause, OmegaConfBaseException):
+        reason = str(cause).partition("\n")[0]
+        if "is not a ListConfig" in reason:
+            reason = f"a list is written {cause.full_key}=[a,b]"
+        return f"{cause.full_key}: {reason}" if cause.full_key else reason
+    return "; ".join(lines)
+
+
+def _unknown_key(key: str, verb: str, overrides: Sequence[str]) -> str:
+    """An unknown key beside the keys that the overrides of groups alone compose."""
+    keys: set[str] = set()
+    with suppress(HydraException, OmegaConfBaseException), session():
+        groups = set(_groups(verb, []))
+        named = {each: re.split("[@=]", each.lstrip("+"))[0] for each in overrides}
+        chosen = [each for each, group in named.items() if group in groups and "," not in each]
+        keys = {each.partition("=")[0] for each in _candidates(verb, chosen)}
+    return _told(key, verb, keys)
+
+
+def _told(key: str, verb: str, keys: set[str]) -> str:
+    nested = sorted(each for each in keys if each.endswith(f".{key}"))
+    near = nested or get_close_matches(key, keys, n=1) or get_close_matches(key, {k.split(".")[0] for k in keys}, n=1)
+    which = "hydra" if key.startswith("hydra") else "job"
+    where = f" (`rrec {verb} --cfg {which}` shows the keys)" if verb != "data" else ""
+    return f"unknown key '{key}'{f'; did you mean {near[0]!r}?' if near else ''}{where}"
+
+
+def register_schemas() -> None:
+    """Tell Hydra the dataclass of every verb, which its file in `conf/` begins with."""
+    for name, schema in config.ROOTS.items():
+        ConfigStore.instance().store(name, schema, group="schema", package="_global_")

@@ -1,0 +1,109 @@
+"""What a sweep was asked and what its jobs left behind."""
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from robustbench_rec import config, files
+from robustbench_rec.errors import RrecError
+from robustbench_rec.reports.reading import last_error
+
+if TYPE_CHECKING:
+    from robustbench_rec.reports.summary import Job as SweptJob
+
+SWEEP, JOB = "sweep.json", "job.json"
+"""What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
+LOCK = "lock"
+"""What a process has that is at a job of a sweep."""
+
+
+def asked(directory: Path) -> tuple[str, list[str]]:
+    """The verb of a sweep, and its overrides with the place that it has."""
+    if not (directory / SWEEP).is_file():
+        raise RrecError(f"{directory} is not the directory of a sweep (it has no {SWEEP})")
+    told = files.read_json(directory / SWEEP, "sweep")
+    verb, words = told.get("verb"), told.get("overrides")
+    if verb not in config.ROOTS or not isinstance(words, list):
+        raise RrecError(f"{directory / SWEEP} is not what rrec wrote; start the sweep anew")
+    place = "'" + str(directory.resolve()).replace("'", r"\'") + "'"
+    return str(verb), [
+        *(each for each in map(str, words) if not each.startswith("hydra.sweep.dir=")),
+        f"hydra.sweep.dir={place}",
+    ]
+
+
+def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
+    """Whether a job of a sweep has its results already; RrecError where its directory is that of another job."""
+    told = {"overrides": list(overrides), "config": sha256(OmegaConf.to_yaml(composed).encode()).hexdigest()}
+    told |= {key: composed.get(key) for key in ("protocol", "monitor")}
+    if not (out / JOB).exists():
+        files.write_json(out / JOB, told)
+        return False
+    if files.read_json(out / JOB, "sweep") != told:
+        raise RrecError(f"{out} holds a job with other settings; name another hydra.sweep.dir")
+    return (out / "metrics.json").exists()
+
+
+def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
+    """What the jobs of a sweep left behind, in the order of their numbers."""
+    from robustbench_rec.reports.summary import Job as SweptJob
+
+    found = []
+    for stored in directory.glob(f"*/{JOB}"):
+        run = stored.parent
+        words = files.read_json(stored, "sweep")["overrides"]
+        overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in words)}
+        metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
+        error = None if metrics is not None else _why(run, verb)
+        found.append(SweptJob(run.name, overrides, metrics, error))
+    return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
+
+
+def _why(run: Path, verb: str) -> str:
+    """Why a job has no results."""
+    try:
+        with files.held(run / LOCK):
+            return last_error(run / f"{verb}.log")
+    except RrecError:
+        return "it is running"
+
+
+def report(verb: str, directory: Path) -> int:
+    """Show a sweep; the number of jobs that are not done. One that has not begun a job leaves nothing behind."""
+    jobs = jobs_of(verb, directory)
+    if not jobs:
+        _forget(directory)
+        return 0
+    from robustbench_rec.reports import sweep
+    from robustbench_rec.reports.summary import Summary
+
+    sweep.report(Summary(jobs, verb, *_watched(jobs, directory)), directory, Console())
+    return sum(each.metrics is None for each in jobs)
+
+
+def _watched(jobs: Sequence["SweptJob"], directory: Path) -> tuple[str | None, frozenset[str]]:
+    """The metric that the first finished job monitored or would have, and the metrics of which less is better."""
+    from robustbench_rec.evaluation import PROTOCOLS
+
+    for job in jobs:
+        if job.metrics is not None:
+            told = files.read_json(directory / job.name / JOB, "sweep")
+            protocol = PROTOCOLS[told["protocol"]]
+            return told["monitor"] or protocol.monitor, protocol.smaller
+    return None, frozenset()
+
+
+def _forget(directory: Path) -> None:
+    """Remove what Hydra wrote about a sweep before it found that no job can be composed."""
+    for name in (SWEEP, "multirun.yaml"):
+        (directory / name).unlink(missing_ok=True)
+    made = [directory] if directory.is_absolute() else [directory, *directory.parents[:-1]]
+    with suppress(OSError):  # not empty: something else is there
+        for each in made:
+            each.rmdir()
