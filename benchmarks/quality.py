@@ -113,6 +113,8 @@ def _run(chosen: argparse.Namespace, peer: str) -> None:
                     overrides = _of_table(overrides, harness.ours(job, threads=chosen.threads)["path"])
                 export = {"task": "export", "overrides": overrides, "folder": str(folder)}
                 asked = _recbole(track, seed, folder, harness.ours(export, threads=chosen.threads))
+                if chosen.latest and track == "next item":  # no one has more; RecBole would pad to 50
+                    asked["settings"] = {"MAX_ITEM_LIST_LENGTH": chosen.latest}
                 for name, case in inside.items():
                     say(f"{name}, seed {seed}")
                     found[name] = _train(case, overrides, folder / name, chosen.threads)
