@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,9 +75,11 @@ class Ranking(Evaluator[Lists]):
         values: dict[str, list[Tensor]] = {name: [] for name in names if name in ranking.WHOLE}
         for chunk, found in zip(portions, scores, strict=True):
             found[chunk.excluded] = float("-inf")
-            lists.append((chunk.users, *_ranked(found, chunk, depth)))
-            for name, each in self._whole(values, found, chunk, lists[-1][-1]).items():
-                values[name].append(each)
+            order = _ordered(found.clone()) if values else None
+            lists.append((chunk.users, *_ranked(found, chunk, depth, order)))
+            if order is not None:
+                for name, each in self._whole(values, found, order, chunk, lists[-1][-1]).items():
+                    values[name].append(each)
         users, items, best, hits, relevant = (torch.cat(each) for each in zip(*lists, strict=True))
         shown = Shown(users, items, best, hits)
         per_list = {name: torch.cat(each) for name, each in values.items()}
@@ -95,14 +98,14 @@ class Ranking(Evaluator[Lists]):
         ordered = {name: per_user[name] for name in names if name in per_user}
         return Result({name: means[name] for name in names}, owners, ordered, shown=shown)
 
-    def _whole(self, wanted: Container[str], scores: Tensor, chunk: Lists, relevant: Tensor) -> dict[str, Tensor]:
-        """Those of `ranking.WHOLE` that are wanted `[B]`; scores with -inf for what is excluded, which are spoilt."""
+    def _whole(
+        self, wanted: Container[str], scores: Tensor, order: Tensor, chunk: Lists, relevant: Tensor
+    ) -> dict[str, Tensor]:
+        """Those of `ranking.WHOLE` that are wanted `[B]`. scores: -inf for what is excluded; order: the same sorted."""
         found: dict[str, Tensor] = {}
-        if not any(name in wanted for name in ranking.WHOLE):
-            return found
         rows, columns = chunk.relevant
         hidden = torch.bincount(chunk.excluded[0], minlength=len(scores))
-        low, high = _bounds(scores, rows, scores[rows, columns])
+        low, high = _bounds(order, rows, scores[rows, columns])
         if "auc" in wanted:
             others = scores.shape[1] - hidden - relevant
             found["auc"] = ranking.auc(low - hidden[rows], high - low, relevant, others, rows)
@@ -260,21 +263,22 @@ def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, 
     return owners, {name: nothing.index_add(0, row, each.double()) / counts for name, each in values.items()}
 
 
-def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ranked(scores: Tensor, chunk: Lists, depth: int, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best items, their scores, whether each is relevant, all `[B, depth]`, and the number of relevant items `[B]`.
 
-    Where there are fewer candidates than that the items are -1 and their scores -inf.
+    Where there are fewer candidates than that the items are -1 and their scores -inf. order: the scores sorted, if
+    that is known.
     """
     rows, columns = chunk.relevant
     relevant = torch.zeros(len(scores), dtype=torch.long, device=scores.device).index_add(
         0, rows, torch.ones_like(rows)
     )
-    best = scores.topk(min(depth + 1, scores.shape[1]), 1)
+    best, places = _best(scores, min(depth + 1, scores.shape[1]), order)
     finite = scores[rows, columns].isfinite().all()
-    if bool(best.values.isnan().any() | (best.values == float("inf")).any() | ~finite):  # both sort before numbers
+    if bool(best.isnan().any() | (best == float("inf")).any() | ~finite):  # both sort before numbers
         raise RrecError("a score is NaN or infinite: such a model cannot be ranked (lower lr or eps)")
-    top, values = best.indices[:, :depth], best.values[:, :depth]
-    tied = ((best.values[:, 1:] == best.values[:, :-1]) & best.values[:, 1:].isfinite()).any(1).nonzero().squeeze(1)
+    top, values = places[:, :depth], best[:, :depth]
+    tied = ((best[:, 1:] == best[:, :-1]) & best[:, 1:].isfinite()).any(1).nonzero().squeeze(1)
     flags = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     flags[rows, columns] = True
     if len(tied):  # among equals, the relevant come last
@@ -285,6 +289,19 @@ def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, T
     return items.masked_fill(values.isinf(), -1), values, flags.gather(1, top), relevant
 
 
+def _best(scores: Tensor, count: int, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row, descending, and their columns. order: the rows sorted, where that is known."""
+    if order is not None and scores.device.type == "cpu" and not bool(order[:, -1].isnan().any()):
+        flat = scores.numpy().ravel()
+        above = np.flatnonzero(scores.numpy() >= order[:, -count, None].numpy())  # some times faster than torch's
+        if len(above) == count * len(scores):  # else some are tied for the last place
+            best = torch.from_numpy(flat[above].reshape(-1, count)).sort(1, descending=True)
+            columns = torch.from_numpy(above.reshape(-1, count)) % scores.shape[1]
+            return best.values, columns.gather(1, best.indices)
+    found = scores.topk(count, 1)
+    return found.values, found.indices
+
+
 def _ordered(scores: Tensor) -> Tensor:
     """Rows `[B, C]` in ascending order, in place: numpy's sort is many times faster than torch's on a CPU."""
     if scores.device.type == "cpu":
@@ -293,16 +310,12 @@ def _ordered(scores: Tensor) -> Tensor:
     return scores.sort(1).values
 
 
-def _bounds(scores: Tensor, rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scores `[R]` of the given rows: how many in the row `[B, C]` are smaller, and how many are not larger.
-
-    Spoils the scores.
-    """
-    order = _ordered(scores)
-    counts = torch.bincount(rows, minlength=len(scores))
+def _bounds(order: Tensor, rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Of scores `[R]` of the given rows: how many in the sorted row `[B, C]` are smaller, and how many not larger."""
+    counts = torch.bincount(rows, minlength=len(order))
     starts = counts.cumsum(0) - counts
     by_row = rows.argsort(stable=True)
-    table = scores.new_zeros(len(scores), int(counts.max()))  # a row's own scores beside one another
+    table = order.new_zeros(len(order), int(counts.max()))  # a row's own scores beside one another
     within = torch.empty_like(rows)
     within[by_row] = torch.arange(len(rows), device=rows.device) - starts[rows[by_row]]
     table[rows, within] = own
