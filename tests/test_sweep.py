@@ -275,6 +275,7 @@ def test_settings_that_are_no_numbers_give_bars() -> None:
 STUDIES = {
     "study_weight": "distill teacher=first distill.weight=0,1 seed=0,1",
     "study_budget": "distill teacher=first epochs=1,2 seed=0,1",
+    "study_rank": "train start=body adaptation.rank=1,2 epochs=1 seed=0,1",
     "study_precision": "eval ckpt=first",
     "study_noise": "train epochs=1 seed=0",
     "study_test_noise": "eval ckpt=first noise.level=0,0.2",
@@ -289,7 +290,9 @@ def test_every_study_is_tested() -> None:
 @pytest.mark.slow
 def test_every_study_is_one_command_that_ends_with_a_table_and_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "robustbench_rec.tasks.train")
-    assert launch("train", ["dataset=synthetic", "epochs=3", "data_dir=cache", "hydra.run.dir=first"]) == 0
+    short = ["dataset=synthetic", "epochs=3", "data_dir=cache"]
+    assert launch("train", [*short, "hydra.run.dir=first"]) == 0
+    assert launch("train", [*short, "model=sasrec", "hydra.run.dir=body"]) == 0
     for name, command in STUDIES.items():
         verb, *words = command.split()
         words += ["dataset=synthetic"] * (verb != "eval") + ["epochs=1"] * (name == "study_weight")
