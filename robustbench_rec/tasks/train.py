@@ -113,7 +113,7 @@ def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> d
 def poisoned(config: Mapping[str, Any], data: Data, out: Path) -> Data:
     """The data with the fake users of a poison; a run that goes on takes those that it had made."""
     poison = poisons.build(config)
-    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.CARD).is_file():
+    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.KEPT.card).is_file():
         made = profiles.load(str(out), "resume")
         if (made.about["config"], made.about["fingerprint"]) == (poison.settings, data.fingerprint):
             return profiles.inject(data, made)
