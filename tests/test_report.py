@@ -229,7 +229,7 @@ def test_the_other_formats_have_the_same_numbers(written: Path, page: Reader, th
 
 
 def test_a_difference_within_seed_noise_ismarked() -> None:
-    from robustbench_rec.reports.sections import marked
+    from robustbench_rec.reports.sections.cells import marked
 
     close = marked(
         [Spread(0.30, 0.02, 3), Spread(0.31, 0.02, 3), Spread(0.2, 0.01, 3), Spread(0.305, 0.01, 1)], "ndcg@10"
