@@ -9,7 +9,7 @@ import torch
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.calibration import Calibrated
 from robustbench_rec.evaluation.divergence import divergence
 from robustbench_rec.evaluation.slices import groups, sliced
@@ -64,6 +64,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
             told |= _calibrated(Calibrated(judging, at, cfg.part, result), out)
         if other is not None:
             told |= _compared(judging, result, judging.evaluate(Shifted(other.model), cfg.part), cfg)
+        by_user.write(out, judging, {cfg.part: result})
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
         if apart:
