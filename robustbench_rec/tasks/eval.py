@@ -20,11 +20,9 @@ from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.significance import Comparison, holm, paired, paired_events
+from robustbench_rec.significance import LEVEL, Comparison, holm, paired, paired_events
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
-
-LEVEL = 0.05
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ from itertools import chain
 from robustbench_rec.reports.page import Before, Page, Section
 from robustbench_rec.reports.reading import Book
 from robustbench_rec.reports.sections.attacks import curves, robust, threats
+from robustbench_rec.reports.sections.compared import compared, pairs
 from robustbench_rec.reports.sections.defences import finetuned, frontiers
 from robustbench_rec.reports.sections.grouping import attacked, grouped, main_metric, once
 from robustbench_rec.reports.sections.quality import clean, judged, poisoned
@@ -21,10 +22,12 @@ def page(book: Book, shown: Sequence[Before], notes: Sequence[str]) -> Page:
     trained = grouped(done, book)
     attacks = attacked(done, book)
     main = main_metric(chain.from_iterable(each.metrics or () for each in done))
+    beside = pairs(trained, attacks, done, book, main)
     made: list[Section | None] = [
         threats(done, book),
         clean(trained, book, main),
         robust(attacks, main),
+        compared(beside, done),
         curves(attacks, main),
         finetuned(done, book),
         frontiers(done, book, main),
@@ -39,7 +42,7 @@ def page(book: Book, shown: Sequence[Before], notes: Sequence[str]) -> Page:
     return Page(
         title="What was trained, attacked and found",
         subtitle=subtitle(asked, book),
-        summary=summary(asked, trained, attacks, done, book, main),
+        summary=summary(asked, trained, attacks, beside, done, book, main),
         sections=[each for each in made if each is not None],
         notes=notes,
     )

@@ -7,7 +7,7 @@ from robustbench_rec.metrics.prediction import SMALLER
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell, Figure, Section, Table
 from robustbench_rec.reports.reading import Book, Found
-from robustbench_rec.reports.sections.cells import NOISE, budget, marked
+from robustbench_rec.reports.sections.cells import NOISE, budget, change, marked
 from robustbench_rec.reports.sections.grouping import Attacked, typical, worded
 
 
@@ -40,7 +40,7 @@ def robust(attacks: Sequence[Attacked], main: str) -> Section | None:
         here = [each for each in attacks if (each.kind, each.eps) == (kind, eps)]
         cells = marked([each.spread(f"attacked/{main}") for each in here], main)
         for each, cell in zip(here, cells, strict=True):
-            drop = Cell(each.spread(f"drop/{main}"), share=True)
+            drop = change(each.spread(f"drop/{main}"), share=True)
             clean = Cell(each.spread(f"clean/{main}"))
             rows.append([Cell(each.victim), Cell(kind), budget(eps), Cell(len(each.runs)), clean, cell, drop])
     columns = ["model", "attack", "eps", "runs", f"clean {main}", f"attacked {main}", "drop"]

@@ -28,6 +28,11 @@ def marked(spreads: Sequence[Spread], metric: str) -> list[Cell]:
     return [Cell(each, "best" if each.mean == best.mean else marks[within_noise(each, best)]) for each in spreads]
 
 
+def change(spread: Spread, *, share: bool = False) -> Cell:
+    """What happened to the same runs, marked where that is no more than its own standard deviation over seeds."""
+    return Cell(spread, "within noise" if spread.n > 1 and abs(spread.mean) <= spread.std else "", share)
+
+
 def budget(eps: float | None) -> Cell:
     """An eps, a dash where there is none."""
     return Cell(None if eps is None else f"{eps:g}")

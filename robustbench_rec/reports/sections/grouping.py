@@ -104,6 +104,18 @@ def place_of(run: Found, book: Book) -> str:
     return root.named("dataset") if protocol == "full" else f"{root.named('dataset')}, {protocol}"
 
 
+def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], list[Found]]:
+    """Runs of `rrec eval`, by the label of the model and what it was judged on."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for run in done:
+        if run.verb == "eval":
+            level = run.config["noise"].get("level", "") if run.named("noise") != "none" else ""
+            noise = "" if run.named("noise") == "none" else f"{run.named('noise')} {level}".strip()
+            where = f"{run.config.get('part')}, {run.config.get('protocol')}"
+            found.setdefault((book.victim(run), f"{where}, {noise}" if noise else where), []).append(run)
+    return found
+
+
 def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
     """Labels and their runs, by where they were judged."""
     found: dict[str, dict[str, Sequence[Found]]] = {}

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found
-from robustbench_rec.reports.sections.cells import NOISE, marked
-from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, places
+from robustbench_rec.reports.sections.cells import NOISE, change, marked
+from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, judged_again, places
 from robustbench_rec.significance import over_seeds
 
 
@@ -43,30 +43,29 @@ def poisoned(done: Sequence[Found], book: Book, main: str) -> Section | None:
     here = [each for each in done if each.poisoned]
     if not here:
         return None
-    rows = []
+    groups: dict[str, list[Found]] = {}
     for run in here:
-        metrics = run.metrics or {}
-        for name in chosen_metrics((key.partition("/")[2] for key in metrics if key.startswith("clean/")), main) + [
-            key.partition("/")[2] for key in metrics if key.startswith("clean/t_")
-        ]:
-            cells = [Cell(metrics.get(f"{side}/{name}", NAN)) for side in ("clean", "poisoned", "change")]
-            row = [Cell(book.victim(run)), Cell(run.named("poison")), Cell(name), *cells]
-            if row not in rows:
-                rows.append(row)
-    columns = ["model", "poison", "metric", "clean", "poisoned", "change"]
+        groups.setdefault(book.key(run), []).append(run)
+    rows = []
+    for runs in groups.values():
+        names = [key.partition("/")[2] for key in runs[0].metrics or () if key.startswith("clean/")]
+        for name in chosen_metrics(names, main) + [each for each in names if each.startswith("t_")]:
+            spreads = [
+                over_seeds([(run.metrics or {}).get(f"{side}/{name}", NAN) for run in runs])
+                for side in ("clean", "poisoned", "change")
+            ]
+            cells = [*map(Cell, spreads[:2]), change(spreads[2])]
+            rows.append(
+                [Cell(book.victim(runs[0])), Cell(runs[0].named("poison")), Cell(name), Cell(len(runs)), *cells]
+            )
+    columns = ["model", "poison", "metric", "runs", "clean", "poisoned", "change"]
     told = "Trained again with fake users; t_… are about the items that these are to push, for users without them."
     return Section("poisoned", "Poisoned training data", told, [Table("poisoned", "Retrained", columns, rows)])
 
 
 def judged(done: Sequence[Found], book: Book, main: str) -> Section | None:
     """`rrec eval`: other parts, protocols, noise."""
-    found: dict[tuple[str, str], list[Found]] = {}
-    for run in done:
-        if run.verb == "eval":
-            level = run.config["noise"].get("level", "") if run.named("noise") != "none" else ""
-            noise = "" if run.named("noise") == "none" else f"{run.named('noise')} {level}".strip()
-            where = f"{run.config.get('part')}, {run.config.get('protocol')}"
-            found.setdefault((book.victim(run), f"{where}, {noise}" if noise else where), []).append(run)
+    found = judged_again(done, book)
     if not found:
         return None
     names = [key.partition("/")[2] for runs in found.values() for run in runs for key in run.metrics or ()]

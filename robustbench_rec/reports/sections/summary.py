@@ -6,6 +6,7 @@ from typing import Any
 from robustbench_rec.metrics.prediction import SMALLER
 from robustbench_rec.reports.page import Cell
 from robustbench_rec.reports.reading import Book, Found
+from robustbench_rec.reports.sections.compared import Pair
 from robustbench_rec.reports.sections.grouping import NAN, Attacked, places, typical, worded
 from robustbench_rec.significance import over_seeds, within_noise
 
@@ -24,6 +25,7 @@ def summary(
     asked: Sequence[Found],
     trained: Mapping[str, Sequence[Found]],
     attacks: Sequence[Attacked],
+    beside: Sequence[Pair],
     done: Sequence[Found],
     book: Book,
     main: str,
@@ -60,6 +62,8 @@ def summary(
         if worst is not most:
             least, lost = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
             told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
+        told += _beside([each for each in beside if each.on == worded(here[0])], worded(here[0]))
+    told += _beside([each for each in beside if each.side == "test" and each.on == "test"], "")
     for run in done:
         gap = (run.metrics or {}).get("frontier/gap")
         if gap is not None:
@@ -73,6 +77,17 @@ def summary(
     if failed:
         told.append(f"{failed} of {len(asked)} runs have no results; they are listed at the end.")
     return told or ["No run has results yet."]
+
+
+def _beside(found: Sequence[Pair], under: str) -> list[str]:
+    """What defences are worth on one thing, best first."""
+    words = []
+    for each in found:
+        between = each.paired.difference if each.paired else None
+        told = f", 95 % {between.low:+.4f} to {between.high:+.4f}" if between else ""
+        words.append(f"{each.model} {each.difference:+.4f}{told} ({each.verdict})")
+    where = f"under {under}" if under else "on clean data"
+    return [f"Beside no defence, {where}: {_and(words)}."] if words else []
 
 
 def _and(names: Sequence[str]) -> str:
