@@ -18,11 +18,11 @@ from robustbench_rec.significance import LEVEL, RESAMPLES, Comparison, Spread, h
 
 JUDGING = ("protocol", "seen", "n_negatives")
 NOTE = (
-    "Difference: the defended model less the undefended one, both as means over their seeds. Compared by users: 95 % "
-    "interval and two-sided p of a paired bootstrap over users, p after Holm over all rows; dz: the mean difference "
-    "over the standard deviation of the users' differences. A difference is better or worse only if p < 0.05 and if it "
-    "is larger than seed noise, √(sd² + sd²). Compared by seeds: values of users are not there, as in runs of earlier "
-    "versions and for metrics that are no means over users; seed noise alone decides."
+    "Means over the seeds of both. Compared by users: 95 % interval and two-sided p of a paired bootstrap over users, "
+    "p after Holm over all rows; dz: the mean difference over the standard deviation of the users' differences. A "
+    "difference is better or worse only if p < 0.05 and if it is larger than seed noise, √(sd² + sd²). Compared by "
+    "seeds: values of users are not there, as in runs of earlier versions and for metrics that are no means over "
+    "users; seed noise alone decides."
 )
 
 
@@ -59,6 +59,11 @@ class Pair:
         return ours.mean - theirs.mean
 
     @property
+    def gain(self) -> float:
+        """The difference, the more the better."""
+        return -self.difference if self.metric.partition("@")[0] in SMALLER else self.difference
+
+    @property
     def noise(self) -> bool | None:
         """Whether the difference is within seed noise; None where there is one seed."""
         return within_noise(*self.spreads)
@@ -66,8 +71,7 @@ class Pair:
     @property
     def verdict(self) -> str:
         """What the difference is worth, in words."""
-        smaller = self.metric.partition("@")[0] in SMALLER
-        word = "better" if (self.difference < 0) == smaller else "worse"
+        word = "better" if self.gain > 0 else "worse"
         if self.difference == 0:
             return "the same"
         if self.noise:
@@ -96,16 +100,16 @@ def compared(found: Sequence[Pair], done: Sequence[Found]) -> Section | None:
     for number, metric in enumerate(dict.fromkeys(each.metric for each in found)):
         rows = []
         for each in (each for each in found if each.metric == metric):
-            between = each.paired.difference if each.paired else None
-            cells = [NAN, NAN, NAN] if between is None or each.paired is None else [between.low, between.high, each.p]
-            mark = "within noise" if each.noise else ""
-            row: list[Cell] = [Cell(each.model), Cell(each.beside), Cell(each.on)]
-            row += [*map(Cell, each.spreads), Cell(each.difference, mark), *map(Cell, cells)]
-            row += [Cell(each.paired.dz if each.paired else NAN), Cell("users" if each.paired else "seeds")]
-            rows.append([*row, Cell(each.verdict)])
-        columns = ["model", "beside", "on", metric, "no defence", "difference", "95 % from", "to", "p (Holm)", "dz"]
+            between = [NAN] * 4
+            if each.paired is not None:
+                between = [each.paired.difference.low, each.paired.difference.high, each.p, each.paired.dz]
+            words = [Cell(each.model), Cell(each.beside), Cell(each.on), Cell(each.spreads[1]), Cell(each.difference)]
+            rows.append([*words, *map(Cell, between), Cell("users" if each.paired else "seeds"), Cell(each.verdict)])
+        columns = ["model", "beside", "on", "no defence", "difference", "95 % from", "to", "p (Holm)", "dz", "by"]
         name = "compared" if not number else f"compared_{number + 1}"
-        blocks.append(Table(name, f"{metric} beside no defence", [*columns, "by", "verdict"], rows, NOTE))
+        blocks.append(
+            Table(name, f"{metric}, the defended model less the undefended one", [*columns, "verdict"], rows, NOTE)
+        )
     told = "Clean quality and what is left under attack are traded for one another. "
     if any(each.config.get("frontier") is not None for each in done):
         told += "What a defence leaves at equal clean quality stands under “Early-stopping frontier”."

@@ -82,7 +82,7 @@ def summary(
 def _beside(found: Sequence[Pair], under: str) -> list[str]:
     """What defences are worth on one thing, best first."""
     words = []
-    for each in found:
+    for each in sorted(found, key=lambda each: each.gain, reverse=True):
         between = each.paired.difference if each.paired else None
         told = f", 95 % {between.low:+.4f} to {between.high:+.4f}" if between else ""
         words.append(f"{each.model} {each.difference:+.4f}{told} ({each.verdict})")
