@@ -294,6 +294,20 @@ def test_a_change_that_is_no_more_than_its_spread_over_seeds_is_marked() -> None
     ]
 
 
+def test_poisons_that_differ_in_seeds_are_one_row(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "plain")
+    changes = []
+    for seed in (0, 1):
+        words = [f"ckpt='{tmp_path}/plain'", *JUDGED, "poison=random", "poison.size=0.1", f"poison.seed={seed}"]
+        changes.append(done("attack", tmp_path / f"p{seed}", *words)["change/ndcg@10"])
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = list(csv.DictReader((tmp_path / "r" / "poisoned.csv").open()))
+    (row,) = (each for each in rows if each["metric"] == "ndcg@10")
+    assert row["runs"] == "2"
+    assert float(row["change"]) == pytest.approx(mean(changes))
+    assert float(row["change sd"]) == pytest.approx(stdev(changes))
+
+
 def test_the_words_at_the_head_say_what_the_defence_is_worth(written: Path, page: Reader) -> None:
     text = " ".join(html.unescape(written.read_text(encoding="utf-8")).split())
     (row,) = (each for each in columns(page, "compared") if (each["model"][0], each["on"][0]) == ("mf + apr", "test"))
@@ -479,3 +493,6 @@ def test_a_browser_renders_the_page_with_the_numbers_of_the_runs(written: Path, 
     values = [metrics(there / "train" / f"plain{seed}")["test/ndcg@10"] for seed in (0, 1)]
     rows = {row["model"][0]: row for row in columns(reader, "clean")}
     assert rows["mf"]["ndcg@10"][0].startswith(f"{mean(values):.4f}")
+    theirs = [metrics(there / "train" / f"apr{seed}")["test/ndcg@10"] for seed in (0, 1)]
+    (row,) = (each for each in columns(reader, "compared") if (each["model"][0], each["on"][0]) == ("mf + apr", "test"))
+    assert row["difference"][0] == f"{mean(theirs) - mean(values):.4f}"
