@@ -229,6 +229,35 @@ def test_defended_models_are_compared_with_no_defence_user_by_user(page: Reader,
     assert adjusted != pytest.approx(raw)
 
 
+def test_other_protocols_are_compared_and_what_training_told_is_not_told_twice(there: Path, tmp_path: Path) -> None:
+    for name in ("plain0", "apr0"):
+        shutil.copytree(there / "train" / name, tmp_path / name)
+        for number, words in enumerate(([], ["protocol=sampled", "n_negatives=9"], ["part=valid"])):
+            done("eval", tmp_path / f"{name}-{number}", f"ckpt='{tmp_path}/{name}'", *JUDGED, *words)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = {row["on"]: row for row in csv.DictReader((tmp_path / "r" / "compared.csv").open())}
+    assert list(rows) == ["test", "test, sampled", "valid, full"]
+    for number, on, name in ((1, "test, sampled", "test/ndcg@10"), (2, "valid, full", "valid/ndcg@10")):
+        ours, theirs = (metrics(tmp_path / f"{each}-{number}")[name] for each in ("apr0", "plain0"))
+        assert float(rows[on]["difference"]) == pytest.approx(ours - theirs)
+        assert rows[on]["by"] == "users"
+
+
+def test_runs_on_several_splits_are_compared_by_seeds_on_those_that_both_have(tmp_path: Path) -> None:
+    for name, defense in (("plain", []), ("apr", ["defense=apr", "defense.eps=0.5"])):
+        for split in (0, 1) if name == "plain" else (0, 1, 2):
+            words = ["split=random", f"split.seed={split}", "epochs=2"]
+            done("train", tmp_path / f"{name}{split}", *TRAINED, *defense, *words)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    (row,) = csv.DictReader((tmp_path / "r" / "compared.csv").open())
+    gaps = [
+        metrics(tmp_path / f"apr{split}")["test/ndcg@10"] - metrics(tmp_path / f"plain{split}")["test/ndcg@10"]
+        for split in (0, 1)  # the third split has no undefended run
+    ]
+    assert float(row["difference"]) == pytest.approx(mean(gaps))
+    assert row["by"] == "seeds"
+
+
 @pytest.mark.parametrize("spoil", ["missing", "garbage", "others", "fewer", "infinite"])
 def test_without_values_of_users_seeds_are_compared_and_the_report_says_so(
     there: Path, tmp_path: Path, spoil: str
@@ -253,7 +282,7 @@ def test_without_values_of_users_seeds_are_compared_and_the_report_says_so(
     assert row["by"] == "seeds"
     assert row["95 % from"] == row["p (Holm)"] == row["dz"] == ""
     assert row["verdict"] in ("better", "worse", "within seed noise")
-    assert "Compared by seeds: values of users are not there" in (tmp_path / "r" / "report.md").read_text()
+    assert "Compared by seeds: values of the same users are not there" in (tmp_path / "r" / "report.md").read_text()
 
 
 def pair(ours: tuple[float, ...], theirs: tuple[float, ...], p: float | None = None, metric: str = "ndcg@10") -> Pair:

@@ -21,8 +21,8 @@ NOTE = (
     "Means over the seeds of both. Compared by users: 95 % interval and two-sided p of a paired bootstrap over users, "
     "p after Holm over all rows; dz: the mean difference over the standard deviation of the users' differences. A "
     "difference is better or worse only if p < 0.05 and if it is larger than seed noise, √(sd² + sd²). Compared by "
-    "seeds: values of users are not there, as in runs of earlier versions and for metrics that are no means over "
-    "users; seed noise alone decides."
+    "seeds: values of the same users are not there, as in runs of earlier versions, on several splits, or of metrics "
+    "that are no means over users; seed noise alone decides."
 )
 
 
@@ -130,14 +130,18 @@ def _undefended(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str,
         alike = [
             each
             for each, other in plain.items()
-            if all(own.get(key) == other.get(key) for key in ("model", *JUDGING))
-            and {run.record.get("fingerprint") for run in runs} & {r.record.get("fingerprint") for r in trained[each]}
+            if all(own.get(key) == other.get(key) for key in ("model", *JUDGING)) and _data(runs) & _data(trained[each])
         ]
         if book.label(root) in alike:
             found[label] = book.label(root)
         elif alike:
             found[label] = min(alike, key=lambda each: sum(own.get(k) != plain[each].get(k) for k in own | plain[each]))
     return found
+
+
+def _data(runs: Sequence[Found]) -> set[str]:
+    """Fingerprints of what they were judged on."""
+    return {str(run.record["fingerprint"]) for run in runs if run.record.get("fingerprint") is not None}
 
 
 def _is_plain(run: Found) -> bool:
@@ -191,7 +195,7 @@ def _alike(
     model: str, beside: str, on: str, side: str, ours: Sequence[Found], theirs: Sequence[Found], main: str
 ) -> Pair | None:
     """None where no data or no metric is on both sides."""
-    data = {each.record.get("fingerprint") for each in ours} & {each.record.get("fingerprint") for each in theirs}
+    data = _data(ours) & _data(theirs)
     one, two = ([each for each in runs if each.record.get("fingerprint") in data] for runs in (ours, theirs))
     for metric in (main, *PREFERRED):
         if one and two and all(f"{side}/{metric}" in (each.metrics or {}) for each in (*one, *two)):
@@ -217,22 +221,13 @@ def _judged(pairs: Sequence[Pair]) -> list[Comparison | None]:
 
 
 def _by_user(pair: Pair, files: Mapping[Path, ByUser | None]) -> tuple[tuple[str, int], Tensor] | None:
-    """Who they are and how many, and their means over the seeds of both `[2, n_users]`; None where some are missing.
+    """Who they are and how many, and their means over the seeds of both `[2, n_users]`.
 
-    Where the data have seeds too, these count equally.
+    None where some are missing, or where the runs are on several splits, which judge other users.
     """
-    known: list[ByUser] = []
-    means = []
-    for runs in pair.runs:
-        by_data: dict[str, list[Tensor]] = {}
-        for run in runs:
-            found = files[run.path]
-            if found is None or pair.key not in found.values:
-                return None
-            known.append(found)
-            by_data.setdefault(str(run.record.get("fingerprint")), []).append(found.values[pair.key].double())
-        if len({len(each) for each in chain(*by_data.values())}) != 1:
-            return None
-        means.append(torch.stack([torch.stack(each).mean(0) for each in by_data.values()]).nanmean(0))
-    who = {(each.who, len(each.values[pair.key])) for each in known}
-    return (who.pop(), torch.stack(means)) if len(who) == 1 else None
+    kept = [[each for run in runs if (each := files[run.path]) and pair.key in each.values] for runs in pair.runs]
+    who = {(each.who, len(each.values[pair.key])) for runs in kept for each in runs}
+    if len(who) != 1 or len(_data(list(chain(*pair.runs)))) != 1 or list(map(len, kept)) != list(map(len, pair.runs)):
+        return None
+    means = [torch.stack([each.values[pair.key].double() for each in runs]).mean(0) for runs in kept]
+    return who.pop(), torch.stack(means)
