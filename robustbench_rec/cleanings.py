@@ -4,25 +4,22 @@ import json
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from robustbench_rec.data import Cleaning, Data, Interactions
 from robustbench_rec.errors import RrecError
-from robustbench_rec.files import read_json, write_bytes, write_json
+from robustbench_rec.sealed import Sealed, as_bytes
 
-FORMAT = 1
-TENSORS, CARD = "cleaning.safetensors", "cleaning.json"
+KEPT = Sealed("cleaning", "a cleaning", format=1)
 
 
 def digest(cleaning: Cleaning) -> str:
     """sha256 over what changed."""
     texts = json.dumps(cleaning.texts, sort_keys=True)
-    return sha256(to_bytes(_tensors(cleaning)) + texts.encode()).hexdigest()
+    return sha256(as_bytes(_tensors(cleaning)) + texts.encode()).hexdigest()
 
 
 def apply(data: Data, cleaning: Cleaning) -> Data:
@@ -60,38 +57,22 @@ def apply(data: Data, cleaning: Cleaning) -> Data:
 
 
 def save(out: Path, cleaning: Cleaning) -> None:
-    """Write `cleaning.safetensors` and `cleaning.json` into a run directory, each atomically."""
-    content = to_bytes(_tensors(cleaning))
-    write_bytes(out / TENSORS, content)
-    card = {"format": FORMAT, **cleaning.about, "texts": cleaning.texts, "sha256": sha256(content).hexdigest()}
-    write_json(out / CARD, card)
+    """Write `cleaning.safetensors` and `cleaning.json` into a run directory."""
+    KEPT.save(out, _tensors(cleaning), {**cleaning.about, "texts": cleaning.texts})
 
 
 def load(path: str, key: str) -> Cleaning:
     """The cleaning of a run directory; RrecError where it is missing or was changed."""
-    folder = Path(path)
-    card = read_json(folder / CARD, f"{key}={path}")
-    if card.pop("format", None) != FORMAT:
-        raise RrecError(f"{key}={path}: {CARD} is of another format, this version reads format {FORMAT}")
-    try:
-        content = (folder / TENSORS).read_bytes()
-    except OSError as error:
-        raise RrecError(f"{key}={path}: {TENSORS} cannot be read ({error.strerror})") from error
-    if sha256(content).hexdigest() != card.pop("sha256", None):
-        raise RrecError(f"{key}={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
-    try:
-        tensors = from_bytes(content)
-        texts = {
-            column: {int(row): str(text) for row, text in rows.items()} for column, rows in card.pop("texts").items()
-        }
-        return Cleaning(tensors["kept"], tensors.get("edges"), texts, card)
-    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise RrecError(f"{key}={path}: {CARD} is no cleaning ({type(error).__name__}: {error})") from error
+    return KEPT.load(path, key, _made)
+
+
+def _made(tensors: dict[str, Tensor], card: dict[str, Any]) -> Cleaning:
+    texts = {column: {int(row): str(text) for row, text in rows.items()} for column, rows in card.pop("texts").items()}
+    return Cleaning(tensors["kept"], tensors.get("edges"), texts, card)
 
 
 def _tensors(cleaning: Cleaning) -> dict[str, Tensor]:
-    edges = {} if cleaning.edges is None else {"edges": cleaning.edges.cpu().contiguous()}
-    return {"kept": cleaning.kept.cpu().contiguous(), **edges}
+    return {"kept": cleaning.kept} | ({} if cleaning.edges is None else {"edges": cleaning.edges})
 
 
 def _hidden(data: Data, gone: Tensor) -> Interactions | None:

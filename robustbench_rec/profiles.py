@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from robustbench_rec.data import Data, Interactions, Profiles
 from robustbench_rec.errors import RrecError
-from robustbench_rec.files import read_json, write_bytes, write_json
+from robustbench_rec.sealed import Sealed, as_bytes
 
-FORMAT = 1
-TENSORS, CARD = "poison.safetensors", "poison.json"
+KEPT = Sealed("poison", "fake users", format=1)
 PREFIX = "fake/"
 
 
 def digest(profiles: Profiles) -> str:
     """sha256 over the events and the targets."""
-    return sha256(to_bytes(_tensors(profiles))).hexdigest()
+    return sha256(as_bytes(_tensors(profiles))).hexdigest()
 
 
 def inject(data: Data, profiles: Profiles) -> Data:
@@ -59,38 +55,23 @@ def inject(data: Data, profiles: Profiles) -> Data:
 
 
 def save(out: Path, profiles: Profiles) -> None:
-    """Write `poison.safetensors` and `poison.json` into a run directory, each atomically."""
-    content = to_bytes(_tensors(profiles))
-    write_bytes(out / TENSORS, content)
-    card = {"format": FORMAT, **profiles.about, "n": profiles.n, "sha256": sha256(content).hexdigest()}
-    write_json(out / CARD, card)
+    """Write `poison.safetensors` and `poison.json` into a run directory."""
+    KEPT.save(out, _tensors(profiles), {**profiles.about, "n": profiles.n})
 
 
 def load(path: str, key: str) -> Profiles:
     """The fake users of a run directory, or of a file in it; RrecError where they are missing or were changed."""
-    folder = Path(path).parent if Path(path).name in (TENSORS, CARD) else Path(path)
-    if not (folder / CARD).is_file():
-        raise RrecError(f"{key}={path}: no {CARD} there; name the directory of a run with a poison")
-    card = read_json(folder / CARD, f"{key}={path}")
-    if card.pop("format", None) != FORMAT:
-        raise RrecError(f"{key}={path}: the fake users are of another format, this version reads format {FORMAT}")
-    try:
-        content = (folder / TENSORS).read_bytes()
-    except OSError as error:
-        raise RrecError(f"{key}={path}: {TENSORS} cannot be read ({error.strerror})") from error
-    if sha256(content).hexdigest() != card.pop("sha256", None):
-        raise RrecError(f"{key}={path}: {TENSORS} is truncated or is not the file that {CARD} describes")
-    try:
-        tensors, n = from_bytes(content), int(card.pop("n"))
-        targets = tensors.pop("targets")
-        return Profiles(Interactions(**tensors), n, targets, card)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RrecError(f"{key}={path}: these are no fake users ({type(error).__name__}: {error})") from error
+    return KEPT.load(path, key, _made)
+
+
+def _made(tensors: dict[str, Tensor], card: dict[str, Any]) -> Profiles:
+    n, targets = int(card.pop("n")), tensors.pop("targets")
+    return Profiles(Interactions(**tensors), n, targets, card)
 
 
 def _tensors(profiles: Profiles) -> dict[str, Tensor]:
     named = {name: each for name, each in vars(profiles.events).items() if each is not None}
-    return {name: each.cpu().contiguous() for name, each in {**named, "targets": profiles.targets}.items()}
+    return {**named, "targets": profiles.targets}
 
 
 def _joined(train: Interactions, added: Interactions, name: str) -> Interactions:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 RESAMPLES = 2000
+LEVEL = 0.05
+"""A p below it is no chance."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Comparison:
     dz: float
 
 
-def paired(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> list[Comparison]:
+def paired(ours: Tensor, theirs: Tensor, *, seed: int = 0, size: int = RESAMPLES) -> list[Comparison]:
     """Of the same users' metrics `[M, N]`; a user without a value on one side does not count for that metric.
 
     The bootstrap samples of users are the same for all metrics.
@@ -73,7 +75,7 @@ def paired(ours: Tensor, theirs: Tensor, *, seed: int = 0) -> list[Comparison]:
     differences = ours - theirs
     there = ~differences.isnan()
     ours, theirs = (each.masked_fill(~there, float("nan")) for each in (ours, theirs))
-    drawn = bootstrap(differences, seed=seed)  # [R, M]
+    drawn = bootstrap(differences, seed=seed, size=size)  # [R, M]
     effects = zip(*(each.tolist() for each in _effects(ours, theirs)), strict=True)
     values = differences.nanmean(1).tolist()
     return [

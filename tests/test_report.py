@@ -10,10 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import compose
 from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from scipy import stats
 from test_tasks import DATA, JUDGED, MODEL, VERBS
 from typer.testing import CliRunner
 
@@ -23,8 +28,10 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell
-from robustbench_rec.reports.reading import Book, filled, read, runs
-from robustbench_rec.significance import Spread
+from robustbench_rec.reports.reading import Book, Found, filled, read, runs
+from robustbench_rec.reports.sections.cells import change, marked
+from robustbench_rec.reports.sections.compared import Pair
+from robustbench_rec.significance import Comparison, Estimate, Spread, holm, paired
 from robustbench_rec.tasks.report import run as report
 
 TRAINED = (*DATA, *JUDGED, *MODEL["mf"], "epochs=4", "batch_size=256", "lr=0.05")
@@ -184,6 +191,161 @@ def test_there_are_curves_a_trade_off_criticality_and_a_frontier(written: Path, 
     assert float(columns(page, "frontier")[0]["beyond the frontier"][1] or "nan") == gap
 
 
+def values_of(run: Path, name: str) -> np.ndarray:
+    found: np.ndarray = load_file(run / "by_user.safetensors")[name].astype(float)
+    return found
+
+
+def test_defended_models_are_compared_with_no_defence_user_by_user(page: Reader, there: Path) -> None:
+    rows = {(row["model"][0], row["on"][0]): row for row in columns(page, "compared")}
+    assert set(rows) == {
+        ("mf + apr", "test"),
+        ("mf → rawp_ft", "test"),
+        *(("mf + apr", f"pgd embedding l2 with eps {eps}") for eps in (0.2, 0.5)),
+    }
+    raw = []
+    for (label, on), row in rows.items():
+        folder, name = ("train", "test/ndcg@10") if on == "test" else ("attack", "attacked/ndcg@10")
+        end = "" if on == "test" else f"-{on.split()[-1]}"
+        theirs = [there / folder / f"plain{seed}{end}" for seed in (0, 1)]
+        ours = [there / folder / f"apr{seed}{end}" for seed in (0, 1)] if "apr" in label else [there / "tuned"]
+        expected = mean(metrics(each)[name] for each in ours) - mean(metrics(each)[name] for each in theirs)
+        assert float(row["difference"][1] or "nan") == pytest.approx(expected, abs=1e-12)
+        one, two = (np.mean([values_of(each, name) for each in runs], 0) for runs in (ours, theirs))
+        difference = (one - two)[~np.isnan(one - two)]
+        assert difference.mean() == pytest.approx(expected, abs=1e-6)
+        judge = stats.bootstrap((difference,), np.mean, method="percentile", n_resamples=4000, rng=0)
+        low, high = (float(row[column][1] or "nan") for column in ("95 % from", "to"))
+        width = judge.confidence_interval.high - judge.confidence_interval.low
+        assert (low, high) == pytest.approx(tuple(judge.confidence_interval), abs=0.12 * width)
+        assert float(row["dz"][1] or "nan") == pytest.approx(difference.mean() / difference.std(ddof=1), rel=1e-4)
+        assert row["by"][0] == "users"
+        raw.append(paired(*(torch.from_numpy(each)[None] for each in (one, two)))[0].difference.p)
+        spreads = [[metrics(each)[name] for each in runs] for runs in (ours, theirs)]
+        if len(ours) > 1 and abs(expected) <= np.hypot(*(stdev(each) for each in spreads)):
+            assert row["verdict"][0] == "within seed noise"
+    adjusted = [float(row["p (Holm)"][1] or "nan") for row in rows.values()]
+    assert adjusted == pytest.approx(holm(raw))
+    assert adjusted != pytest.approx(raw)
+
+
+def test_other_protocols_are_compared_and_what_training_told_is_not_told_twice(there: Path, tmp_path: Path) -> None:
+    for name in ("plain0", "apr0"):
+        shutil.copytree(there / "train" / name, tmp_path / name)
+        for number, words in enumerate(([], ["protocol=sampled", "n_negatives=9"], ["part=valid"])):
+            done("eval", tmp_path / f"{name}-{number}", f"ckpt='{tmp_path}/{name}'", *JUDGED, *words)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = {row["on"]: row for row in csv.DictReader((tmp_path / "r" / "compared.csv").open())}
+    assert list(rows) == ["test", "test, sampled", "valid, full"]
+    for number, on, name in ((1, "test, sampled", "test/ndcg@10"), (2, "valid, full", "valid/ndcg@10")):
+        ours, theirs = (metrics(tmp_path / f"{each}-{number}")[name] for each in ("apr0", "plain0"))
+        assert float(rows[on]["difference"]) == pytest.approx(ours - theirs)
+        assert rows[on]["by"] == "users"
+
+
+def test_runs_on_several_splits_are_compared_by_seeds_on_those_that_both_have(tmp_path: Path) -> None:
+    for name, defense in (("plain", []), ("apr", ["defense=apr", "defense.eps=0.5"])):
+        for split in (0, 1) if name == "plain" else (0, 1, 2):
+            words = ["split=random", f"split.seed={split}", "epochs=2"]
+            done("train", tmp_path / f"{name}{split}", *TRAINED, *defense, *words)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    (row,) = csv.DictReader((tmp_path / "r" / "compared.csv").open())
+    gaps = [
+        metrics(tmp_path / f"apr{split}")["test/ndcg@10"] - metrics(tmp_path / f"plain{split}")["test/ndcg@10"]
+        for split in (0, 1)  # the third split has no undefended run
+    ]
+    assert float(row["difference"]) == pytest.approx(mean(gaps))
+    assert row["by"] == "seeds"
+
+
+@pytest.mark.parametrize("spoil", ["missing", "garbage", "others", "fewer", "infinite"])
+def test_without_values_of_users_seeds_are_compared_and_the_report_says_so(
+    there: Path, tmp_path: Path, spoil: str
+) -> None:
+    for name in ("plain0", "plain1", "apr0", "apr1"):
+        shutil.copytree(there / "train" / name, tmp_path / name)
+    file = tmp_path / "apr1" / "by_user.safetensors"
+    tensors = load_file(file)
+    with safe_open(file, "np") as opened:
+        notes = opened.metadata()
+    if spoil == "fewer":
+        tensors = {name: each[:-1].copy() for name, each in tensors.items()}
+    if spoil == "infinite":
+        tensors["test/ndcg@10"][0] = np.inf
+    save_file(tensors, file, {"users": "somebody else"} if spoil == "others" else notes)
+    if spoil == "missing":
+        file.unlink()
+    if spoil == "garbage":
+        file.write_bytes(b"garbage")
+    report([tmp_path], tmp_path / "r.html", ["csv", "md"], 0, None)
+    (row,) = csv.DictReader((tmp_path / "r" / "compared.csv").open())
+    assert row["by"] == "seeds"
+    assert row["95 % from"] == row["p (Holm)"] == row["dz"] == ""
+    assert row["verdict"] in ("better", "worse", "within seed noise")
+    assert "Compared by seeds: values of the same users are not there" in (tmp_path / "r" / "report.md").read_text()
+
+
+def pair(ours: tuple[float, ...], theirs: tuple[float, ...], p: float | None = None, metric: str = "ndcg@10") -> Pair:
+    """Of runs with these metrics; p: of the users, None where their values are missing."""
+    runs_ = [
+        [Found(Path(), "train", {}, [], {}, {f"test/{metric}": each}, None, Path()) for each in side]
+        for side in (ours, theirs)
+    ]
+    users = None if p is None else Comparison(Estimate(0.1, 0.05, 0.15, p), 0.3, 0.3)
+    return Pair("a", "b", "test", "test", metric, (runs_[0], runs_[1]), users, float("nan") if p is None else p)
+
+
+@pytest.mark.parametrize(
+    ("told", "verdict"),
+    [
+        (pair((0.5, 0.52), (0.3, 0.32), 0.001), "better"),
+        (pair((0.3, 0.32), (0.5, 0.52), 0.001), "worse"),
+        (pair((0.3, 0.32), (0.5, 0.52), 0.001, "rmse"), "better"),
+        (pair((0.5, 0.52), (0.3, 0.32), 0.2), "may be chance"),
+        (pair((0.5, 0.2), (0.3, 0.32), 0.001), "within seed noise"),
+        (pair((0.5,), (0.3,), 0.001), "better, one seed"),
+        (pair((0.5,), (0.3,), 0.2), "may be chance"),
+        (pair((0.5, 0.52), (0.3, 0.32)), "better"),
+        (pair((0.5, 0.2), (0.3, 0.32)), "within seed noise"),
+        (pair((0.5,), (0.3,)), "unknown: one seed"),
+        (pair((0.5,), (0.5,), 1.0), "the same"),
+    ],
+)
+def test_a_difference_is_a_finding_beyond_chance_and_beyond_seed_noise_only(told: Pair, verdict: str) -> None:
+    assert told.verdict == verdict
+
+
+def test_a_change_that_is_no_more_than_its_spread_over_seeds_is_marked() -> None:
+    assert [change(each).mark for each in (Spread(-0.01, 0.02, 3), Spread(0.03, 0.02, 3), Spread(0.0, 0.0, 1))] == [
+        "within noise",
+        "",
+        "",
+    ]
+
+
+def test_poisons_that_differ_in_seeds_are_one_row(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "plain")
+    changes = []
+    for seed in (0, 1):
+        words = [f"ckpt='{tmp_path}/plain'", *JUDGED, "poison=random", "poison.size=0.1", f"poison.seed={seed}"]
+        changes.append(done("attack", tmp_path / f"p{seed}", *words)["change/ndcg@10"])
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = list(csv.DictReader((tmp_path / "r" / "poisoned.csv").open()))
+    (row,) = (each for each in rows if each["metric"] == "ndcg@10")
+    assert row["runs"] == "2"
+    assert float(row["change"]) == pytest.approx(mean(changes))
+    assert float(row["change sd"]) == pytest.approx(stdev(changes))
+
+
+def test_the_words_at_the_head_say_what_the_defence_is_worth(written: Path, page: Reader) -> None:
+    text = " ".join(html.unescape(written.read_text(encoding="utf-8")).split())
+    (row,) = (each for each in columns(page, "compared") if (each["model"][0], each["on"][0]) == ("mf + apr", "test"))
+    told = f"mf + apr {float(row['difference'][1] or 'nan'):+.4f}, 95 % {float(row['95 % from'][1] or 'nan'):+.4f} to"
+    assert "Beside no defence, on clean data: " in text
+    assert told in text
+    assert f"({row['verdict'][0]})" in text
+
+
 def test_lists_before_and_after_are_those_of_the_attack(page: Reader) -> None:
     names = [name for name in page.tables if name.startswith("lists_")]
     assert len(names) == 4  # two users of two models
@@ -229,8 +391,6 @@ def test_the_other_formats_have_the_same_numbers(written: Path, page: Reader, th
 
 
 def test_a_difference_within_seed_noise_ismarked() -> None:
-    from robustbench_rec.reports.sections import marked
-
     close = marked(
         [Spread(0.30, 0.02, 3), Spread(0.31, 0.02, 3), Spread(0.2, 0.01, 3), Spread(0.305, 0.01, 1)], "ndcg@10"
     )
@@ -331,10 +491,21 @@ def test_labels_of_strangers_are_text_in_a_figure() -> None:
     assert reader.open == []
 
 
+def test_curves_are_cut_at_zero_only_where_nothing_is_below() -> None:
+    for mean_, bottom in ((0.1, 0.0), (-0.1, None)):
+        drawn = plots.curves(
+            [plots.Curve("a", [0, 1], [0.5, mean_], [float("nan")] * 2, 0)], "x", "y", "", from_zero=True
+        )
+        low = drawn.axes[0].get_ylim()[0]
+        assert low == bottom if bottom is not None else low < -0.1
+
+
 def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> None:
     other = [each.replace("n_items=60", "n_items=50") for each in TRAINED]
-    done("train", tmp_path / "clicks", *other, "protocol=sampled", "n_negatives=9")
+    words = ["protocol=sampled", "n_negatives=9", "defense=apr", "defense.eps=0.5"]
+    done("train", tmp_path / "clicks", *other, *words)
     report([there / "train" / "plain0", tmp_path / "clicks"], tmp_path / "r.html", ["csv"], 0, None)
+    assert not (tmp_path / "r" / "compared.csv").exists()
     for name in ("clean", "clean_2"):
         assert len(list(csv.DictReader((tmp_path / "r" / f"{name}.csv").open()))) == 1
 
@@ -351,3 +522,6 @@ def test_a_browser_renders_the_page_with_the_numbers_of_the_runs(written: Path, 
     values = [metrics(there / "train" / f"plain{seed}")["test/ndcg@10"] for seed in (0, 1)]
     rows = {row["model"][0]: row for row in columns(reader, "clean")}
     assert rows["mf"]["ndcg@10"][0].startswith(f"{mean(values):.4f}")
+    theirs = [metrics(there / "train" / f"apr{seed}")["test/ndcg@10"] for seed in (0, 1)]
+    (row,) = (each for each in columns(reader, "compared") if (each["model"][0], each["on"][0]) == ("mf + apr", "test"))
+    assert row["difference"][0] == f"{mean(theirs) - mean(values):.4f}"

@@ -60,6 +60,10 @@ class TestPaired:
         assert (found.difference.value, found.difference.p) == (0, 1)
         assert math.isnan(found.dz)
 
+    def test_more_samples_can_tell_a_smaller_p(self) -> None:
+        ours, theirs = users(shift=1.0)
+        assert [paired(ours, theirs, size=size)[0].difference.p for size in (100, 5000)] == [1 / 100, 1 / 5000]
+
     def test_a_single_user_has_no_interval(self) -> None:
         (found,) = paired(torch.ones(1, 1), torch.zeros(1, 1))
         assert found.difference.value == 1

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from robustbench_rec import composing, trainer
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import by_user
 from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
 from robustbench_rec.tasks import attack, distill, finetune, train, trials
@@ -112,7 +113,9 @@ class TestTrain:
     def test_the_run_directory_has_what_other_verbs_need(self, runs: Runs, name: str) -> None:
         out, metrics = runs[name]
         files = {each.name for each in out.iterdir()}
-        assert files == {"run.json", "model.safetensors", "model.json"} | ({"history.csv"} if name != "pop" else set())
+        assert files == {"run.json", "model.safetensors", "model.json", "by_user.safetensors"} | (
+            {"history.csv"} if name != "pop" else set()
+        )
         record = read(out / "run.json")
         assert record["status"] == "done"
         assert record["task"] == "train"
@@ -165,6 +168,29 @@ class TestTrain:
         assert len({row["user"] for row in rows}) == len(rows)
         mean = sum(float(row["ndcg@10"]) for row in rows) / len(rows)
         assert metrics["test/ndcg@10"] == pytest.approx(mean)
+
+    @pytest.mark.parametrize("verb", ["train", "eval", "attack"])
+    def test_every_run_keeps_the_watched_metric_of_every_user(self, runs: Runs, tmp_path: Path, verb: str) -> None:
+        own = (*TRAINED, *MODEL["mf"]) if verb == "train" else (*JUDGED, f"ckpt='{runs['mf'][0]}'")
+        metrics = run(verb, tmp_path, *own, "per_user=true")
+        found = by_user.read(tmp_path)
+        again = by_user.read(runs["mf"][0])
+        assert found is not None
+        assert again is not None
+        assert found.who == again.who
+        sides = {"train": ("valid", "test"), "eval": ("test",), "attack": ("clean", "attacked")}[verb]
+        assert set(found.values) == {f"{side}/ndcg@10" for side in sides}
+        for side in sides:
+            values = found.values[f"{side}/ndcg@10"]
+            assert values.nanmean().item() == pytest.approx(metrics[f"{side}/ndcg@10"])
+            table = pd.read_csv(tmp_path / f"per_user-{side}.csv")
+            assert values[~values.isnan()].tolist() == pytest.approx(table["ndcg@10"].tolist())
+            assert len(values) == len(again.values["test/ndcg@10"]) >= len(table)
+
+    def test_a_metric_that_is_no_mean_over_users_is_kept_of_none(self, tmp_path: Path) -> None:
+        words = ("protocol=ratings", "monitor=rmse", "epochs=1")
+        assert run("train", tmp_path, *TRAINED, "model=biased_mf", *words)["test/rmse"] > 0
+        assert by_user.read(tmp_path) is None
 
     def test_a_run_that_fails_says_so_in_its_record(self, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="NaN or infinite"):
@@ -281,7 +307,7 @@ class TestAttack:
         before = {each.name: each.read_bytes() for each in runs["kgat"][0].iterdir()}
         self.attacked(runs, tmp_path, "kgat", "eps=0.5", "attack.surface=activation")
         assert {each.name: each.read_bytes() for each in runs["kgat"][0].iterdir()} == before
-        assert {each.name for each in tmp_path.iterdir()} == {"run.json"}
+        assert {each.name for each in tmp_path.iterdir()} == {"run.json", "by_user.safetensors"}
 
     def test_it_is_repeatable(self, runs: Runs, tmp_path: Path) -> None:
         words = ("attack.random_start=true", "attack.restarts=2", "eps=0.2")

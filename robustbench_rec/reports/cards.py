@@ -11,7 +11,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_json
 from robustbench_rec.metrics.prediction import SMALLER
 from robustbench_rec.reports.page import Cell, Page, Section, Table
-from robustbench_rec.reports.sections import NOISE, marked
+from robustbench_rec.reports.sections.cells import NOISE, marked
 from robustbench_rec.significance import Spread, over_seeds
 
 FORMAT = 1

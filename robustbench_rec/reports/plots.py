@@ -64,22 +64,6 @@ def lines(frame: pd.DataFrame, x: str, title: str, path: Path | None = None, *, 
     return _kept(drawn, path)
 
 
-def bands(lines: Mapping[str, Sequence[tuple[float, float, float]]], xlabel: str, ylabel: str) -> Any:
-    """A line for each name through its points (x, y, half the height of the band; NaN: none)."""
-    drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title="")
-    for name, points in lines.items():
-        x, y, half = (list(each) for each in zip(*sorted(points), strict=True))
-        (line,) = axes.plot(x, y, label=plain(name))
-        edges = [(at - by, at + by) if by == by else (at, at) for at, by in zip(y, half, strict=True)]
-        axes.fill_between(x, *zip(*edges, strict=True), alpha=0.18, color=line.get_color(), linewidth=0)
-        for at, value, by in zip(x, y, half, strict=True):
-            told = f"{name}, {xlabel} {at:g}: {value:.4f}{f' ± {by:.4f}' if by == by else ''}"
-            axes.plot(at, value, "o", color=line.get_color(), gid=TIP + told)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-    axes.legend(fontsize="small")
-    return drawn
-
-
 def points(
     named: Mapping[str, tuple[float, float, float, float]], front: Sequence[str], xlabel: str, ylabel: str
 ) -> Any:
@@ -137,27 +121,34 @@ class Curve:
 
 
 def curves(
-    found: Sequence[Curve], xlabel: str, ylabel: str, title: str, path: Path, *, bottom: float | None = None
-) -> None:
-    """Lines through means, with a band of a standard deviation to each side; x over two decades is logarithmic."""
+    found: Sequence[Curve], xlabel: str, ylabel: str, title: str, path: Path | None = None, *, from_zero: bool = False
+) -> Any:
+    """Lines through means, with a band of a standard deviation to each side; x over two decades is logarithmic.
+
+    from_zero: y begins there, unless something is below it.
+    """
     drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title=title)
+    lowest = math.inf
     for each in found:
         color, order = f"C{each.color % 10}", sorted(range(len(each.x)), key=lambda at: each.x[at])
-        x, mean = [each.x[at] for at in order], [each.mean[at] for at in order]
-        style = {"linestyle": "--"} if each.dashed else {"marker": "o"}
-        axes.plot(x, mean, color=color, label=each.label, **style)
-        std = [each.std[at] if math.isfinite(each.std[at]) else 0.0 for at in order]
+        x, mean, known = ([values[at] for at in order] for values in (each.x, each.mean, each.std))
+        axes.plot(x, mean, "--" if each.dashed else "-", color=color, label=plain(each.label))
+        std = [by if math.isfinite(by) else 0.0 for by in known]
+        low = [value - by for value, by in zip(mean, std, strict=True)]
+        high = [value + by for value, by in zip(mean, std, strict=True)]
+        lowest = min(lowest, *low)
         if any(std):
-            low = [value - by for value, by in zip(mean, std, strict=True)]
-            high = [value + by for value, by in zip(mean, std, strict=True)]
             axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+        for at, value, by in () if each.dashed else zip(x, mean, known, strict=True):
+            told = f"{each.label}, {xlabel} {at:g}: {value:.4f}{f' ± {by:.4f}' if math.isfinite(by) else ''}"
+            axes.plot(at, value, "o", color=color, gid=TIP + told)
     places = [at for each in found for at in each.x]
     if min(places) > 0 and max(places) >= 100 * min(places):
         axes.set_xscale("log")
-    if bottom is not None:
-        axes.set_ylim(bottom=bottom)
+    if from_zero and lowest >= 0:
+        axes.set_ylim(bottom=0)
     axes.legend(fontsize="small")
-    write(drawn, path)
+    return _kept(drawn, path)
 
 
 def heatmap(panels: Mapping[str, pd.DataFrame], title: str, path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,18 @@ def last_error(path: Path) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     errors = re.findall(r"\[rrec\]\[ERROR\] - (?:job \d+ \(.*?\): )?(.*)", text)
     return str(errors[-1]) if errors else "it was stopped"
+
+
+def parameters(path: Path) -> int | None:
+    """Numbers in a checkpoint, from the header of its file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path / "model.safetensors", "np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is no dict)
+    except (SafetensorError, OSError):
+        return None
+    return sum(map(prod, shapes))
 
 
 def filled(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -250,9 +250,8 @@ def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
         one = replace(first, label="clean", color=plots.GREY)
         lines = [one if each is first else each for each in lines if not each.dashed or each is first]
     title = "Security curve" if path.name == PLOTS[0] else f"{name} over {x}"
-    plots.curves(
-        lines, x, name if len(metrics) > 1 else metrics[0], title, path, bottom=0 if path.name == PLOTS[0] else None
-    )
+    ylabel = name if len(metrics) > 1 else metrics[0]
+    plots.curves(lines, x, ylabel, title, path, from_zero=path.name == PLOTS[0])
     return path.name
 
 

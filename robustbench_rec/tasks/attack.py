@@ -13,7 +13,7 @@ from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike as alike_to
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.slices import groups, sliced
@@ -92,6 +92,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             budget = found[0][1]
             show("budget used", ["", ""], [[name, value] for name, value in budget.items()])
             told |= {f"budget/{name}": value for name, value in budget.items()}
+        by_user.write(out, judging, {"clean": clean, "attacked": after})
         if cfg.per_user:
             keep(clean, loaded.data, out / "per_user-clean.csv")
             keep(after, loaded.data, out / "per_user-attacked.csv")

@@ -9,7 +9,7 @@ import torch
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.calibration import Calibrated
 from robustbench_rec.evaluation.divergence import divergence
 from robustbench_rec.evaluation.slices import groups, sliced
@@ -20,11 +20,9 @@ from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.significance import Comparison, holm, paired, paired_events
+from robustbench_rec.significance import LEVEL, Comparison, holm, paired, paired_events
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
-
-LEVEL = 0.05
 
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
@@ -64,6 +62,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
             told |= _calibrated(Calibrated(judging, at, cfg.part, result), out)
         if other is not None:
             told |= _compared(judging, result, judging.evaluate(Shifted(other.model), cfg.part), cfg)
+        by_user.write(out, judging, {cfg.part: result})
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
         if apart:

@@ -24,9 +24,8 @@ from robustbench_rec.models import models
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports import cards
 from robustbench_rec.reports.cards import LIMITS, STANDARD, Card
-from robustbench_rec.reports.reading import Book, Found, read
+from robustbench_rec.reports.reading import Book, Found, parameters, read
 from robustbench_rec.reports.render import html
-from robustbench_rec.reports.sections import parameters
 from robustbench_rec.runs import versions
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.attack import run as attack

@@ -7,7 +7,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.clean import cleaned
 from robustbench_rec.config import Attack, Base, Train, typed_training
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Full, Result, evaluator
+from robustbench_rec.evaluation import Full, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.hardware import setup
 from robustbench_rec.reports.tables import by_metric, show
@@ -50,6 +50,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
                 sides[name] |= judging.exposure(at, cfg.part, targets).metrics
             if cfg.per_user:
                 keep(result, judging.data, out / f"per_user-{name}.csv")
+        by_user.write(out, clean_judge, results)
         told = suspects(found, data, out)
         trainer.finish()
     stable = alike(results["clean"], results["poisoned"], cfg.top_k)

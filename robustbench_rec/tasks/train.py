@@ -17,7 +17,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.defenses import defended
 from robustbench_rec.distillation import Distillation
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, evaluator
+from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, by_user, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
@@ -113,7 +113,7 @@ def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> d
 def poisoned(config: Mapping[str, Any], data: Data, out: Path) -> Data:
     """The data with the fake users of a poison; a run that goes on takes those that it had made."""
     poison = poisons.build(config)
-    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.CARD).is_file():
+    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.KEPT.card).is_file():
         made = profiles.load(str(out), "resume")
         if (made.about["config"], made.about["fingerprint"]) == (poison.settings, data.fingerprint):
             return profiles.inject(data, made)
@@ -204,11 +204,12 @@ def settings(cfg: Train) -> dict[str, Any]:
 
 
 def judge(judging: Evaluator[Any], at: Shifted, cfg: Judge, out: Path) -> dict[str, float]:
-    """Validation and test metrics as `valid/…` and `test/…`, shown as a table; per-user values kept if asked for."""
+    """Validation and test metrics as `valid/…` and `test/…`, shown as a table; values of users are kept."""
     results = {part: judging.evaluate(at, part) for part in PARTS}
     for part, each in results.items():
         each.metrics.update(exposure(judging, at, part))
     by_metric(title(judging.data, cfg), {part: each.metrics for part, each in results.items()})
+    by_user.write(out, judging, results)
     if cfg.per_user:
         for part, result in results.items():
             keep(result, judging.data, out / f"per_user-{part}.csv")

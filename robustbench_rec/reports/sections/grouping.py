@@ -1,0 +1,155 @@
+"""Runs that belong together: those of one model, of one attack, of one data set."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
+from robustbench_rec.significance import Spread, over_seeds
+
+PREFERRED = ("ndcg@10", "auc", "rmse")
+"""What is shown first, where it is among the metrics."""
+COLUMNS = 4
+"""Metrics of a table; the folded one has all."""
+SIDES = ("test", "valid", "clean", "attacked", "poisoned")
+NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The attack runs of one kind on models that differ in seeds alone.
+
+    victim: their label. kind: of the attack, all but its budget. eps: None where it has none.
+    """
+
+    victim: str
+    kind: str
+    eps: float | None
+    runs: Sequence[Found]
+
+    def spread(self, name: str) -> Spread:
+        """Of a metric of the runs, "attacked/ndcg@10"."""
+        return over_seeds([(each.metrics or {}).get(name, NAN) for each in self.runs])
+
+
+def once(done: Sequence[Found], book: Book) -> list[Found]:
+    """Without runs that repeat another one, seeds included: they say nothing about the spread over seeds."""
+    found: dict[str, Found] = {}
+    for run in done:
+        told: list[Any] = []
+        at: Found | None = run
+        while at is not None and len(told) < 5:
+            told.append([book.key(at), at.record.get("seeds"), at.config.get("seed")])
+            at = book.source(at)
+        found.setdefault(json.dumps(told, default=str), run)
+    return list(found.values())
+
+
+def grouped(done: Sequence[Found], book: Book) -> dict[str, list[Found]]:
+    """Runs that made a model, those that differ in seeds alone together."""
+    found: dict[str, list[Found]] = {}
+    for run in done:
+        if run.verb in ("train", "distill", "finetune"):
+            found.setdefault(book.label(run), []).append(run)
+    return found
+
+
+def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
+    """Attacks on a model as it is, those that differ in seeds alone together, by budget."""
+    found: dict[tuple[str, str, str, float | None], list[Found]] = {}
+    attacks = [run for run in done if run.verb == "attack"]
+    several = len({place_of(run, book) for run in attacks}) > 1
+    for run in attacks:
+        if not run.poisoned and run.config.get("frontier") is None:
+            eps = run.config.get("eps")
+            budget = float(eps) if isinstance(eps, (int, float)) else None
+            settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", "slices"))
+            if isinstance(settings.get("attack"), Mapping):
+                settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
+            exact = json.dumps(settings, sort_keys=True, default=str)
+            kind = f"{kind_of(run)}, {place_of(run, book)}" if several else kind_of(run)
+            found.setdefault((book.victim(run), exact, kind, budget), []).append(run)
+    kinds: dict[str, list[str]] = {}
+    for _, exact, words, _ in found:
+        same = kinds.setdefault(words, [])
+        if exact not in same:
+            same.append(exact)
+    return [
+        Attacked(victim, words if len(kinds[words]) == 1 else f"{words} ({kinds[words].index(exact) + 1})", eps, runs)
+        for (victim, exact, words, eps), runs in sorted(
+            found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0, pair[0][0])
+        )
+    ]
+
+
+def kind_of(run: Found) -> str:
+    """An attack in a few words."""
+    attack = run.config.get("attack")
+    attack = attack if isinstance(attack, Mapping) else {}
+    words = [str(attack.get("name", "?"))]
+    words += [str(attack[key]) for key in ("surface", "norm") if attack.get(key)]
+    if run.named("goal") not in ("untargeted", "none"):
+        words.append(run.named("goal"))
+    part = str(run.config.get("part", "test"))
+    return " ".join(words) + ("" if part == "test" else f" on {part}")
+
+
+def place_of(run: Found, book: Book) -> str:
+    """The data and the protocol: numbers of two places cannot be compared."""
+    root = run
+    while (source := book.source(root)) is not None and source is not run and root.named("dataset") == "none":
+        root = source
+    protocol = str(run.config.get("protocol", "full"))
+    return root.named("dataset") if protocol == "full" else f"{root.named('dataset')}, {protocol}"
+
+
+def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], list[Found]]:
+    """Runs of `rrec eval`, by the label of the model and what it was judged on."""
+    found: dict[tuple[str, str], list[Found]] = {}
+    for run in done:
+        if run.verb == "eval":
+            level = run.config["noise"].get("level", "") if run.named("noise") != "none" else ""
+            noise = "" if run.named("noise") == "none" else f"{run.named('noise')} {level}".strip()
+            where = f"{run.config.get('part')}, {run.config.get('protocol')}"
+            found.setdefault((book.victim(run), f"{where}, {noise}" if noise else where), []).append(run)
+    return found
+
+
+def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
+    """Labels and their runs, by where they were judged."""
+    found: dict[str, dict[str, Sequence[Found]]] = {}
+    for label, runs in trained.items():
+        found.setdefault(place_of(runs[0], book), {})[label] = runs
+    return found
+
+
+def main_metric(names: Iterable[str]) -> str:
+    """The metric that stands for all."""
+    known = list(dict.fromkeys(each.rpartition("/")[2] for each in names if each.partition("/")[0] in SIDES))
+    return next((each for each in PREFERRED if each in known), known[0] if known else "ndcg@10")
+
+
+def chosen_metrics(names: Iterable[str], main: str) -> list[str]:
+    """Metrics for the columns, the main one first, then those at the same depth."""
+    known = list(dict.fromkeys(names))
+    k = main.partition("@")[2]
+    near = [each for each in known if each != main and (each.partition("@")[2] in (k, "") or not k)]
+    return ([main] if main in known else []) + near[: COLUMNS - (main in known)]
+
+
+def typical(attacks: Sequence[Attacked], main: str) -> Sequence[Attacked]:
+    """At the attack that most models have been through, and at the middle one of its budgets."""
+    groups: dict[tuple[str, float | None], list[Attacked]] = {}
+    for each in attacks:
+        if each.spread(f"attacked/{main}").n and each.spread(f"clean/{main}").n:
+            groups.setdefault((each.kind, each.eps), []).append(each)
+    most = max(map(len, groups.values()), default=0)
+    largest = [each for each in groups.values() if len(each) == most]
+    same = [each for each in largest if each[0].kind == largest[0][0].kind]
+    return same[(len(same) - 1) // 2] if same else []
+
+
+def worded(each: Attacked) -> str:
+    """An attack with its budget."""
+    return each.kind if each.eps is None else f"{each.kind} with eps {each.eps:g}"

@@ -1,0 +1,79 @@
+"""Sections about clean quality, poisoned training data, and other parts, protocols and noise."""
+
+from collections.abc import Mapping, Sequence
+
+from robustbench_rec.reports.page import Cell, Section, Table
+from robustbench_rec.reports.reading import Book, Found
+from robustbench_rec.reports.sections.cells import NOISE, change, marked
+from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, judged_again, places
+from robustbench_rec.significance import over_seeds
+
+
+def clean(trained: Mapping[str, Sequence[Found]], book: Book, main: str) -> Section | None:
+    """Quality on test, the main metrics and then all of them, a table for each place."""
+    part, blocks = "test", []
+    for number, (place, here) in enumerate(places(trained, book).items()):
+        every = list(dict.fromkeys(name for runs in here.values() for run in runs for name in run.metrics or ()))
+        names = [name.partition("/")[2] for name in every if name.startswith(f"{part}/")]
+        suffix = f"_{number + 1}" if number else ""
+        for title, chosen, folded in (
+            ("Quality on test", chosen_metrics(names, main), False),
+            ("All metrics", names, True),
+        ):
+            if not names:
+                continue
+            columns = [
+                marked(
+                    [over_seeds([(e.metrics or {}).get(f"{part}/{name}", NAN) for e in r]) for r in here.values()], name
+                )
+                for name in chosen
+            ]
+            rows = [
+                [Cell(label), Cell(len(runs)), *(column[index] for column in columns)]
+                for index, (label, runs) in enumerate(here.items())
+            ]
+            name = f"clean_all{suffix}" if folded else f"clean{suffix}"
+            note = "" if folded else NOISE
+            blocks.append(Table(name, f"{title}: {place}", ["model", "runs", *chosen], rows, note, folded))
+    return Section("clean", "Clean quality", "", blocks) if blocks else None
+
+
+def poisoned(done: Sequence[Found], book: Book, main: str) -> Section | None:
+    """Runs that trained again with fake users."""
+    here = [each for each in done if each.poisoned]
+    if not here:
+        return None
+    groups: dict[str, list[Found]] = {}
+    for run in here:
+        groups.setdefault(book.key(run), []).append(run)
+    rows = []
+    for runs in groups.values():
+        names = [key.partition("/")[2] for key in runs[0].metrics or () if key.startswith("clean/")]
+        for name in chosen_metrics(names, main) + [each for each in names if each.startswith("t_")]:
+            spreads = [
+                over_seeds([(run.metrics or {}).get(f"{side}/{name}", NAN) for run in runs])
+                for side in ("clean", "poisoned", "change")
+            ]
+            cells = [*map(Cell, spreads[:2]), change(spreads[2])]
+            rows.append(
+                [Cell(book.victim(runs[0])), Cell(runs[0].named("poison")), Cell(name), Cell(len(runs)), *cells]
+            )
+    columns = ["model", "poison", "metric", "runs", "clean", "poisoned", "change"]
+    told = "Trained again with fake users; t_… are about the items that these are to push, for users without them."
+    return Section("poisoned", "Poisoned training data", told, [Table("poisoned", "Retrained", columns, rows)])
+
+
+def judged(done: Sequence[Found], book: Book, main: str) -> Section | None:
+    """`rrec eval`: other parts, protocols, noise."""
+    found = judged_again(done, book)
+    if not found:
+        return None
+    names = [key.partition("/")[2] for runs in found.values() for run in runs for key in run.metrics or ()]
+    chosen = chosen_metrics(names, main)
+    rows = []
+    for (label, where), runs in found.items():
+        told = [{key.partition("/")[2]: value for key, value in (run.metrics or {}).items()} for run in runs]
+        spreads = [over_seeds([each.get(name, NAN) for each in told]) for name in chosen]
+        rows.append([Cell(label), Cell(where), Cell(len(runs)), *map(Cell, spreads)])
+    table = Table("judged", "Judged again", ["model", "on", "runs", *chosen], rows)
+    return Section("judged", "Other parts, protocols and noise", "", [table])

@@ -1,0 +1,95 @@
+"""What is said in words at the head of a report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from robustbench_rec.metrics.prediction import SMALLER
+from robustbench_rec.reports.page import Cell
+from robustbench_rec.reports.reading import Book, Found
+from robustbench_rec.reports.sections.compared import Pair
+from robustbench_rec.reports.sections.grouping import NAN, Attacked, places, typical, worded
+from robustbench_rec.significance import over_seeds, within_noise
+
+
+def subtitle(asked: Sequence[Found], book: Book) -> str:
+    """How many runs of what."""
+    counts: dict[str, int] = {}
+    for run in asked:
+        counts[run.verb] = counts.get(run.verb, 0) + 1
+    words = ", ".join(f"{n} {verb}" for verb, n in counts.items())
+    names = dict.fromkeys(name for run in book.runs if (name := run.named("dataset")) != "none")
+    return f"{len(asked)} runs ({words}) on {', '.join(names) or 'unknown data'}"
+
+
+def summary(
+    asked: Sequence[Found],
+    trained: Mapping[str, Sequence[Found]],
+    attacks: Sequence[Attacked],
+    beside: Sequence[Pair],
+    done: Sequence[Found],
+    book: Book,
+    main: str,
+) -> list[str]:
+    """A sentence for each of the main findings."""
+    told = []
+    failed = sum(each.metrics is None for each in asked)
+    smaller = main.partition("@")[0] in SMALLER
+    better: Callable[..., Any] = min if smaller else max
+    known = 0
+    for place, models in places(trained, book).items():
+        spreads = {
+            label: over_seeds([(each.metrics or {}).get(f"test/{main}", NAN) for each in runs])
+            for label, runs in models.items()
+        }
+        clean = {label: spread for label, spread in spreads.items() if spread.n}
+        known = max([known, *(each.n for each in clean.values())])
+        if len(clean) > 1:
+            best = better(clean, key=lambda each: clean[each].mean)
+            near = [each for each in clean if each != best and within_noise(clean[each], clean[best])]
+            words = f"On {place}, {best} has the best clean quality, {main} {Cell(clean[best]).text}"
+            words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
+            same = [e for e in clean if e != best and e not in near and clean[e].mean == clean[best].mean]
+            told.append(f"{words}; so {'has' if len(same) == 1 else 'have'} {_and(same)}." if same else f"{words}.")
+    if here := typical(attacks, main):
+        most = better(here, key=lambda each: each.spread(f"attacked/{main}").mean)
+        left = most.spread(f"attacked/{main}")
+        drop = Cell(most.spread(f"drop/{main}"), share=True).text
+        words = f"Under {worded(most)}, {most.victim} keeps the most: {main} {Cell(left).text}, a drop of {drop}"
+        near = [e.victim for e in here if e is not most and within_noise(e.spread(f"attacked/{main}"), left)]
+        words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
+        told.append(f"{words}.")
+        worst = (max if smaller else min)(here, key=lambda each: each.spread(f"attacked/{main}").mean)
+        if worst is not most:
+            least, lost = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
+            told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
+        told += _beside([each for each in beside if each.on == worded(here[0])], worded(here[0]))
+    told += _beside([each for each in beside if each.side == "test" and each.on == "test"], "")
+    for run in done:
+        gap = (run.metrics or {}).get("frontier/gap")
+        if gap is not None:
+            low = (run.metrics or {}).get("frontier/gap/low", NAN)
+            words = "beats" if low > 0 else "does not beat"
+            told.append(
+                f"At equal clean quality {book.victim(run)} {words} the undefended run stopped early ({gap:+.4f})."
+            )
+    if known == 1 and len(trained) > 1:
+        told.append("Every model was trained with one seed: how large seed noise is, is not known.")
+    if failed:
+        told.append(f"{failed} of {len(asked)} runs have no results; they are listed at the end.")
+    return told or ["No run has results yet."]
+
+
+def _beside(found: Sequence[Pair], under: str) -> list[str]:
+    """What defences are worth on one thing, best first."""
+    words = []
+    for each in sorted(found, key=lambda each: each.gain, reverse=True):
+        between = each.paired.difference if each.paired else None
+        told = f", 95 % {between.low:+.4f} to {between.high:+.4f}" if between else ""
+        words.append(f"{each.model} {each.difference:+.4f}{told} ({each.verdict})")
+    where = f"under {under}" if under else "on clean data"
+    return [f"Beside no defence, {where}: {_and(words)}."] if words else []
+
+
+def _and(names: Sequence[str]) -> str:
+    shown = [*names[:3], *([f"{len(names) - 3} more"] if len(names) > 3 else [])]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
