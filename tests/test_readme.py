@@ -114,6 +114,7 @@ def test_the_other_commands_of_a_page_run_in_their_order_and_say_what_it_shows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RREC_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "80")
     given = files(page)
     parts = {path: path.split("/") for path in given}
     for path, text in given.items():
@@ -136,9 +137,7 @@ def test_the_other_commands_of_a_page_run_in_their_order_and_say_what_it_shows(
                 assert done.exit_code == 0, f"{command.line}\n{done.output}"
                 output = {spoken(line) for line in done.output.splitlines()}
                 for line in command.shown:
-                    assert line.strip() in ("", "…") or spoken(line) in output, (
-                        f"{command.line}\n{line}\n{done.output}"
-                    )
+                    assert line.strip() in ("", "…") or spoken(line) in output, f"{command.line}\n{line}\n{done.output}"
     finally:
         for module in modules:
             sys.modules.pop(module, None)
