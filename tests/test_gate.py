@@ -15,6 +15,7 @@ from robustbench_rec.config import Gate
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.base import Result
 from robustbench_rec.reports.junit import Check, junit, markdown
+from robustbench_rec.reports.tables import show
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.gate import Side, _checks
 
@@ -177,3 +178,13 @@ def test_a_mistake_is_one_line(
     err = capfd.readouterr().err
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_a_table_that_is_wider_than_the_terminal_breaks_sentences_and_keeps_numbers_and_verdicts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    show("t", ["check", "found", ""], [["the quality against that of the baseline", 0.12345, "pass"]])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert {"baseline", "0.1235", "pass"} <= set(printed.replace("│", " ").split())

@@ -10,12 +10,17 @@ Row = Sequence[str | float | int]
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Print a table on standard output: names to the left, numbers to the right."""
+    """Print a table on standard output: names to the left, numbers to the right.
+
+    Where it is wider than the terminal, columns of several words are broken, and single words and numbers stay whole.
+    """
+    cells = [[number(each) if isinstance(each, float) else str(each) for each in row] for row in rows]
     table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
-        table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(number(each) if isinstance(each, float) else escape(str(each)) for each in row))
+        whole = not any(" " in row[index] for row in cells)
+        table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=whole)
+    for row in cells:
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 
