@@ -1,7 +1,8 @@
 """The base class of every recommender."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,23 @@ class RecModel(nn.Module):
         return 0.0
 
     @property
+    def ends(self) -> Tensor:
+        """Both ends of the edges of its graph that can have other weights than 1 `[2, n_edges]`; none: no such graph.
+
+        Nodes are the users, then the items, then other entities. An edge counts in both directions. Clicks come first,
+        sorted by user and item; the order of the others does not depend on them.
+        """
+        return torch.empty(2, 0, dtype=torch.long)
+
+    @property
+    def clicks(self) -> Tensor:
+        """Users and items of the clicks among them `[2, n]`."""
+        return torch.empty(2, 0, dtype=torch.long)
+
+    @property
     def n_edges(self) -> int:
-        """Edges of its graph, each in both directions, that can have other weights than 1; 0 where it has none."""
-        return 0
+        """How many edges its graph has."""
+        return self.ends.shape[1]
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
         """The buffers that hold the graph, by name, when its edges have weights `[n_edges]`; differentiable.
@@ -88,6 +103,18 @@ class RecModel(nn.Module):
         A weight of 0 gives what the graph without the edge has.
         """
         raise NotImplementedError
+
+    def extended(self, clicks: Tensor) -> Self:
+        """The model with more clicks in its graph, users and items `[2, n]` that it does not have; parameters shared.
+
+        RrecError where its graph has no clicks, or cannot have more of them.
+        """
+        name = type(self).__module__.rpartition(".")[2]
+        raise RrecError(f"model '{name}' has no graph with clicks: nothing can be added")
+
+    def twin(self) -> Self:
+        """A copy that may get other buffers; tensors are shared until then."""
+        return deepcopy(self, {id(each): each for each in (*self.parameters(), *self.buffers())})
 
     def relational(self, user: int) -> Relational:
         """The knowledge graph as the model reads it for a user, in evaluation mode and without gradient."""

@@ -185,7 +185,9 @@ class TestStructure:
         model, matrix = self.graph()
         monkeypatch.setattr(structure_aware_kgat, "EXPANDED", expanded)
         heads, _, tails = model.edges()
-        jaccard, adamic_adar = structure_aware_kgat._overlap(heads, tails, model.n_nodes)
+        jaccard, adamic_adar = structure_aware_kgat._overlap(
+            heads, tails, model.n_nodes, torch.ones_like(heads, dtype=torch.bool)
+        )
         heads, tails = np.array(heads.tolist()), np.array(tails.tolist())
         degree = np.asarray(matrix.sum(1)).ravel()
         common = np.asarray((matrix @ matrix)[heads, tails]).ravel()

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.graph import mirrored, normalised, product
+from robustbench_rec.graph import edges_of, mirrored, normalised, product
 from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -42,7 +42,7 @@ class LightGCN(RecModel):
         self.l2 = config.l2
         self.user = nn.Embedding(data.n_users, config.dim)
         self.item = nn.Embedding(data.n_items, config.dim)
-        self.graph = normalised(data)
+        self.graph = normalised(*edges_of(data), n_users=data.n_users, n_items=data.n_items)
         self.sites = nn.ModuleList(Site() for _ in range(config.layers))
         self.dots = Meeting(listed=True)
         for table in (self.user, self.item):
@@ -58,17 +58,28 @@ class LightGCN(RecModel):
         return users, items
 
     @property
-    def n_edges(self) -> int:
-        return len(self.graph.columns) // 2
+    def ends(self) -> Tensor:
+        half = len(self.graph.columns) // 2
+        return torch.stack([torch.repeat_interleave(self.graph.starts.diff())[:half], self.graph.columns[:half]])
+
+    @property
+    def clicks(self) -> Tensor:
+        users, items = self.ends
+        return torch.stack([users, items - self.user.num_embeddings])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
-        graph, n = self.graph.csr, self.user.num_embeddings
-        users, items = torch.repeat_interleave(graph.starts.diff())[: self.n_edges], graph.columns[: self.n_edges]
+        graph, n, (users, items) = self.graph.csr, self.user.num_embeddings, self.ends
         degrees = torch.zeros(len(graph.starts) - 1, device=weights.device)
         degrees = degrees.index_add(0, users, weights).index_add(0, items, weights)
         roots = degrees.clamp_min(1).rsqrt()
         values = weights * roots[users] * roots[items]
         return {"graph.values": torch.cat([values, values[mirrored(graph, n)]])}
+
+    def extended(self, clicks: Tensor) -> Self:
+        twin, n_users, n_items = self.twin(), self.user.num_embeddings, self.item.num_embeddings
+        users, items = torch.cat([self.clicks, clicks], 1)
+        twin.graph = normalised(users, items, n_users=n_users, n_items=n_items)
+        return twin
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded
