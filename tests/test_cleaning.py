@@ -489,13 +489,13 @@ class TestGraph:
         data, _ = cleaned(GENUINE, [step("rgcf", share=0.3)])
         assert data.edges is not None
         assert len(data.train) == len(GENUINE.train)
-        for name in ("lightgcn", "kgat"):
+        for name in ("lightgcn", "kgat", "structure_aware_kgat"):
             assert build(name, data).n_edges == build(name, GENUINE).n_edges - 216
         one, two = (build("structure_aware_kgat", each).eval() for each in (data, GENUINE))
         asked = question(one, torch.arange(60), None, GENUINE)
         assert not torch.equal(Shifted(one)(asked).scores, Shifted(two)(asked).scores)
         assert len(edges_of(data)[0]) == len(edges_of(GENUINE)[0]) - 216
-        dense = normalised(data).csr.dense(110)
+        dense = normalised(*edges_of(data), n_users=60, n_items=50).csr.dense(110)
         torch.testing.assert_close(dense, dense.T)
 
     def test_a_step_after_it_is_refused(self) -> None:
