@@ -79,23 +79,19 @@ class RecModel(nn.Module):
         return 0.0
 
     @property
-    def ends(self) -> Tensor:
-        """Both ends of the edges of its graph that can have other weights than 1 `[2, n_edges]`; none: no such graph.
+    def edges(self) -> Tensor:
+        """The edges of its graph that can have other weights than 1, each in both directions `[3, n_edges]`.
 
-        Nodes are the users, then the items, then other entities. An edge counts in both directions. Clicks come first,
-        sorted by user and item; the order of the others does not depend on them.
+        Head, relation and tail, sorted by head, tail and relation; none where it has no such graph. Nodes are the
+        users, then the items, then other entities. Relation 0 is a click of a user on an item, so that clicks come
+        first; the others are those of the knowledge graph, counted from 1.
         """
-        return torch.empty(2, 0, dtype=torch.long)
-
-    @property
-    def clicks(self) -> Tensor:
-        """Users and items of the clicks among them `[2, n]`."""
-        return torch.empty(2, 0, dtype=torch.long)
+        return torch.empty(3, 0, dtype=torch.long)
 
     @property
     def n_edges(self) -> int:
-        """How many edges its graph has."""
-        return self.ends.shape[1]
+        """How many there are."""
+        return self.edges.shape[1]
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
         """The buffers that hold the graph, by name, when its edges have weights `[n_edges]`; differentiable.
@@ -104,13 +100,13 @@ class RecModel(nn.Module):
         """
         raise NotImplementedError
 
-    def extended(self, clicks: Tensor) -> Self:
-        """The model with more clicks in its graph, users and items `[2, n]` that it does not have; parameters shared.
+    def extended(self, edges: Tensor) -> Self:
+        """The model with more edges in its graph `[3, n]`, none of which it has; its parameters are shared.
 
-        RrecError where its graph has no clicks, or cannot have more of them.
+        RrecError where it cannot have more of them.
         """
         name = type(self).__module__.rpartition(".")[2]
-        raise RrecError(f"model '{name}' has no graph with clicks: nothing can be added")
+        raise RrecError(f"model '{name}' has no graph to which edges can be added")
 
     def twin(self) -> Self:
         """A copy that may get other buffers; tensors are shared until then."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch_for, build, configured, judge, make_data, question, usual
+from conftest import batch_for, build, buildable, configured, judge, make_data, question, usual
 from torch import Tensor
 
 from robustbench_rec import checkpoint
@@ -20,6 +20,7 @@ from robustbench_rec.goals import goals
 from robustbench_rec.graph import Sparse, clicked, product
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
 from robustbench_rec.models.kgcn import KGCN
 from robustbench_rec.models.structure_aware_kgat import StructureAwareKGAT
 from robustbench_rec.shifted import Shifted
@@ -39,6 +40,10 @@ def small(name: str, data: Data = DATA, **changes: Any) -> RecModel:
     model = build(name, data, **(CHANGES[name] | changes)).eval().requires_grad_(False)
     model.refresh()
     return model
+
+
+def name_of(model: RecModel) -> str:
+    return type(model).__module__.rpartition(".")[2]
 
 
 def attack(**changes: Any) -> Attack:
@@ -73,9 +78,9 @@ class TestWeights:
         model = small(name)
         weights = torch.full((model.n_edges,), 1.1, requires_grad=True)
         (slope,) = torch.autograd.grad(scores(Shifted(model).weighed(weights)).square().sum(), weights)
-        clicks = model.clicks.shape[1]
-        assert bool(slope[:clicks].all())
-        assert clicks == model.n_edges or float((slope[clicks:] != 0).float().mean()) > 0.3
+        events = model.edges[1] == 0
+        assert bool(slope[events].all())
+        assert events.all() or float((slope[~events] != 0).float().mean()) > 0.3
 
     def test_a_weight_of_0_is_the_graph_without_the_edge(self, name: str) -> None:
         if name == "kgcn":
@@ -114,8 +119,19 @@ class TestWeights:
 
 def edges(model: RecModel, users: Tensor, items: Tensor) -> Tensor:
     """Numbers of clicks among the edges of a model."""
-    had = model.clicks[0] * DATA.n_items + model.clicks[1]
+    had = clicks(model)[0] * DATA.n_items + clicks(model)[1]
     return torch.searchsorted(had, users * DATA.n_items + items)
+
+
+def clicks(model: RecModel) -> Tensor:
+    """Users and items of the clicks in its graph."""
+    users, relations, items = model.edges
+    return torch.stack([users, items - DATA.n_users])[:, relations == 0]
+
+
+def triples(model: RecModel) -> set[tuple[int, ...]]:
+    """Those in its graph."""
+    return {tuple(each) for each in model.edges[:, model.edges[1] > 0].T.tolist()}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -162,32 +178,62 @@ def test_a_config_that_makes_no_sense_is_refused() -> None:
         attack(share=2.0)
 
 
+def test_every_model_with_a_graph_is_here() -> None:
+    assert {name for name in models if buildable(name) and build(name, DATA).n_edges} == set(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_edges_are_those_of_the_data_sorted(name: str) -> None:
+    model = small(name)
+    heads, relations, tails = model.edges
+    keys = (heads * 1000 + tails) * 10 + relations
+    assert torch.equal(keys, keys.sort().values)
+    assert DATA.kg is not None
+    known = zip(*(each.tolist() for each in (DATA.kg.heads, DATA.kg.relations, DATA.kg.tails)), strict=True)
+    expected = {(h + DATA.n_users, r + 1, t + DATA.n_users) for h, r, t in known}
+    if name == "kgcn":
+        assert triples(model) <= expected
+        assert len(clicks(model)[0]) == 0
+    else:
+        assert triples(model) == (set() if name == "lightgcn" else expected)
+        assert torch.equal(clicks(model), torch.stack(clicked(DATA)))
+
+
 @pytest.mark.parametrize("name", CLICKED)
-class TestMoreClicks:
+class TestMoreEdges:
     def candidates(self, model: RecModel) -> Tensor:
         free = torch.ones(DATA.n_users, DATA.n_items, dtype=torch.bool)
-        free[model.clicks[0], model.clicks[1]] = False
-        return free.nonzero()[::3].T
+        free[tuple(clicks(model))] = False
+        users, items = free.nonzero()[::3].T
+        found = torch.stack([users, torch.zeros_like(users), items + DATA.n_users])
+        if name_of(model) == "lightgcn":
+            return found
+        new = {(DATA.n_users + h, 1 + h % 3, DATA.n_users + (7 * h + 3) % 36) for h in range(30)} - triples(model)
+        return torch.cat([torch.tensor(sorted(new)).T, found], 1)
 
-    def test_clicks_are_the_first_edges_and_sorted(self, name: str) -> None:
-        model = small(name)
-        assert torch.equal(model.clicks, torch.stack(clicked(DATA)))
-        assert torch.equal(model.ends[0, : model.clicks.shape[1]], model.clicks[0])
-        assert torch.equal(model.ends[1, : model.clicks.shape[1]], model.clicks[1] + DATA.n_users)
-
-    def test_more_clicks_of_weight_0_change_nothing(self, name: str) -> None:
+    def test_more_edges_of_weight_0_change_nothing(self, name: str) -> None:
         at = Shifted(small(name))
         graph = _Graph.of(at).beside(self.candidates(at.model))
         wide = graph.point(graph.weights)
         assert wide.model.n_edges == at.model.n_edges + graph.extra.shape[1]
         torch.testing.assert_close(scores(wide), scores(at), rtol=0, atol=1e-6)
 
-    def test_more_clicks_are_the_graph_with_these_events(self, name: str) -> None:
-        model, (users, items) = small(name), clicked(DATA)
-        more = self.candidates(model)[:, :40]
+    def test_more_edges_are_the_graph_with_these_events_and_triples(self, name: str) -> None:
+        model = small(name)
+        more = self.candidates(model)[:, :60]
         other = model.extended(more)
-        users, items = torch.cat([torch.stack([users, items]), more], 1)
-        data = replace(DATA, train=Interactions(users, items, torch.ones(len(users))))
+        users, items = clicks(other)
+        assert DATA.kg is not None
+        heads, relations, tails = more[:, more[1] > 0]
+        kg = replace(
+            DATA.kg,
+            heads=torch.cat([DATA.kg.heads, heads - DATA.n_users]),
+            relations=torch.cat([DATA.kg.relations, relations - 1]),
+            tails=torch.cat([DATA.kg.tails, tails - DATA.n_users]),
+        )
+        assert len(users) > len(DATA.train)
+        assert (len(heads) > 0) == (name != "lightgcn")
+        data = replace(DATA, train=Interactions(users, items, torch.ones(len(users))), kg=kg)
         expected = checkpoint.build(configured("model", name, **CHANGES[name]), data).eval()
         expected.load_state_dict(model.state_dict())
         expected.refresh()
@@ -234,13 +280,29 @@ class TestMoreClicks:
         model = small(name)
         built = attack(op="add", guide="random", share=1.0, pool=3).prepared(model, DATA)
         point, _ = built(Shifted(model), batch_for(model), lambda at, batch: torch.zeros(()))
-        users, items = point.model.clicks
+        users, items = clicks(point.model)
         keys = users * DATA.n_items + items
         assert len(keys.unique()) == len(keys)
         events = [DATA.part(each) for each in ("train", "valid", "test")]
         known = torch.cat([each.users * DATA.n_items + each.items for each in events])
         assert torch.isin(keys, known).sum() == len(DATA.train)
         assert len(keys) > len(DATA.train)
+        assert triples(point.model) >= triples(model)
+        assert len(point.model.edges.unique(dim=1).T) - len(model.edges.unique(dim=1).T) == point.added
+
+    def test_added_triples_have_ends_that_their_relation_has(self, name: str) -> None:
+        model = small(name)
+        if name == "lightgcn":
+            with pytest.raises(RrecError, match="model 'lightgcn' has no graph whose triples can be weighed"):
+                attack(op="add", kind="triples").prepared(model, DATA)
+            return
+        built = attack(op="add", kind="triples", share=0.5).prepared(model, DATA)
+        moved, budget = evaluator(DATA, judge()).attack(Shifted(model), built, "test", loss("softmax"))
+        old, new = triples(model), triples(moved[0][0].model)
+        assert 0 < len(new - old) == budget["max_added"] <= round(0.5 * len(DATA.kg or ()))
+        assert {each[:2] for each in new} == {each[:2] for each in old}
+        assert {each[1:] for each in new} == {each[1:] for each in old}
+        assert torch.equal(clicks(moved[0][0].model), clicks(model))
 
     def test_a_seed_says_what_is_drawn(self, name: str) -> None:
         model, judging, found = small(name), evaluator(DATA, judge()), []
@@ -248,7 +310,7 @@ class TestMoreClicks:
             built = attack(op="rewire", share=0.1, steps=2, seed=seed).prepared(model, DATA)
             torch.manual_seed(len(found))
             moved, _ = judging.attack(Shifted(model), built, "test", loss("softmax"))
-            found.append(moved[0][0].model.clicks)
+            found.append(moved[0][0].model.edges)
         assert torch.equal(found[0], found[1])
         assert found[0].shape != found[2].shape or not torch.equal(found[0], found[2])
 
@@ -266,13 +328,14 @@ class TestMoreClicks:
 
     def test_one_kind_of_edges_alone_can_be_dropped(self, name: str) -> None:
         model, judging = small(name), evaluator(DATA, judge())
-        clicks = torch.arange(model.n_edges) < model.clicks.shape[1]
-        for kind, there in (("clicks", clicks), ("triples", ~clicks)):
+        events = model.edges[1] == 0
+        for kind, there in (("clicks", events), ("triples", ~events)):
+            if not there.any():
+                continue
             built = attack(guide="random", kind=kind, share=0.5).prepared(model, DATA)
             _, budget = judging.attack(Shifted(model), built, "test", loss("softmax"))
             assert budget["max_dropped"] == round(0.5 * int(there.sum()))
-            if there.any():
-                assert budget["max_share"] == pytest.approx(0.5, abs=0.02)
+            assert budget["max_share"] == pytest.approx(0.5, abs=0.02)
 
 
 def test_clicks_added_along_the_slope_do_more_harm_than_random_ones_in_an_undertrained_lightgcn() -> None:
@@ -303,8 +366,8 @@ class TestDegrees:
         model = small("lightgcn")
         built = attack(guide=guide, share=0.2)
         worse, _ = built(Shifted(model), batch_for(model), lambda at, batch: torch.zeros(()))
-        degrees = torch.bincount(model.ends.flatten())
-        product = degrees[model.ends].prod(0)
+        ends = model.edges[[0, 2]]
+        product = torch.bincount(ends.flatten())[ends].prod(0)
         gone = worse.tensors(["graph.values"])["graph.values"][: model.n_edges] == 0
         assert int(gone.sum()) == round(0.2 * model.n_edges)
         return product[~gone], product[gone]
@@ -323,7 +386,7 @@ class TestDrawnNeighbors:
         model = small("structure_aware_kgat", neighbors=3)
         full = small("structure_aware_kgat")
         assert model.n_edges < full.n_edges
-        assert torch.isin(*(each.ends[0] * 1000 + each.ends[1] for each in (model, full))).all()
+        assert triples(model) <= triples(full)
 
     def test_without_it_the_others_that_were_drawn_are_left(self) -> None:
         model = small("structure_aware_kgat", neighbors=3, layers=1)
@@ -333,7 +396,7 @@ class TestDrawnNeighbors:
         gone = (point.tensors(["weights"])["weights"] == 0) & (model.heads >= model.n_users)
         gone &= model.tails >= model.n_users
         assert gone.any()
-        triples = weights.masked_fill(torch.arange(model.n_edges) < model.clicks.shape[1], 1.0)
+        triples = weights.masked_fill(model.edges[1] == 0, 1.0)
         found, expected = scores(Shifted(model).weighed(triples)), deepcopy(model)
         for name, each in model.without(gone[model._triples]).items():
             setattr(expected, name, each)
@@ -348,23 +411,22 @@ class TestDrawnNeighbors:
         assert isinstance(model, KGCN)
         edge = 5
         found = model.weighed(torch.ones(model.n_edges).index_fill(0, torch.tensor([edge]), 0.0))["weights"]
-        one, two = (model.ends[:, edge] - DATA.n_users).tolist()
+        one, two = (model.edges[[0, 2], edge] - DATA.n_users).tolist()
         for row, column in (found == 0).nonzero().tolist():
             assert {row, int(model.tails[row, column])} == {one, two}
         assert (found == 0).any()
         expected = deepcopy(model)
         graph = model.relational(0)
         ends = torch.stack([graph.heads, graph.tails]).sort(0).values
-        relation = int(model.relations[tuple((found == 0).nonzero()[0])])
+        relation = int(model.edges[1, edge]) - 1
         gone = (ends == torch.tensor([min(one, two), max(one, two)])[:, None]).all(0) & (graph.relations == relation)
         for name, each in model.without(gone).items():
             setattr(expected, name, each)
-        if one != two:
-            torch.testing.assert_close(expected.weights, found)
+        torch.testing.assert_close(expected.weights, found)
 
 
-def test_clicks_are_not_added_where_there_are_none() -> None:
-    with pytest.raises(RrecError, match="model 'kgcn' has no graph with clicks: nothing can be added"):
+def test_edges_are_not_added_to_neighbors_that_were_drawn() -> None:
+    with pytest.raises(RrecError, match="model 'kgcn' has no graph to which edges can be added"):
         attack(op="add").prepared(small("kgcn"), DATA)
 
 
@@ -387,7 +449,6 @@ def test_who_looks_at_no_gradient_knows_nothing() -> None:
         ({"guide": "loss"}, "guide of attack 'edges'"),
         ({"kind": "users"}, "kind of edges"),
         ({"pool": 0}, "attack.pool=0"),
-        ({"op": "add", "kind": "triples"}, "triples are dropped, not added"),
     ],
 )
 def test_choices_that_there_are_not_are_refused(changes: dict[str, Any], told: str) -> None:

@@ -10,9 +10,8 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import edges_of
 from robustbench_rec.model import RecModel
-from robustbench_rec.noise import pairs, repeated
+from robustbench_rec.noise import repeated
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.threat import Threat
@@ -27,19 +26,19 @@ REDRAWS = 20
 class EdgeAttack(Attack):
     """Drops and adds edges by the slope of the objective in their weights (after Zügner & Günnemann, ICLR 2019).
 
-    op: drop; add clicks; or rewire, which adds as many as it drops. share: of the edges of a kind that the model reads,
-    how many go, or come, at most. kind: all, clicks or triples; added are clicks alone, since a triple would need a
-    relation (`noise=kg_add` draws some). guide: gradient; high_degree or low_degree, by the product of the degrees of
-    both ends; or random, the control. steps: rounds of gradient with equal parts of the share and new slopes in each; 1
-    takes all at once. The other guides look at no score and take all at once. pool: clicks that are drawn anew in each
-    round for every edge that it adds; half of them are of the items that the goal is about, where it is about some.
-    seed: of pool, random and ties.
+    op: drop, add, or rewire, which adds as many as it drops. kind: all edges, clicks or triples. share: of these, as
+    the model reads them, how many go, or come, at most. guide: gradient; high_degree or low_degree, by the product of
+    the degrees of both ends; or random, the control. steps: rounds of gradient with equal parts of the share and new
+    slopes in each; 1 takes all at once. The other guides look at no score and take all at once. pool: candidates that
+    are drawn anew in each round for every edge that it adds. seed: of pool, random and ties.
 
     Gradient takes edges whose weight lowers the objective to first order, and candidates, at weight 0, whose weight
-    raises it; a round that does not raise it is undone, and the parts are halved. A candidate is no event of its user
-    in any part of the data, so nothing relevant is added. An added click is an edge and no event: its item is still a
-    candidate of the user, and counts where a goal promotes it. Normalisation and attention are those of the changed
-    graph. The paper perturbs while the model is trained; here it has its parameters.
+    raises it; a round that does not raise it is undone, and the parts are halved. Candidates are clicks and triples in
+    proportion to the edges. A click is no event of its user in any part of the data, so nothing relevant is added; half
+    are of the items that the goal is about, where it is about some. An added click is an edge and no event: its item
+    can still be shown to the user, and counts where a goal promotes it. A triple has head and relation of one and the
+    tail of another with this relation. Normalisation and attention are those of the changed graph. The paper perturbs
+    while the model is trained; here it has its parameters.
     """
 
     @dataclass
@@ -58,8 +57,8 @@ class EdgeAttack(Attack):
         scope="all users at once",
         budget="a share of the edges",
     )
-    known: Tensor | None = None
-    """Keys of what is no candidate, once it is prepared."""
+    events: Tensor | None = None
+    """Clicks that are no candidates `[3, N]`, once it is prepared."""
     n_users: int
     n_items: int
     generator: torch.Generator | None = None
@@ -75,8 +74,6 @@ class EdgeAttack(Attack):
         if not 0 <= config.share <= 1 or config.steps < 1 or config.pool < 1:
             told = f"attack.share={config.share}, attack.steps={config.steps}, attack.pool={config.pool}"
             raise RrecError(f"{told}: a share, at least one step and one candidate for each edge are needed")
-        if config.op == "add" and config.kind == "triples":
-            raise RrecError("attack.kind=triples: triples are dropped, not added; noise=kg_add draws some")
         self.config = config
 
     @property
@@ -95,17 +92,18 @@ class EdgeAttack(Attack):
     def prepared(self, model: RecModel, data: Data) -> Self:
         held = copy(super().prepared(model, data))
         parts = [data.train, data.valid, data.test, *([] if data.hidden is None else [data.hidden])]
-        users, items = edges_of(data)
-        held.known = torch.unique(torch.cat([*(pairs(each, data) for each in parts), users * data.n_items + items]))
+        users, items = (torch.cat([getattr(each, name) for each in parts]) for name in ("users", "items"))
+        held.events = torch.stack([users, torch.zeros_like(users), items + data.n_users])
         held.n_users, held.n_items = data.n_users, data.n_items
         return held
 
     def check(self, model: RecModel) -> None:
-        if not model.n_edges:
-            name = type(model).__module__.rpartition(".")[2]
-            raise RrecError(f"model '{name}' has no graph whose edges can be weighed: nothing to drop")
+        if not self._there(model).any():
+            name, what = type(model).__module__.rpartition(".")[2], "edges"
+            what = self.config.kind if model.n_edges else "edges"
+            raise RrecError(f"model '{name}' has no graph whose {what} can be weighed: nothing to {self.config.op}")
         if self.config.op != "drop":
-            model.extended(torch.empty_like(model.ends[:, :0]))
+            model.extended(model.edges[:, :0])
 
     def drawing_from(self, generator: torch.Generator) -> "EdgeAttack":
         drawing = copy(self)
@@ -147,7 +145,7 @@ class EdgeAttack(Attack):
 
     def _there(self, model: RecModel) -> Tensor:
         """The edges of the kind, bool `[n_edges]`."""
-        clicks = torch.arange(model.n_edges, device=model.ends.device) < model.clicks.shape[1]
+        clicks = model.edges[1] == 0
         return {"all": torch.ones_like(clicks), "clicks": clicks, "triples": ~clicks}[self.config.kind]
 
     def _edited(self, graph: "_Graph", gain: Tensor, there: Tensor, most: int) -> "_Graph":
@@ -165,9 +163,8 @@ class EdgeAttack(Attack):
         drawn = 1 - torch.rand(len(graph.weights), dtype=torch.double, generator=generator).to(graph.weights.device)
         if self.config.guide == "random":
             return drawn
-        own = graph.at.model.ends
-        come = torch.stack([graph.extra[0], graph.extra[1] + self.n_users]) if graph.extra.shape[1] else graph.extra
-        ends = torch.cat([own, come], 1)
+        own = graph.at.model.edges[[0, 2]]
+        ends = torch.cat([own, graph.extra[[0, 2]]], 1)
         degrees = torch.bincount(own.flatten(), minlength=int(ends.max()) + 1).double()
         product = degrees[ends].prod(0) + drawn  # which breaks ties
         return product if self.config.guide == "high_degree" else 1 / product
@@ -177,22 +174,36 @@ class EdgeAttack(Attack):
         graph = graph.used()
         if self.config.op == "drop":
             return graph
-        if self.known is None:
+        if self.events is None:
             raise RrecError("edges are added by rrec attack, not in training: take attack.op=drop")
-        aims, device = _aims(batch), self.known.device
-        known = torch.cat([self.known, graph.extra[0] * self.n_items + graph.extra[1]])
-        n, wanted = len(known), self.config.pool * part
+        edges, pool = graph.at.model.edges, graph.extra
+        there = edges[:, self._there(graph.at.model)]
         for _ in range(REDRAWS):
-            missing = n + wanted - len(known)
-            users = torch.randint(self.n_users, (missing,), generator=generator).to(device)
-            items = torch.randint(self.n_items, (missing,), generator=generator).to(device)
-            if aims is not None:
-                some = torch.randint(len(aims), (missing,), generator=generator).to(device)
-                items[::2] = aims[some][::2]
-            keys = users * self.n_items + items
-            known = torch.cat([known, keys[~repeated(keys, known)]])
-        keys = known[n:]
-        return graph.beside(torch.stack([keys // self.n_items, keys % self.n_items]))
+            missing = self.config.pool * part - (pool.shape[1] - graph.extra.shape[1])
+            if not missing:
+                break
+            drawn = self._drawn(there, missing, _aims(batch), generator)
+            keys = _keys(torch.cat([self.events, edges, pool, drawn], 1))
+            fresh = ~repeated(keys[len(keys) - missing :], keys[: len(keys) - missing])
+            pool = torch.cat([pool, drawn[:, fresh]], 1)
+        return graph.beside(pool[:, graph.extra.shape[1] :])
+
+    def _drawn(self, edges: Tensor, count: int, aims: Tensor | None, generator: torch.Generator) -> Tensor:
+        """So many clicks and triples, in proportion to those among the edges `[3, count]`."""
+        triples = edges[:, edges[1] > 0]
+        n = count - round(count * triples.shape[1] / edges.shape[1])
+        users, items = (torch.randint(size, (n,), generator=generator) for size in (self.n_users, self.n_items))
+        if aims is not None:
+            items[::2] = aims.cpu()[torch.randint(len(aims), (n,), generator=generator)][::2]
+        clicks = torch.stack([users, torch.zeros_like(users), items + self.n_users]).to(edges.device)
+        if n == count:
+            return clicks
+        base = torch.randint(triples.shape[1], (count - n,), generator=generator).to(edges.device)
+        order, counts = triples[1].argsort(stable=True), torch.bincount(triples[1])
+        heads, relations, _ = triples[:, base]
+        within = (torch.rand(count - n, generator=generator).to(edges.device) * counts[relations]).long()
+        tails = triples[2, order[(counts.cumsum(0) - counts)[relations] + within]]
+        return torch.cat([clicks, torch.stack([heads, relations, tails])], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,9 +215,9 @@ class Rewired(Shifted):
 
 
 class _Graph(NamedTuple):
-    """The graph of a model, and clicks beside it.
+    """The graph of a model, and edges beside it that it does not have.
 
-    extra: users and items `[2, X]` that are no edges. weights: `[n_edges + X]`, 0 for what is not, or no more, there.
+    extra: these `[3, X]`. weights: `[n_edges + X]`, 0 for what is not, or no more, there.
     """
 
     at: Shifted
@@ -215,8 +226,8 @@ class _Graph(NamedTuple):
 
     @classmethod
     def of(cls, at: Shifted) -> "_Graph":
-        ends = at.model.ends
-        return cls(at, ends[:, :0], torch.ones(ends.shape[1], device=ends.device))
+        edges = at.model.edges
+        return cls(at, edges[:, :0], torch.ones(edges.shape[1], device=edges.device))
 
     @property
     def own(self) -> int:
@@ -229,27 +240,23 @@ class _Graph(NamedTuple):
         return int((self.weights[: self.own] == 0).sum()), int((self.weights[self.own :] > 0).sum())
 
     def used(self) -> "_Graph":
-        """Without the clicks of weight 0 beside it."""
+        """Without the edges of weight 0 beside it."""
         kept = self.weights[self.own :] > 0
         return _Graph(
             self.at, self.extra[:, kept], torch.cat([self.weights[: self.own], self.weights[self.own :][kept]])
         )
 
-    def beside(self, clicks: Tensor) -> "_Graph":
-        """With more clicks of weight 0 beside it."""
-        weights = torch.cat([self.weights, torch.zeros_like(clicks[0], dtype=self.weights.dtype)])
-        return _Graph(self.at, torch.cat([self.extra, clicks], 1), weights)
+    def beside(self, edges: Tensor) -> "_Graph":
+        """With more edges of weight 0 beside it."""
+        weights = torch.cat([self.weights, torch.zeros_like(edges[0], dtype=self.weights.dtype)])
+        return _Graph(self.at, torch.cat([self.extra, edges], 1), weights)
 
     def point(self, weights: Tensor) -> Shifted:
         """The model on this graph with weights `[n_edges + X]`."""
         if not self.extra.shape[1]:
             return self.at.weighed(weights)
-        had = self.at.model.clicks
-        users, items = torch.cat([had, self.extra], 1)
-        order = (users * (items.max() + 1) + items).argsort()
-        index, n = torch.arange(len(weights), device=weights.device), had.shape[1]
-        place = torch.cat([torch.cat([index[:n], index[self.own :]])[order], index[n : self.own]])
-        return Shifted(self.at.model.extended(self.extra), self.at.delta).weighed(weights[place])
+        order = _keys(torch.cat([self.at.model.edges, self.extra], 1)).argsort(stable=True)
+        return Shifted(self.at.model.extended(self.extra), self.at.delta).weighed(weights[order])
 
     def left(self) -> Shifted:
         """The model on this graph, where it is another one."""
@@ -258,6 +265,12 @@ class _Graph(NamedTuple):
             return self.at
         point = graph.point(graph.weights)
         return Rewired(point.model, point.delta, dropped=dropped, added=added)
+
+
+def _keys(edges: Tensor) -> Tensor:
+    """By head, tail and relation, in the order of a model's edges."""
+    heads, relations, tails = edges.unbind()
+    return (heads * (tails.max() + 1) + tails) * (relations.max() + 1) + relations
 
 
 def _aims(batch: Batch) -> Tensor | None:

@@ -83,9 +83,9 @@ class Edges(Units):
 
     def __init__(self, asked: Recommender, user: int, item: int) -> None:
         super().__init__(asked, user, item)
-        users, items = asked.model.clicks
+        users, _, items = asked.model.edges
         self.edges = (users == user).nonzero().squeeze(1)
-        self.said = [self.names.item(each) for each in items[self.edges].tolist()]
+        self.said = [self.names.item(each) for each in (items[self.edges] - asked.data.n_users).tolist()]
 
     @torch.no_grad()
     def scores(self, kept: Tensor) -> Tensor:

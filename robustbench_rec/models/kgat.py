@@ -115,14 +115,9 @@ class KGAT(RecModel):
         return final[: self.n_users], final[self.n_users :]
 
     @property
-    def ends(self) -> Tensor:
+    def edges(self) -> Tensor:
         there, _ = self._ways
-        return torch.stack([self.heads[there], self.tails[there]])
-
-    @property
-    def clicks(self) -> Tensor:
-        users, items = (ends := self.ends)[:, ends[0] < self.n_users]
-        return torch.stack([users, items - self.n_users])
+        return torch.stack([self.heads[there], self.relations[there], self.tails[there]])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
         each = torch.zeros_like(self.attention).index_add(0, torch.cat(self._ways), weights.repeat(2))
@@ -131,13 +126,12 @@ class KGAT(RecModel):
         total = torch.where(total > 0, total, 1.0)  # without an edge, where the slope of a first one stays finite
         return {"attention": parts / total[self.heads]}
 
-    def extended(self, clicks: Tensor) -> Self:
-        twin, half = self.twin(), self.n_relations // 2
-        users, items, event = clicks[0], clicks[1] + self.n_users, torch.zeros_like(clicks[0])
+    def extended(self, edges: Tensor) -> Self:
+        twin, (heads, relations, tails) = self.twin(), edges
         twin._laid(
-            torch.cat([self.heads, users, items]),
-            torch.cat([self.relations, event, event + half]),
-            torch.cat([self.tails, items, users]),
+            torch.cat([self.heads, heads, tails]),
+            torch.cat([self.relations, relations, relations + self.n_relations // 2]),
+            torch.cat([self.tails, tails, heads]),
         )
         twin.refresh()
         return twin

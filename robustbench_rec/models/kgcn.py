@@ -37,7 +37,8 @@ class KGCN(RecModel):
     neighbours are averaged, not summed as in the paper, which shrinks them by the number of neighbours; on Last.FM the
     sum is no better. Differences from that code: negatives are drawn anew every epoch; an entity without a triple has
     no neighbourhood. Edges that are weighed are those that were drawn from either end; without one, the others that
-    were drawn are left. The paper's data come by dataset.linked_only and split=random, its protocol is protocol=clicks.
+    were drawn are left, and none can be added, since nobody need draw it. The paper's data come by dataset.linked_only
+    and split=random, its protocol is protocol=clicks.
     """
 
     @dataclass
@@ -112,10 +113,10 @@ class KGCN(RecModel):
         return {"weights": (~gone[self._edges[1]]).float().view_as(self.tails)}
 
     @property
-    def ends(self) -> Tensor:
-        triples, _ = self._triples
-        pairs = triples // self.relation.num_embeddings
-        return self.user.num_embeddings + torch.stack([pairs // len(self.tails), pairs % len(self.tails)])
+    def edges(self) -> Tensor:
+        (keys, _), kinds, shift = self._triples, self.relation.num_embeddings, self.user.num_embeddings
+        heads, tails = keys // kinds // len(self.tails), keys // kinds % len(self.tails)
+        return torch.stack([heads + shift, keys % kinds + 1, tails + shift])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
         drawn = self.known.nonzero().squeeze(1)

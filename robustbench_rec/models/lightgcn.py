@@ -58,27 +58,23 @@ class LightGCN(RecModel):
         return users, items
 
     @property
-    def ends(self) -> Tensor:
+    def edges(self) -> Tensor:
         half = len(self.graph.columns) // 2
-        return torch.stack([torch.repeat_interleave(self.graph.starts.diff())[:half], self.graph.columns[:half]])
-
-    @property
-    def clicks(self) -> Tensor:
-        users, items = self.ends
-        return torch.stack([users, items - self.user.num_embeddings])
+        users, items = torch.repeat_interleave(self.graph.starts.diff())[:half], self.graph.columns[:half]
+        return torch.stack([users, torch.zeros_like(users), items])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
-        graph, n, (users, items) = self.graph.csr, self.user.num_embeddings, self.ends
+        graph, n, (users, _, items) = self.graph.csr, self.user.num_embeddings, self.edges
         degrees = torch.zeros(len(graph.starts) - 1, device=weights.device)
         degrees = degrees.index_add(0, users, weights).index_add(0, items, weights)
         roots = degrees.clamp_min(1).rsqrt()
         values = weights * roots[users] * roots[items]
         return {"graph.values": torch.cat([values, values[mirrored(graph, n)]])}
 
-    def extended(self, clicks: Tensor) -> Self:
+    def extended(self, edges: Tensor) -> Self:
         twin, n_users, n_items = self.twin(), self.user.num_embeddings, self.item.num_embeddings
-        users, items = torch.cat([self.clicks, clicks], 1)
-        twin.graph = normalised(users, items, n_users=n_users, n_items=n_items)
+        users, _, items = torch.cat([self.edges, edges], 1)
+        twin.graph = normalised(users, items - n_users, n_users=n_users, n_items=n_items)
         return twin
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:

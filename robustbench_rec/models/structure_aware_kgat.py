@@ -129,7 +129,7 @@ class StructureAwareKGAT(RecModel):
         touched = half_square(nodes, batch.users) + half_square(nodes, items + self.n_users)
         return self.config.l2 / len(batch) * touched
 
-    def edges(self) -> Edges:
+    def directed(self) -> Edges:
         """Heads, relations and tails of all edges, sorted by head.
 
         Nodes are the users, then the entities (items first). Relation 0 is an event, 1 … the relations of the graph,
@@ -169,31 +169,26 @@ class StructureAwareKGAT(RecModel):
         return {**found, "feature_structure": self.feature_structure[kept]} if self.config.structure else found
 
     @property
-    def ends(self) -> Tensor:
-        pairs = self._both[0] // (self.n_relations // 2)
-        return torch.stack([pairs // self.n_nodes, pairs % self.n_nodes])
-
-    @property
-    def clicks(self) -> Tensor:
-        users, items = (ends := self.ends)[:, ends[0] < self.n_users]
-        return torch.stack([users, items - self.n_users])
+    def edges(self) -> Tensor:
+        keys, half = self._both[0], self.n_relations // 2
+        return torch.stack([keys // half // self.n_nodes, keys % half, keys // half % self.n_nodes])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
         each = weights[self._both[1]]
         if not self.config.structure or self.config.neighbors is not None:
             return {"weights": each}
-        return {"weights": each, "feature_structure": _structure(self.edges(), self.n_nodes, each.detach() > 0)}
+        return {"weights": each, "feature_structure": _structure(self.directed(), self.n_nodes, each.detach() > 0)}
 
-    def extended(self, clicks: Tensor) -> Self:
+    def extended(self, edges: Tensor) -> Self:
         if self.config.neighbors is not None:
             told = f"model.neighbors={self.config.neighbors}"
             raise RrecError(
                 f"structure_aware_kgat with {told}: an added edge need not be drawn; train with null to add"
             )
-        twin, half = self.twin(), self.n_relations // 2
-        users, items, event = clicks[0], clicks[1] + self.n_users, torch.zeros_like(clicks[0])
-        heads, tails = torch.cat([self.heads, users, items]), torch.cat([self.tails, items, users])
-        twin._graph(_sorted(heads, torch.cat([self.relations, event, event + half]), tails, self.n_nodes))
+        twin, (heads, relations, tails) = self.twin(), edges
+        relations = torch.cat([self.relations, relations, relations + self.n_relations // 2])
+        heads, tails = torch.cat([self.heads, heads, tails]), torch.cat([self.tails, tails, heads])
+        twin._graph(_sorted(heads, relations, tails, self.n_nodes))
         return twin
 
     @property
