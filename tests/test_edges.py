@@ -380,6 +380,16 @@ class TestDegrees:
         stay, gone = self.dropped("low_degree")
         assert stay.min() >= gone.max()
 
+    def test_among_candidates_those_between_high_degrees_come_first(self) -> None:
+        model, products = small("lightgcn"), {}
+        degrees = torch.bincount(model.edges[[0, 2]].flatten(), minlength=DATA.n_users + DATA.n_items)
+        for guide in ("high_degree", "random", "low_degree"):
+            built = attack(op="add", guide=guide, share=0.1).prepared(model, DATA)
+            worse, _ = built(Shifted(model), batch_for(model), lambda at, batch: torch.zeros(()))
+            new = (worse.model.edges.T[:, None] != model.edges.T).any(2).all(1)
+            products[guide] = degrees[worse.model.edges[[0, 2]][:, new]].prod(0).float().mean()
+        assert products["high_degree"] > 1.2 * products["random"] > 1.4 * products["low_degree"]
+
 
 class TestDrawnNeighbors:
     def test_an_edge_is_what_either_end_has_drawn(self) -> None:

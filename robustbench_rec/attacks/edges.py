@@ -99,7 +99,7 @@ class EdgeAttack(Attack):
 
     def check(self, model: RecModel) -> None:
         if not self._there(model).any():
-            name, what = type(model).__module__.rpartition(".")[2], "edges"
+            name = type(model).__module__.rpartition(".")[2]
             what = self.config.kind if model.n_edges else "edges"
             raise RrecError(f"model '{name}' has no graph whose {what} can be weighed: nothing to {self.config.op}")
         if self.config.op != "drop":
