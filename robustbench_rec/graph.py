@@ -112,8 +112,13 @@ def edges_of(data: Data) -> tuple[Tensor, Tensor]:
     return keys // data.n_items, keys % data.n_items
 
 
-def normalised(users: Tensor, items: Tensor, *, n_users: int, n_items: int) -> Sparse:
-    """D^-½ A D^-½ of the bipartite graph of these edges, users before items; symmetric."""
+def normalised(data: Data) -> Sparse:
+    """D^-½ A D^-½ of the interaction graph."""
+    return bipartite(*edges_of(data), n_users=data.n_users, n_items=data.n_items)
+
+
+def bipartite(users: Tensor, items: Tensor, *, n_users: int, n_items: int) -> Sparse:
+    """D^-½ A D^-½ of the graph of these edges `[E]`, users before items; symmetric."""
     items = items + n_users
     rows, columns = torch.cat([users, items]), torch.cat([items, users])
     n = n_users + n_items

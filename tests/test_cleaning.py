@@ -495,7 +495,7 @@ class TestGraph:
         asked = question(one, torch.arange(60), None, GENUINE)
         assert not torch.equal(Shifted(one)(asked).scores, Shifted(two)(asked).scores)
         assert len(edges_of(data)[0]) == len(edges_of(GENUINE)[0]) - 216
-        dense = normalised(*edges_of(data), n_users=60, n_items=50).csr.dense(110)
+        dense = normalised(data).csr.dense(110)
         torch.testing.assert_close(dense, dense.T)
 
     def test_a_step_after_it_is_refused(self) -> None:

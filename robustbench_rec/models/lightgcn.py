@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.graph import edges_of, mirrored, normalised, product
+from robustbench_rec.graph import bipartite, mirrored, normalised, product
 from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -42,7 +42,7 @@ class LightGCN(RecModel):
         self.l2 = config.l2
         self.user = nn.Embedding(data.n_users, config.dim)
         self.item = nn.Embedding(data.n_items, config.dim)
-        self.graph = normalised(*edges_of(data), n_users=data.n_users, n_items=data.n_items)
+        self.graph = normalised(data)
         self.sites = nn.ModuleList(Site() for _ in range(config.layers))
         self.dots = Meeting(listed=True)
         for table in (self.user, self.item):
@@ -74,7 +74,7 @@ class LightGCN(RecModel):
     def extended(self, edges: Tensor) -> Self:
         twin, n_users, n_items = self.twin(), self.user.num_embeddings, self.item.num_embeddings
         users, _, items = torch.cat([self.edges, edges], 1)
-        twin.graph = normalised(users, items - n_users, n_users=n_users, n_items=n_items)
+        twin.graph = bipartite(users, items - n_users, n_users=n_users, n_items=n_items)
         return twin
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
