@@ -113,11 +113,15 @@ def edges_of(data: Data) -> tuple[Tensor, Tensor]:
 
 
 def normalised(data: Data) -> Sparse:
-    """D^-½ A D^-½ of the bipartite graph of users and items, users before items; symmetric."""
-    users, items = edges_of(data)
-    items = items + data.n_users
+    """D^-½ A D^-½ of the interaction graph."""
+    return bipartite(*edges_of(data), n_users=data.n_users, n_items=data.n_items)
+
+
+def bipartite(users: Tensor, items: Tensor, *, n_users: int, n_items: int) -> Sparse:
+    """D^-½ A D^-½ of the graph of these edges `[E]`, users before items; symmetric."""
+    items = items + n_users
     rows, columns = torch.cat([users, items]), torch.cat([items, users])
-    n = data.n_users + data.n_items
+    n = n_users + n_items
     share = torch.bincount(rows, minlength=n).clamp_min(1).rsqrt()
     return Sparse(rows, columns, n, share[rows] * share[columns])
 

@@ -1,7 +1,8 @@
 """The base class of every recommender."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -78,9 +79,19 @@ class RecModel(nn.Module):
         return 0.0
 
     @property
+    def edges(self) -> Tensor:
+        """The edges of its graph that can have other weights than 1, each in both directions `[3, n_edges]`.
+
+        Head, relation and tail, sorted by head, tail and relation; none where it has no such graph. Nodes are the
+        users, then the items, then other entities. Relation 0 is a click of a user on an item, so that clicks come
+        first; the others are those of the knowledge graph, counted from 1.
+        """
+        return torch.empty(3, 0, dtype=torch.long)
+
+    @property
     def n_edges(self) -> int:
-        """Edges of its graph, each in both directions, that can have other weights than 1; 0 where it has none."""
-        return 0
+        """How many there are."""
+        return self.edges.shape[1]
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
         """The buffers that hold the graph, by name, when its edges have weights `[n_edges]`; differentiable.
@@ -88,6 +99,18 @@ class RecModel(nn.Module):
         A weight of 0 gives what the graph without the edge has.
         """
         raise NotImplementedError
+
+    def extended(self, edges: Tensor) -> Self:
+        """The model with more edges in its graph `[3, n]`, none of which it has; its parameters are shared.
+
+        RrecError where it cannot have more of them.
+        """
+        name = type(self).__module__.rpartition(".")[2]
+        raise RrecError(f"model '{name}' has no graph to which edges can be added")
+
+    def twin(self) -> Self:
+        """A copy that may get other buffers; tensors are shared until then."""
+        return deepcopy(self, {id(each): each for each in (*self.parameters(), *self.buffers())})
 
     def relational(self, user: int) -> Relational:
         """The knowledge graph as the model reads it for a user, in evaluation mode and without gradient."""

@@ -489,7 +489,7 @@ class TestGraph:
         data, _ = cleaned(GENUINE, [step("rgcf", share=0.3)])
         assert data.edges is not None
         assert len(data.train) == len(GENUINE.train)
-        for name in ("lightgcn", "kgat"):
+        for name in ("lightgcn", "kgat", "structure_aware_kgat"):
             assert build(name, data).n_edges == build(name, GENUINE).n_edges - 216
         one, two = (build("structure_aware_kgat", each).eval() for each in (data, GENUINE))
         asked = question(one, torch.arange(60), None, GENUINE)

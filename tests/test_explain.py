@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, build, make_data
+from conftest import DATA, build, configured, make_data
 from torch import Tensor
 
 from robustbench_rec import checkpoint, launch
+from robustbench_rec.attack import Attack
+from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError
@@ -20,6 +22,7 @@ from robustbench_rec.graph import clicked
 from robustbench_rec.model import RecModel
 from robustbench_rec.recommendation import Recommender
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.explain import _materialised
 
 USER, ITEM = 3, 6
 KGS: dict[str, dict[str, Any]] = {
@@ -82,7 +85,7 @@ def test_removal_of_an_event_is_the_score_of_the_shorter_history(name: str) -> N
     torch.testing.assert_close(found.removal(torch.tensor([2, 0])), found.removal()[[2, 0]], rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["itemknn", "ease", "lightgcn", "kgat"])
+@pytest.mark.parametrize("name", ["itemknn", "ease", "lightgcn", "kgat", "structure_aware_kgat"])
 def test_removal_of_a_training_event_is_the_score_without_it(name: str) -> None:
     found, model = of(name, by="events"), small(name)
     users, items = clicked(DATA)
@@ -246,6 +249,20 @@ def _with_paths(model: RecModel) -> list[int]:
     return [each for each in range(20) if len(units(asked(model), USER, each, "paths", hops=2)) > 1]
 
 
+@pytest.mark.parametrize("name", ["lightgcn", *KGS])
+@pytest.mark.parametrize("op", ["drop", "rewire"])
+def test_a_model_with_other_edges_is_explained_as_it_was_attacked(name: str, op: str) -> None:
+    if (name, op) == ("kgcn", "rewire"):
+        pytest.skip("nothing can be added to drawn neighbours")
+    model, batch = small(name), Batch.unlabelled(torch.arange(DATA.n_users))
+    built = attacks.build(configured("attack", "edges", op=op, guide="random", share=0.3)).prepared(model, DATA)
+    assert isinstance(built, Attack)
+    point, _ = built(Shifted(model), batch, lambda at, batch: torch.zeros(()))
+    scores = Shifted(_materialised(point))(batch).scores
+    torch.testing.assert_close(scores, point(batch).scores)
+    assert not torch.allclose(scores, Shifted(model)(batch).scores)
+
+
 def test_a_slot_of_kgcn_that_is_left_out_takes_no_weight() -> None:
     model = small("kgcn")
     graph = model.relational(USER)
@@ -376,6 +393,16 @@ def test_a_sample_is_measured_and_its_stability_under_an_attack(runs: Path, tmp_
     known = frame["jaccard"].dropna()
     assert metrics["explain/jaccard"] == pytest.approx(known.mean())
     assert bool(known.between(0, 1).all())
+
+
+def test_paths_are_compared_with_those_of_another_graph(
+    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample=6", "attack=edges", "attack.op=rewire", "attack.share=0.3", "draws=1"]
+    assert explain(runs, "structure_aware_kgat", *words, f"hydra.run.dir={tmp_path}/run") == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["explain/jaccard"] < 1
+    assert explain(runs, "structure_aware_kgat", *words, "by=events", f"hydra.run.dir={tmp_path}/events") != 0
+    assert "attack=edges changes the edges that by=events weighs" in capfd.readouterr().err
 
 
 def test_no_perturbation_leaves_the_explanations_as_they_are(runs: Path, tmp_path: Path) -> None:

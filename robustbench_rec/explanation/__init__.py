@@ -9,7 +9,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models._item_based import ItemBased
 from robustbench_rec.recommendation import Recommender
 
-__all__ = ["KINDS", "Faithfulness", "Path", "Paths", "Units", "faithfulness", "units"]
+__all__ = ["KINDS", "Edges", "Faithfulness", "Path", "Paths", "Units", "faithfulness", "units"]
 
 KINDS = ("paths", "events", "words")
 
@@ -52,6 +52,6 @@ def _events(model: RecModel) -> type[Units] | None:
         return Latest
     if isinstance(model, ItemBased):
         return Owned
-    if model.n_edges:
+    if model.n_edges and model.reads_events:
         return Edges
     return Refitted if model.newcomers and type(model).relational is RecModel.relational else None

@@ -77,15 +77,15 @@ class Owned(Units):
 
 
 class Edges(Units):
-    """The user's edges in the graph of the training events; without one, the others are normalised again."""
+    """The user's clicks in the graph that the model reads; without one, the others are normalised again."""
 
     kind: ClassVar[str] = "events"
 
     def __init__(self, asked: Recommender, user: int, item: int) -> None:
         super().__init__(asked, user, item)
-        users, items = clicked(asked.data)  # the first edges of a graph, in this order
+        users, _, items = asked.model.edges
         self.edges = (users == user).nonzero().squeeze(1)
-        self.said = [self.names.item(each) for each in items[self.edges].tolist()]
+        self.said = [self.names.item(each) for each in (items[self.edges] - asked.data.n_users).tolist()]
 
     @torch.no_grad()
     def scores(self, kept: Tensor) -> Tensor:

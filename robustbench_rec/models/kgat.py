@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,20 +115,36 @@ class KGAT(RecModel):
         return final[: self.n_users], final[self.n_users :]
 
     @property
-    def n_edges(self) -> int:
-        return len(self.heads) // 2
+    def edges(self) -> Tensor:
+        there, _ = self._ways
+        return torch.stack([self.heads[there], self.relations[there], self.tails[there]])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
+        each = torch.zeros_like(self.attention).index_add(0, torch.cat(self._ways), weights.repeat(2))
+        parts = each * self.attention
+        total = torch.zeros(self.n_nodes, device=weights.device).index_add(0, self.heads, parts)
+        total = torch.where(total > 0, total, 1.0)  # without an edge, where the slope of a first one stays finite
+        return {"attention": parts / total[self.heads]}
+
+    def extended(self, edges: Tensor) -> Self:
+        twin, (heads, relations, tails) = self.twin(), edges
+        twin._laid(
+            torch.cat([self.heads, heads, tails]),
+            torch.cat([self.relations, relations, relations + self.n_relations // 2]),
+            torch.cat([self.tails, tails, heads]),
+        )
+        twin.refresh()
+        return twin
+
+    @property
+    def _ways(self) -> tuple[Tensor, Tensor]:
+        """Places of the edges as they are in the data, sorted by head, tail and relation, and of their inverses."""
         inverse = self.n_relations // 2
         there, back = ((self.relations // inverse == way).nonzero().squeeze(1) for way in (0, 1))
         ends = self.heads[there] * self.n_nodes + self.tails[there], self.tails[back] * self.n_nodes + self.heads[back]
         kind = self.relations % inverse
         there = there[torch.argsort(ends[0] * inverse + kind[there], stable=True)]
-        back = back[torch.argsort(ends[1] * inverse + kind[back], stable=True)]
-        each = torch.zeros_like(self.attention).index_add(0, torch.cat([there, back]), weights.repeat(2))
-        parts = each * self.attention
-        total = torch.zeros(self.n_nodes, device=weights.device).index_add(0, self.heads, parts)
-        return {"attention": parts / total[self.heads].clamp_min(torch.finfo(parts.dtype).tiny)}
+        return there, back[torch.argsort(ends[1] * inverse + kind[back], stable=True)]
 
     @torch.no_grad()
     def relational(self, user: int) -> Relational:
@@ -199,14 +215,17 @@ class KGAT(RecModel):
         self.attention = weights / total[self.heads]
 
     def _graph(self, data: Data, kg: KG) -> None:
-        """Edges in both directions sorted by head, and what the products and their transposes need."""
+        """Events and triples in both directions."""
         shift, inverse = data.n_users, 1 + kg.n_relations
         users, items = edges_of(data)
         heads = torch.cat([users, kg.heads + shift])
         tails = torch.cat([items + shift, kg.tails + shift])
         relations = torch.cat([torch.zeros_like(users), kg.relations + 1])
         heads, tails = torch.cat([heads, tails]), torch.cat([tails, heads])
-        relations = torch.cat([relations, relations + inverse])
+        self._laid(heads, torch.cat([relations, relations + inverse]), tails)
+
+    def _laid(self, heads: Tensor, relations: Tensor, tails: Tensor) -> None:
+        """Edges sorted by head, and what the products and their transposes need."""
         order = torch.argsort(heads * self.n_nodes + tails, stable=True)
         heads, relations, tails = heads[order], relations[order], tails[order]
         graph = {

@@ -36,7 +36,9 @@ class KGCN(RecModel):
     one relation; ReLU stands after each layer but the last, tanh after the last. As in the published code the weighted
     neighbours are averaged, not summed as in the paper, which shrinks them by the number of neighbours; on Last.FM the
     sum is no better. Differences from that code: negatives are drawn anew every epoch; an entity without a triple has
-    no neighbourhood. The paper's data come by dataset.linked_only and split=random, its protocol is protocol=clicks.
+    no neighbourhood. Edges that are weighed are those that were drawn from either end; without one, the others that
+    were drawn are left, and none can be added, since nobody need draw it. The paper's data come by dataset.linked_only
+    and split=random, its protocol is protocol=clicks.
     """
 
     @dataclass
@@ -56,7 +58,7 @@ class KGCN(RecModel):
     relations: Tensor
     known: Tensor
     inverse: Tensor
-    absent: Tensor | None
+    weights: Tensor
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -79,7 +81,9 @@ class KGCN(RecModel):
             nn.init.xavier_uniform_(table.weight)
         for name, each in _neighbors(data.kg, config.neighbors, config.neighbor_seed).items():
             self.register_buffer(name, each, persistent=False)
-        self.register_buffer("absent", None, persistent=False)  # neighbours that do not count [E, K]; None: all count
+        self.register_buffer(
+            "weights", torch.ones(()), persistent=False
+        )  # of the neighbours [E, K], unless all count 1
 
     def encode(self) -> Projected:
         projected: Projected = self.layers[0](self.entity.weight)
@@ -106,7 +110,27 @@ class KGCN(RecModel):
         return Relational(places // self.config.neighbors, relations, tails, inverse, layers, None, self.entity_ids)
 
     def without(self, gone: Tensor) -> dict[str, Tensor]:
-        return {"absent": gone[self._edges[1]].view_as(self.tails)}
+        return {"weights": (~gone[self._edges[1]]).float().view_as(self.tails)}
+
+    @property
+    def edges(self) -> Tensor:
+        (keys, _), kinds, shift = self._triples, self.relation.num_embeddings, self.user.num_embeddings
+        heads, tails = keys // kinds // len(self.tails), keys // kinds % len(self.tails)
+        return torch.stack([heads + shift, keys % kinds + 1, tails + shift])
+
+    def weighed(self, weights: Tensor) -> dict[str, Tensor]:
+        drawn = self.known.nonzero().squeeze(1)
+        each = weights[self._triples[1]].view(len(drawn), -1)
+        return {"weights": torch.ones_like(self.tails, dtype=weights.dtype).index_copy(0, drawn, each)}
+
+    @property
+    def _triples(self) -> tuple[Tensor, Tensor]:
+        """Keys of the triples that are drawn from either end, and which is at each place of entities that have any."""
+        heads = torch.arange(len(self.tails), device=self.tails.device)[:, None].expand_as(self.tails)
+        first, last = torch.where(self.inverse, self.tails, heads), torch.where(self.inverse, heads, self.tails)
+        keys = (first * len(self.tails) + last) * self.relation.num_embeddings + self.relations
+        found, triple = torch.unique(keys[self.known], return_inverse=True)
+        return found, triple
 
     @property
     def _edges(self) -> tuple[Tensor, Tensor]:
@@ -186,11 +210,12 @@ class KGCN(RecModel):
         """Of the neighbours of entities `[B, …]` for each user, `[B, …, K]`: softmax, 0 where there is no neighbour."""
         related = self.relations[entities]  # [B, …, K]
         found = interest.gather(1, related.flatten(1).expand(len(interest), -1)).view(-1, *related.shape[1:])
-        if self.absent is None:
-            return found.softmax(-1) * self.known[entities, None]
-        gone = self.absent[entities]
-        left = self.known[entities] & ~gone.all(-1)
-        return found.masked_fill(gone & left[..., None], -torch.inf).softmax(-1) * left[..., None]
+        shares = found.softmax(-1) * self.known[entities, None]
+        if not self.weights.ndim:
+            return shares
+        parts = shares * self.weights[entities]
+        total = parts.sum(-1, keepdim=True)
+        return parts / torch.where(total > 0, total, 1.0)
 
     def _mean(self, mixed: Tensor) -> Tensor:
         """Of weighted neighbours that have been summed."""

@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.graph import mirrored, normalised, product
+from robustbench_rec.graph import bipartite, mirrored, normalised, product
 from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -58,17 +58,24 @@ class LightGCN(RecModel):
         return users, items
 
     @property
-    def n_edges(self) -> int:
-        return len(self.graph.columns) // 2
+    def edges(self) -> Tensor:
+        half = len(self.graph.columns) // 2
+        users, items = torch.repeat_interleave(self.graph.starts.diff())[:half], self.graph.columns[:half]
+        return torch.stack([users, torch.zeros_like(users), items])
 
     def weighed(self, weights: Tensor) -> dict[str, Tensor]:
-        graph, n = self.graph.csr, self.user.num_embeddings
-        users, items = torch.repeat_interleave(graph.starts.diff())[: self.n_edges], graph.columns[: self.n_edges]
+        graph, n, (users, _, items) = self.graph.csr, self.user.num_embeddings, self.edges
         degrees = torch.zeros(len(graph.starts) - 1, device=weights.device)
         degrees = degrees.index_add(0, users, weights).index_add(0, items, weights)
         roots = degrees.clamp_min(1).rsqrt()
         values = weights * roots[users] * roots[items]
         return {"graph.values": torch.cat([values, values[mirrored(graph, n)]])}
+
+    def extended(self, edges: Tensor) -> Self:
+        twin, n_users, n_items = self.twin(), self.user.num_embeddings, self.item.num_embeddings
+        users, _, items = torch.cat([self.edges, edges], 1)
+        twin.graph = bipartite(users, items - n_users, n_users=n_users, n_items=n_items)
+        return twin
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, Relational, edges_of, pointers, sums
+from robustbench_rec.graph import Csr, Relational, edges_of, pointers, product, sums
 from robustbench_rec.lookup import half_square, rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
@@ -43,6 +43,10 @@ class StructureAwareKGAT(RecModel):
     by neighbor_seed; null for all. readout: node vectors and layers side by side (concat) or summed with learnt weights
     (weighted), layers at unit length as in KGAT, without which they overfit. dropout: of messages. l2: weight of ½‖·‖²
     of the node vectors in a batch, divided by its size.
+
+    Edges with other weights count by these in the softmax. φ is that of the edges whose weight is above 0, constant in
+    the weights. Where neighbors are drawn, an edge is what one of its ends has drawn: without it the others that were
+    drawn are left, φ stays that of the whole graph, and no edge can be added, since nobody need draw it.
     """
 
     @dataclass
@@ -66,6 +70,7 @@ class StructureAwareKGAT(RecModel):
     relations: Tensor
     tails: Tensor
     starts: Tensor
+    weights: Tensor
     feature_structure: Tensor
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -87,7 +92,7 @@ class StructureAwareKGAT(RecModel):
         self.n_relations = 2 * (1 + data.kg.n_relations)
         self.node = nn.Embedding(self.n_nodes, config.dim)
         self.relation = nn.Embedding(self.n_relations, config.dim)
-        self._graph(data)
+        self._graph(_union(data))
         width = len(STRUCTURE) if config.structure else 0
         self.attentions = nn.ModuleList(_Attention(config.dim, width) for _ in range(config.layers))
         self.updates = nn.ModuleList(_Update(config.dim, config.dropout) for _ in range(config.layers))
@@ -124,7 +129,7 @@ class StructureAwareKGAT(RecModel):
         touched = half_square(nodes, batch.users) + half_square(nodes, items + self.n_users)
         return self.config.l2 / len(batch) * touched
 
-    def edges(self) -> Edges:
+    def directed(self) -> Edges:
         """Heads, relations and tails of all edges, sorted by head.
 
         Nodes are the users, then the entities (items first). Relation 0 is an event, 1 … the relations of the graph,
@@ -136,7 +141,7 @@ class StructureAwareKGAT(RecModel):
     def attention(self, layer: int) -> Tensor:
         """What each edge counts in a layer, from 0, `[E]`; the edges of a head sum to 1."""
         x = list(self._states())[layer]
-        return _softmax(self._logits(layer, x, len(self.heads)), self.heads, self.n_nodes)
+        return _softmax(self._logits(layer, x, len(self.heads)), self.heads, self.n_nodes, self.weights)
 
     @torch.no_grad()
     def relational(self, user: int) -> Relational:
@@ -160,7 +165,41 @@ class StructureAwareKGAT(RecModel):
         kept = torch.ones_like(self.heads, dtype=torch.bool)
         kept[self._triples[gone]] = False
         found = self._laid(self.heads[kept], self.relations[kept], self.tails[kept])
+        found |= {"weights": self.weights[kept]} if self.weights.ndim else {}
         return {**found, "feature_structure": self.feature_structure[kept]} if self.config.structure else found
+
+    @property
+    def edges(self) -> Tensor:
+        keys, half = self._both[0], self.n_relations // 2
+        return torch.stack([keys // half // self.n_nodes, keys % half, keys // half % self.n_nodes])
+
+    def weighed(self, weights: Tensor) -> dict[str, Tensor]:
+        each = weights[self._both[1]]
+        if not self.config.structure or self.config.neighbors is not None:
+            return {"weights": each}
+        return {"weights": each, "feature_structure": _structure(self.directed(), self.n_nodes, each.detach() > 0)}
+
+    def extended(self, edges: Tensor) -> Self:
+        if self.config.neighbors is not None:
+            told = f"model.neighbors={self.config.neighbors}"
+            raise RrecError(
+                f"structure_aware_kgat with {told}: an added edge need not be drawn; train with null to add"
+            )
+        twin, (heads, relations, tails) = self.twin(), edges
+        relations = torch.cat([self.relations, relations, relations + self.n_relations // 2])
+        heads, tails = torch.cat([self.heads, heads, tails]), torch.cat([self.tails, tails, heads])
+        twin._graph(_sorted(heads, relations, tails, self.n_nodes))
+        return twin
+
+    @property
+    def _both(self) -> tuple[Tensor, Tensor]:
+        """Keys of the edges, one for both directions, and which one is at each place; the same triple twice is one."""
+        half = self.n_relations // 2
+        back = self.relations >= half
+        first, last = torch.where(back, self.tails, self.heads), torch.where(back, self.heads, self.tails)
+        keys = (first * self.n_nodes + last) * half + self.relations % half
+        found, edge = torch.unique(keys, return_inverse=True)
+        return found, edge
 
     @property
     def _triples(self) -> Tensor:
@@ -176,7 +215,11 @@ class StructureAwareKGAT(RecModel):
             order, ends = self.get_buffer(f"{size}_order"), self.get_buffer(f"{size}_ends")
             count = len(order)
             graph = (self.heads[:count], self.tails[:count], self.starts[: n + 1], order, ends)
-            around = _Attend.apply(self._logits(index, x, count), x, graph)  # type: ignore[no-untyped-call]
+            logits = self._logits(index, x, count)
+            if self.weights.ndim:
+                around = _weighted(logits, x, graph, self.weights[:count])
+            else:
+                around = _Attend.apply(logits, x, graph)  # type: ignore[no-untyped-call]
             x = update(x[:n], around)
             yield x
 
@@ -187,9 +230,9 @@ class StructureAwareKGAT(RecModel):
         found: Tensor = self.attentions[layer](x, self.relation.weight, edges, structure)
         return found
 
-    def _graph(self, data: Data) -> None:
-        edges = _union(data)
-        phi = _structure(edges, self.n_nodes) if self.config.structure else None
+    def _graph(self, edges: Edges) -> None:
+        every = torch.ones_like(edges[0], dtype=torch.bool)
+        phi = _structure(edges, self.n_nodes, every) if self.config.structure else None
         if self.config.neighbors is not None:
             kept = _sample(edges[0], self.config.neighbors, self.config.neighbor_seed)
             heads, relations, tails = (each[kept] for each in edges)
@@ -200,6 +243,7 @@ class StructureAwareKGAT(RecModel):
             self.register_buffer("feature_structure", phi, persistent=False)
         for name, each in self._laid(heads, relations, tails).items():
             self.register_buffer(name, each, persistent=False)
+        self.register_buffer("weights", torch.ones((), device=heads.device), persistent=False)  # [E] unless all are 1
 
     def _laid(self, heads: Tensor, relations: Tensor, tails: Tensor) -> dict[str, Tensor]:
         starts = pointers(heads, self.n_nodes)
@@ -293,12 +337,24 @@ def _dots(left: Tensor, right: Tensor, places: Csr) -> Tensor:
     return found  # on a CPU twenty times faster than rows gathered and multiplied
 
 
-def _softmax(logits: Tensor, heads: Tensor, n: int) -> Tensor:
-    """Over the edges of each head `[E]`."""
+def _weighted(logits: Tensor, x: Tensor, graph: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+    """What `_Attend` gives, where edges count by weights; differentiable in these too."""
+    heads, tails, starts, order, ends = graph
+    shares = _softmax(logits.float() if x.dtype != torch.double else logits, heads, len(starts) - 1, weights)
+    backward = Csr(ends, heads.index_select(0, order), shares.index_select(0, order))
+    return product(x, Csr(starts, tails, shares), backward)
+
+
+def _softmax(logits: Tensor, heads: Tensor, n: int, weights: Tensor | None = None) -> Tensor:
+    """Over the edges of each head `[E]`, which count by their weights; 0 where all of a head have weight 0."""
     top = torch.full((n,), -torch.inf, dtype=logits.dtype, device=logits.device)
-    top = top.scatter_reduce(0, heads, logits, "amax")
-    weights = (logits - top.index_select(0, heads)).exp()
-    return weights / torch.zeros_like(top).index_add(0, heads, weights).index_select(0, heads)
+    top = top.scatter_reduce(0, heads, logits.detach(), "amax")
+    parts = (logits - top.index_select(0, heads)).exp()
+    if weights is None or not weights.ndim:
+        return parts / torch.zeros_like(top).index_add(0, heads, parts).index_select(0, heads)
+    parts = parts * weights
+    total = torch.zeros_like(top).index_add(0, heads, parts)
+    return parts / torch.where(total > 0, total, 1.0).index_select(0, heads)
 
 
 def _union(data: Data) -> Edges:
@@ -310,7 +366,12 @@ def _union(data: Data) -> Edges:
     relations = torch.cat([torch.zeros_like(users), data.kg.relations + 1])
     relations = torch.cat([relations, relations + 1 + data.kg.n_relations])
     heads, tails = torch.cat([heads, tails]), torch.cat([tails, heads])
-    order = (heads * (data.n_users + data.kg.n_entities) + tails).argsort(stable=True)
+    return _sorted(heads, relations, tails, data.n_users + data.kg.n_entities)
+
+
+def _sorted(heads: Tensor, relations: Tensor, tails: Tensor, n: int) -> Edges:
+    """By head, then tail."""
+    order = (heads * n + tails).argsort(stable=True)
     return heads[order], relations[order], tails[order]
 
 
@@ -322,44 +383,49 @@ def _sample(heads: Tensor, count: int, seed: int) -> Tensor:
     return order[place < count].sort().values
 
 
-def _structure(edges: Edges, n: int) -> Tensor:
-    """φ of every edge, `[E, len(STRUCTURE)]`: mean 0 and variance 1, or 0 throughout where all are equal."""
+def _structure(edges: Edges, n: int, there: Tensor) -> Tensor:
+    """φ of every edge in the graph of those that are there, bool `[E]`: `[E, len(STRUCTURE)]`.
+
+    Mean 0 and variance 1 over these, or 0 throughout where all are equal.
+    """
     heads, relations, tails = edges
-    degree, frequency = torch.bincount(heads, minlength=n), torch.bincount(relations)
-    jaccard, adamic_adar = _overlap(heads, tails, n)
+    degree = torch.bincount(heads[there], minlength=n)
+    frequency = torch.bincount(relations[there], minlength=int(relations.max()) + 1)
+    jaccard, adamic_adar = _overlap(heads, tails, n, there)
     found = {
-        "degree": degree[tails].float().log(),
-        "frequency": frequency[relations].float().log(),
+        "degree": degree[tails].clamp_min(1).float().log(),
+        "frequency": frequency[relations].clamp_min(1).float().log(),
         "jaccard": jaccard,
         "adamic_adar": adamic_adar,
     }
     phi = torch.stack([found[name] for name in STRUCTURE], 1)
-    phi = phi - phi.mean(0)
-    spread = phi.square().mean(0).sqrt()
+    phi = (phi - phi[there].mean(0)).nan_to_num()  # no edge is there
+    spread = phi[there].square().mean(0).sqrt()
     return phi / torch.where(spread > 1e-6, spread, torch.inf)
 
 
-def _overlap(heads: Tensor, tails: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Jaccard and Adamic-Adar index of the neighbourhoods of the ends of each edge `[E]`.
+def _overlap(heads: Tensor, tails: Tensor, n: int, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Jaccard and Adamic-Adar index of the neighbourhoods of the ends of each edge `[E]`, by the edges that are there.
 
     The neighbours of the end that has fewer are looked up among those of the other.
     """
-    keys, edge = torch.unique(heads * n + tails, return_inverse=True)  # a pair joined by several relations once
-    rows, columns = keys // n, keys % n
-    starts = pointers(rows, n)
+    pairs, edge = torch.unique(heads * n + tails, return_inverse=True)  # a pair joined by several relations once
+    rows, columns = pairs // n, pairs % n
+    keys = pairs[torch.zeros_like(pairs, dtype=torch.bool).index_fill(0, edge[there], True)]
+    starts = pointers(keys // n, n)
     degree = starts.diff()
     swap = degree[rows] > degree[columns]
     few, many = torch.where(swap, columns, rows), torch.where(swap, rows, columns)
     informative = 1 / degree.clamp_min(2).float().log()
-    shared, weighted = torch.zeros(2, len(keys), device=keys.device)
+    shared, weighted = torch.zeros(2, len(pairs), dtype=torch.float, device=keys.device)
     ends = degree[few].cumsum(0)
     portion = (ends // EXPANDED).unique_consecutive(return_counts=True)[1].tolist()
-    for some in torch.arange(len(keys), device=keys.device).split(portion):
-        near = Csr(starts, columns).rows(few[some])
+    for some in torch.arange(len(pairs), device=keys.device).split(portion):
+        near = Csr(starts, keys % n).rows(few[some])
         pair = torch.repeat_interleave(some, near.starts.diff())
         wanted = many[pair] * n + near.columns
         common = keys[torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)] == wanted
         shared.index_add_(0, pair, common.float())
         weighted.index_add_(0, pair, common * informative[near.columns])
-    union = degree[rows] + degree[columns] - shared
+    union = (degree[rows] + degree[columns] - shared).clamp_min(1)
     return (shared / union)[edge], weighted[edge]

@@ -18,7 +18,7 @@ from robustbench_rec.config import Explain, Judge
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import evaluator
-from robustbench_rec.explanation import Faithfulness, Paths, Units, faithfulness, units
+from robustbench_rec.explanation import Edges, Faithfulness, Paths, Units, faithfulness, units
 from robustbench_rec.explanation import Path as KgPath
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
@@ -77,11 +77,11 @@ def run(cfg: Explain, out: Path) -> dict[str, float]:
     drawn = torch.randperm(data.n_genuine, generator=torch.Generator().manual_seed(cfg.seed))[: cfg.sample]
     users = drawn.sort().values.to(data.train.users.device)
     items = asked.of(users, 1).items[:, 0]
-    units(asked, int(users[0]), int(items[0]), cfg.by, hops=cfg.hops)
+    first = units(asked, int(users[0]), int(items[0]), cfg.by, hops=cfg.hops)
     seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
     notes = {"ckpt": cfg.ckpt, "fingerprint": data.fingerprint, "attack": cfg.attack}
     with Run(out, "explain", seeds=seeds, device=data.train.users.device, **notes):
-        worse = None if cfg.attack is None else Recommender(_attacked(cfg, asked), data, part=cfg.part)
+        worse = None if cfg.attack is None else Recommender(_attacked(cfg, asked, first), data, part=cfg.part)
         rows: list[Mapping[str, Any]] = []
         pairs = list(zip(users.tolist(), items.tolist(), strict=True))
         with Bar("explain", total=1, steps=len(pairs)) as bar:
@@ -172,8 +172,8 @@ def _kinds(data: Data) -> int:
     return 0 if data.kg is None else data.kg.n_relations
 
 
-def _attacked(cfg: Explain, asked: Recommender) -> Shifted:
-    """The attacked model, with what it derives from its parameters computed again."""
+def _attacked(cfg: Explain, asked: Recommender, first: Units) -> Shifted:
+    """The attacked model, with what it derives from its parameters computed again. first: units of one explanation."""
     assert cfg.attack is not None
     part = cfg.part or "test"
     judge = Judge(protocol="full", seen=False, n_negatives=None, metrics=["ndcg"], top_k=[cfg.k], per_user=False)
@@ -185,19 +185,25 @@ def _attacked(cfg: Explain, asked: Recommender) -> Shifted:
     if len(points) != 1:
         raise RrecError(f"attack={cfg.attack['name']}: explanations are compared under one perturbation for all users")
     (point,) = points.values()
-    names = dict(asked.model.named_parameters()) | dict(asked.model.named_buffers())
+    names = dict(point.model.named_parameters()) | dict(point.model.named_buffers())
     if sites := [name for name in point.delta if name.endswith(".shift")] or [n for n in point.delta if n not in names]:
         raise RrecError(f"attack={cfg.attack['name']}: it moves {sites[0]}; choose embedding, weight or feature")
-    return Shifted(_materialised(asked.model, point))
+    if isinstance(first, Edges) and point.delta.keys() & asked.model.weighed(torch.ones(asked.model.n_edges)).keys():
+        raise RrecError(f"attack={cfg.attack['name']} changes the edges that by=events weighs; take another attack")
+    return Shifted(_materialised(point))
 
 
-def _materialised(model: RecModel, point: Shifted) -> RecModel:
-    copy = deepcopy(model)
+def _materialised(point: Shifted) -> RecModel:
+    copy = deepcopy(point.model)
+    parameters = dict(copy.named_parameters())
     with torch.no_grad():
-        for name, each in point.delta.items():
+        for name in point.delta.keys() & parameters.keys():
+            parameters[name].add_(point.delta[name])
+        copy.refresh()  # before what an attack has done to buffers, which may be derived
+        for name in point.delta.keys() - parameters.keys():
             owner, _, leaf = name.rpartition(".")
-            getattr(copy.get_submodule(owner), leaf).add_(each)
-    copy.refresh()
+            buffer = copy.get_buffer(name)
+            setattr(copy.get_submodule(owner), leaf, buffer + point.delta[name])
     return copy
 
 
