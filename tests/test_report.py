@@ -442,6 +442,15 @@ def test_nothing_of_a_configuration_is_done_but_its_own_references(tmp_path: Pat
     assert read(tmp_path).config == {}
 
 
+def test_the_budget_is_that_of_the_attack_and_not_the_key_that_it_may_take_it_from() -> None:
+    def budget(attack: dict[str, object]) -> float | None:
+        return Found(Path(), "attack", {"eps": 0.1, "attack": attack}, [], {}, {}, None, Path()).eps
+
+    assert budget({"name": "pgd", "eps": 0.05}) == 0.05
+    assert budget({"name": "edges", "share": 0.2}) is None
+    assert budget({"name": "cw", "eps": None}) is None
+
+
 @pytest.mark.parametrize("broken", ["metrics.json", "run.json", ".hydra/config.yaml", ".hydra/hydra.yaml"])
 @pytest.mark.parametrize("content", ["", "[1, 2]", "{", "\x00", '{"test/ndcg@10": "high", "threat": 3, "seeds": []}'])
 def test_a_broken_file_costs_only_what_it_would_have_said(

@@ -49,6 +49,13 @@ class Found:
         return f"{self.path.parent.name}/{self.path.name}"
 
     @property
+    def eps(self) -> float | None:
+        """The budget of the attack, None where it has another one."""
+        attack = self.config.get("attack")
+        found = attack.get("eps") if isinstance(attack, Mapping) else None
+        return float(found) if isinstance(found, (int, float)) else None
+
+    @property
     def poisoned(self) -> bool:
         """Whether it is an attack that trains anew."""
         return self.verb == "attack" and self.named("poison") != "none"

@@ -71,7 +71,9 @@ def run(cfg: Gate, out: Path) -> dict[str, float]:
         write_text(out / "junit.xml", junit("rrec gate", checks, time.perf_counter() - clock))
         about = [f"{key}: `{value}`" for key, value in (("ckpt", cfg.ckpt), ("baseline", cfg.baseline)) if value]
         about += [f"data: {loaded.data.name}, {cfg.part} part, fingerprint {loaded.data.fingerprint[:12]}"]
-        about += [] if cfg.attack is None else [f"attack: {cfg.attack['name']}, eps {cfg.eps:g}"]
+        if cfg.attack is not None:
+            eps = cfg.attack.get("eps")
+            about.append(f"attack: {cfg.attack['name']}" + ("" if eps is None else f", eps {eps:g}"))
         about += ["intervals: 95 %, paired bootstrap over users"]
         write_text(out / "gate.md", markdown("Gate", checks, about))
         write_json(out / "metrics.json", told)

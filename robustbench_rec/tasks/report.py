@@ -47,21 +47,16 @@ def _lists(book: Book, users: int, data_dir: str | None) -> tuple[list[Before], 
         seconds = each.record.get("seconds")
         if isinstance(seconds, (int, float)) and seconds <= PATIENCE:
             best = found.get(book.victim(each))
-            if best is None or _budget(each) > _budget(best[0]):
+            if best is None or (each.eps or 0) > (best[0].eps or 0):
                 found[book.victim(each)] = (each, source)
     told, notes = [], []
     chosen = list(found.items())[:MODELS]
     with Bar("lists", total=len(chosen), steps=1) as bar:
         for number, (victim, (each, source)) in enumerate(chosen):
-            label = f"{victim}, {each.named('attack')}, eps {each.config.get('eps')}"
+            label = f"{victim}, {each.named('attack')}" + ("" if each.eps is None else f", eps {each.eps:g}")
             try:
                 told.append(lists(each, source, label, n=users, data_dir=data_dir))
             except RrecError as error:
                 notes.append(f"No lists of {label}: {error}")
             bar.note(number, label)
     return told, notes
-
-
-def _budget(run: Found) -> float:
-    eps = run.config.get("eps")
-    return float(eps) if isinstance(eps, (int, float)) else 0.0

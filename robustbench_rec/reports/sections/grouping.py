@@ -62,14 +62,12 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     several = len({place_of(run, book) for run in attacks}) > 1
     for run in attacks:
         if not run.poisoned and run.config.get("frontier") is None:
-            eps = run.config.get("eps")
-            budget = float(eps) if isinstance(eps, (int, float)) else None
             settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", "slices"))
             if isinstance(settings.get("attack"), Mapping):
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
             kind = f"{kind_of(run)}, {place_of(run, book)}" if several else kind_of(run)
-            found.setdefault((book.victim(run), exact, kind, budget), []).append(run)
+            found.setdefault((book.victim(run), exact, kind, run.eps), []).append(run)
     kinds: dict[str, list[str]] = {}
     for _, exact, words, _ in found:
         same = kinds.setdefault(words, [])
