@@ -314,7 +314,9 @@ def test_the_wheel_works_from_another_environment_outside_the_repository(here: P
     # the dependencies are those of this environment; an editable install in it does not count
     site = quiet(scripts / "python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    where = quiet(scripts / "python", "-c", "from robustbench_rec import composing; print(composing.conf_dir())").strip()
+    where = quiet(
+        scripts / "python", "-c", "from robustbench_rec import composing; print(composing.conf_dir())"
+    ).strip()
     assert Path(where) == Path(site) / "robustbench_rec" / "conf"
     assert "train" in quiet(scripts / "rrec", "--help")
     assert "mf" in quiet(scripts / "rrec", "ls", "models")
