@@ -70,8 +70,8 @@ class Judge:
     """How a model is evaluated.
 
     protocol: full (ranking of the whole catalogue), sampled (1 + n_negatives candidates an event), clicks or ratings
-    (single predictions). seen: whether in a full ranking what a user had before is a candidate too, as in data where
-    items come back. n_negatives, metrics: null for what is usual in the protocol.
+    (single predictions). seen: whether in a ranking what a user had before is a candidate and may be relevant, as in
+    data where items come back. n_negatives, metrics: null for what is usual in the protocol.
     """
 
     protocol: str = MISSING

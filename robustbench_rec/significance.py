@@ -1,7 +1,7 @@
 """What a difference is worth beside chance: paired bootstrap over users, families of tests, noise of seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,15 +36,19 @@ def estimate(value: float, resampled: Tensor) -> Estimate:
     return Estimate(value, low, high, min(1.0, max(2 * tail, 1 / len(resampled))))
 
 
-def resamples(n: int, *, seed: int = 0, size: int = RESAMPLES) -> Tensor:
-    """How often each of n users is drawn in each bootstrap sample, float64 `[R, n]`; the same for all that is paired.
+def resamples(n: int, *, seed: int = 0, size: int = RESAMPLES) -> Iterator[Tensor]:
+    """How often each of n users is drawn in each bootstrap sample, float64 `[R, n]`, some samples at a time.
 
-    One user cannot be resampled: there are no samples then.
+    They are the same for all that is paired. One user cannot be resampled: there are no samples then.
     """
     if n < 2:
-        return torch.empty(0, n, dtype=torch.double)
-    drawn = torch.randint(n, (size, n), generator=torch.Generator().manual_seed(seed))
-    return torch.zeros(size, n, dtype=torch.double).scatter_add_(1, drawn, torch.ones(size, n, dtype=torch.double))
+        return
+    generator, at_once = torch.Generator().manual_seed(seed), max(1, 2**24 // n)
+    for first in range(0, size, at_once):
+        shape = (min(at_once, size - first), n)
+        drawn = torch.randint(n, shape, generator=generator)
+        ones = torch.ones(shape, dtype=torch.double)
+        yield torch.zeros_like(ones).scatter_add_(1, drawn, ones)
 
 
 def means(values: Tensor, weights: Tensor) -> Tensor:
@@ -102,18 +106,9 @@ def paired_events(ours: Tensor, theirs: Tensor, users: Tensor, *, seed: int = 0)
 
 
 def bootstrap(values: Tensor, *, seed: int = 0, size: int = RESAMPLES) -> Tensor:
-    """Means `[R, M]` of values `[M, N]` in bootstrap samples of the users, some at a time."""
-    n = values.shape[1]
-    if n < 2:
-        return values.new_empty(0, len(values))
-    generator, at_once = torch.Generator().manual_seed(seed), max(1, 2**24 // n)
-    parts = []
-    for first in range(0, size, at_once):
-        shape = (min(at_once, size - first), n)
-        drawn = torch.randint(n, shape, generator=generator)
-        ones = torch.ones(shape, dtype=torch.double)
-        parts.append(means(values, torch.zeros_like(ones).scatter_add_(1, drawn, ones)))
-    return torch.cat(parts)
+    """Means `[R, M]` of values `[M, N]` in bootstrap samples of the users."""
+    parts = [means(values, each) for each in resamples(values.shape[1], seed=seed, size=size)]
+    return torch.cat([values.new_empty(0, len(values), dtype=torch.double), *parts])
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -91,12 +91,28 @@ class TestFullRanking:
             assert result.per_user[key].tolist() == pytest.approx(values, rel=1e-5), key
             assert result.metrics[key] == pytest.approx(sum(values) / len(values), rel=1e-5)
 
+    @pytest.mark.parametrize("seen", [False, True])
+    def test_exposure_is_the_mean_over_targets_of_the_users_who_do_not_have_them(self, seen: bool) -> None:
+        targets, scores = [3, 7, 11], torch.rand(N_USERS, N_ITEMS, generator=torch.Generator().manual_seed(3))
+        shares = []
+        for target in targets:
+            hits = []
+            for user in range(N_USERS):
+                had, wanted = owned(DATA, user, "train", "valid"), owned(DATA, user, "test")
+                if wanted and target not in had | wanted:
+                    others = [i for i in range(N_ITEMS) if i != target and (seen or i not in had)]
+                    hits.append(1 + sum(bool(scores[user, i] >= scores[user, target]) for i in others) <= 5)
+            shares.append(sum(hits) / len(hits))
+        judging = evaluator(DATA, judge(seen=seen))
+        found = judging.exposure(Shifted(Fixed(scores)), "test", torch.tensor(targets), top_k=[5])  # type: ignore[attr-defined]
+        assert found.metrics["t_hr@5"] == pytest.approx(sum(shares) / len(shares))
+
     def test_training_items_are_masked_for_valid_and_those_of_valid_too_for_test(self) -> None:
-        data = hand_made(2, 5, [(0, 0), (1, 0)], [(0, 1), (1, 0)], [(0, 2)])
+        data = hand_made(2, 5, [(0, 0), (1, 0)], [(0, 1), (1, 0)], [(0, 2)])  # user 1 comes back
         scores = torch.tensor([[9.0, 8, 7, 6, 5], [9.0, 8, 7, 6, 5]])
         kept = {"metrics": ["mrr"], "top_k": [5], "data": data}
         assert evaluated(scores, part="test", **kept).metrics["mrr@5"] == 1.0  # type: ignore[arg-type]
-        assert evaluated(scores, part="valid", **kept).per_user["mrr@5"].tolist() == [1.0, 1.0]  # type: ignore[arg-type]
+        assert evaluated(scores, part="valid", **kept).per_user["mrr@5"].tolist() == [1.0]  # type: ignore[arg-type]
 
     def test_a_relevant_item_loses_every_tie(self) -> None:
         result = evaluated(torch.zeros(N_USERS, N_ITEMS), top_k=[5])
@@ -110,11 +126,28 @@ class TestFullRanking:
         scores = torch.tensor([[3.0, 9, 3, 3, 1, 0]]).repeat(2, 1)
         assert evaluated(scores, data, metrics=["hr"], top_k=[k]).metrics[f"hr@{k}"] == float(k >= 4)
 
-    def test_an_item_bought_again_is_a_candidate_and_relevant(self) -> None:
+    def test_an_item_bought_again_is_judged_where_items_may_come_back(self) -> None:
         data = hand_made(2, 4, [(0, 0), (0, 1), (1, 1)], [(0, 0)], [(0, 0), (1, 0)])
         scores = torch.tensor([[9.0, 8, 1, 0], [0.0, 1, 2, 3]])
-        result = evaluated(scores, data, metrics=["mrr"], top_k=[3])
-        assert result.per_user["mrr@3"].tolist() == pytest.approx([1.0, 1 / 3])
+        result = evaluated(scores, data, metrics=["mrr"], top_k=[4], seen=True)
+        assert result.per_user["mrr@4"].tolist() == pytest.approx([1.0, 1 / 4])
+
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    def test_an_item_bought_again_does_not_give_itself_away_among_new_ones(self, protocol: str) -> None:
+        data = hand_made(2, 9, [(0, 0), (0, 1), (1, 1)], [(0, 0)], [(0, 0), (0, 2), (1, 0)])
+        result = evaluated(torch.zeros(2, 9), data, metrics=["hr"], top_k=[3], protocol=protocol, n_negatives=3)
+        portions = evaluator(data, judge(protocol=protocol, n_negatives=3, top_k=[3])).portions("test")
+        assert result.users.tolist() == [0, 1]
+        assert [len(each.relevant[0]) for each in portions] == [2]  # type: ignore[attr-defined]
+        again = hand_made(1, 9, [(0, 0)], [], [(0, 0)])
+        with pytest.raises(RrecError, match="seen=false leaves none"):
+            evaluated(torch.zeros(1, 9), again, metrics=["hr"], top_k=[3], protocol=protocol, n_negatives=3)
+
+    def test_sampled_candidates_may_be_known_where_items_come_back(self) -> None:
+        data = hand_made(1, 6, [(0, item) for item in range(5)], [], [(0, 0)])
+        kept = evaluator(data, judge(protocol="sampled", n_negatives=5, seen=True, top_k=[3])).portions("test")
+        assert kept[0].items is not None
+        assert sorted(kept[0].items[0].tolist()) == list(range(6))
 
     def test_only_users_with_events_in_the_part_count_in_the_order_of_their_indices(self) -> None:
         data = hand_made(4, 5, [(u, 4) for u in range(4)], [], [(3, 0), (1, 0)])

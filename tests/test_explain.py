@@ -332,6 +332,13 @@ def test_faithfulness_of_an_additive_score_is_known() -> None:
     assert measured.insertion_random == pytest.approx(5, abs=0.3)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 23])
+def test_areas_do_not_depend_on_how_many_equal_units_there_are(count: int) -> None:
+    found = Additive(torch.full((count,), 1 / count))
+    measured = faithfulness(found, torch.arange(count), torch.arange(1), k=3, draws=1, seed=0)
+    assert (measured.deletion, measured.insertion) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
 def test_an_explanation_beats_random_orders_on_a_linear_model() -> None:
     found = of("ease", item=2)
     order = found.removal().argsort(descending=True)

@@ -185,6 +185,13 @@ class TestClicksOnly:
         assert torch.equal(items(0), items(0))
         assert not torch.equal(items(0), items(1))
 
+    def test_they_are_the_same_when_each_click_is_attacked_by_itself(self) -> None:
+        asked = ask("clicks", n_negatives=3)
+        found = [evaluator(CLICKED, asked, alone=alone).portions("test") for alone in (False, True)]
+        together, apart = (torch.cat([each.items for each in one if each.items is not None]) for one in found)
+        assert len(found[1]) == len(CLICKED.test)
+        assert torch.equal(together, apart)
+
     def test_values_are_over_all_pairs(self) -> None:
         (portion,) = evaluator(CLICKED, ask("clicks", n_negatives=3)).portions("test")
         found = SCORES[portion.users[:, None], portion.items].flatten()

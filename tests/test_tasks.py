@@ -244,6 +244,13 @@ class TestEval:
             again = run("eval", tmp_path / part, f"ckpt='{out}'", f"part={part}", *JUDGED)
             assert again == {key: value for key, value in metrics.items() if key.startswith(part)}
 
+    def test_no_model_differs_from_itself_in_another_precision(self, runs: Runs, tmp_path: Path) -> None:
+        out = runs["mf"][0]
+        found = run("eval", tmp_path, f"ckpt='{out}'", f"baseline='{out}'", *JUDGED, "precision=bf16")
+        differences = [value for name, value in found.items() if name.split("/")[:-1] == ["test", "difference"]]
+        assert len(differences) > 5
+        assert set(differences) == {0.0}
+
     def test_another_protocol_and_other_metrics_can_be_asked_for(self, runs: Runs, tmp_path: Path) -> None:
         out, _ = runs["mf"]
         found = run("eval", tmp_path, f"ckpt='{out}'", *JUDGED, "protocol=sampled", "n_negatives=9", "metrics=[hr]")

@@ -18,10 +18,9 @@ class Sequence(Source):
     """One user a line, `user item item …`, oldest first (S3-Rec, P5); or one event a line, `user item` (SASRec).
 
     layout: users or pairs. There are no times, so order in the file is order in time. repeats: items can come back, and
-    such events are kept; a ranking that masks training items can then never find them, so set it false for plain
-    collaborative filtering. Of the items, null where there is none: texts, a file with `item word word …` a line
-    (IDGenRec), the column `text`; attributes, a JSON object `{"item": [attribute, …]}` (S3-Rec), the column
-    `attributes`, one text with spaces between them.
+    such events are kept; where they are held out, a ranking leaves them out unless seen=true. Of the items, null where
+    there is none: texts, a file with `item word word …` a line (IDGenRec), the column `text`; attributes, a JSON object
+    `{"item": [attribute, …]}` (S3-Rec), the column `attributes`, one text with spaces between them.
     """
 
     @dataclass

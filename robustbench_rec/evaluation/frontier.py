@@ -48,9 +48,9 @@ def advantage(run: Trace, undefended: Trace) -> Estimate:
     the same for both runs and both metrics, and every sample draws its own curves. The undefended side chooses its
     state for each level on the data that it is judged on, which favours it.
     """
-    weights = resamples(run.clean.shape[1])
     once = torch.ones(1, run.clean.shape[1], dtype=torch.double)
-    parts = [_advantage(run, undefended, part) for part in weights.split(200)]  # not all levels of all at once
+    pieces = (few for each in resamples(run.clean.shape[1]) for few in each.split(200))  # levels take room too
+    parts = [once.new_empty(0), *(_advantage(run, undefended, few) for few in pieces)]
     return estimate(_advantage(run, undefended, once).item(), torch.cat(parts))
 
 

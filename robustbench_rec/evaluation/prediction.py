@@ -90,9 +90,11 @@ class Clicks(Prediction):
             raise RrecError(f"n_negatives={count}: dataset '{self.data.name}' has clicks only, at least 1 is needed")
         draws = Negatives(self.data, ("train", part))
         generator = torch.Generator().manual_seed(self.seed)
-        for each in super().split(part):
+        chunks = list(super().split(part))
+        drawn = draws.draw(self.data.part(part).users, count, generator)  # at once: the same for chunks of any size
+        for each, others in zip(chunks, drawn.split([len(each.users) for each in chunks]), strict=True):
             assert each.items is not None
-            items = torch.cat([each.items, draws.draw(each.users, count, generator)], 1)  # [B, 1 + n]
+            items = torch.cat([each.items, others], 1)  # [B, 1 + n]
             labels = torch.zeros(items.shape, device=items.device)
             labels[:, 0] = 1
             yield Events(each.users, items, each.context, labels)

@@ -61,6 +61,22 @@ class Ranking(Evaluator[Lists]):
         whole = [name for name in chosen if name in ranking.WHOLE]
         return [f"{name}@{k}" for k in self.judge.top_k for name in chosen if name not in whole] + whole
 
+    def known(self, part: str) -> Tensor:
+        """Keys of what users had before a part, or had there before a noise, in order."""
+        data = self.data
+        before = [data.train, *([] if part == "valid" else [data.valid])]
+        return _keys(data, *before, *([] if data.hidden is None else [data.hidden]))
+
+    def wanted(self, part: str) -> Interactions:
+        """The relevant events of a part: without `seen` those of items that their users did not have before."""
+        liked = self.data.part(part).liked()
+        if self.judge.seen or not len(liked):
+            return liked
+        new = liked.where(~torch.isin(liked.users * self.data.n_items + liked.items, self.known(part)))
+        if not len(new):
+            raise RrecError(f"{part}: its users had all of its items before, and seen=false leaves none to find")
+        return new
+
     @cached_property
     def popularity(self) -> Tensor:
         """Training events of each item `[n_items]`, those of fake users left out."""
@@ -116,11 +132,10 @@ class Ranking(Evaluator[Lists]):
 
 
 class Full(Ranking):
-    """Full ranking of the catalogue, for every user with an event in the part.
+    """Full ranking of the catalogue, for every user with something relevant in the part.
 
-    What a user has in train (and, for test, in valid), or had there before a noise, is no candidate unless `seen` is
-    set; everything the user has in
-    the part is relevant.
+    What a user has in train (and, for test, in valid), or had there before a noise, is neither a candidate nor relevant
+    unless `seen` is set: the only known item among unknown ones would give itself away.
     """
 
     @property
@@ -128,18 +143,14 @@ class Full(Ranking):
         return self.data.n_items
 
     def split(self, part: str) -> Iterator[Lists]:
-        data = self.data
-        liked = data.part(part).liked()
-        wanted = _lists(liked, data)
-        hidden = [] if data.hidden is None else [data.hidden]
-        seen = _lists(data.train, data, *hidden, *([] if part == "valid" else [data.valid]))
-        users = torch.unique(liked.users)
+        data, known = self.data, self.known(part)
+        relevant, had = (
+            _lists_of_keys(each, data.n_items, data.n_users)
+            for each in (_keys(data, self.wanted(part)), known[:0] if self.judge.seen else known)
+        )
+        users = torch.unique(self.wanted(part).users)
         for chosen in users.split(1 if self.alone else max(1, CELLS // data.n_items)):
-            relevant = wanted.of(chosen)
-            excluded = _without(seen.of(chosen), relevant, data.n_items)
-            if self.judge.seen:
-                excluded = (excluded[0][:0], excluded[1][:0])
-            yield Lists(chosen, None, None, relevant, excluded)
+            yield Lists(chosen, None, None, relevant.of(chosen), had.of(chosen))
 
     @torch.no_grad()
     def exposure(
@@ -147,31 +158,29 @@ class Full(Ranking):
     ) -> Result:
         """How far up target items `[T]` stand in the lists of those who do not have them yet.
 
-        t_hr@k: share of (user, target) pairs with the target in the first k; t_ndcg@k; t_rank: the place, from 1;
-        t_score. A user who has the target in train or in the part is not counted for it. per_user: means over the
-        targets, NaN for a user who has them all. Ties are broken against the target.
+        t_hr@k: share of the users with a target in the first k, mean over the targets; t_ndcg@k; t_rank: the place,
+        from 1; t_score. A user who has the target in train or in the part is not counted for it. per_user: means over
+        the targets, NaN for a user who has them all. Ties are broken against the target.
         """
         portions, values = self.portions(part), []
+        owned = torch.cat([self.known(part), _keys(self.data, self.data.part(part).liked())])
         with self.judged(at, part) as scores:
             for chunk, found in zip(portions, scores, strict=True):
                 found[chunk.excluded] = float("-inf")
-                relevant = torch.zeros_like(found, dtype=torch.bool)
-                relevant[chunk.relevant] = True
                 own = found[:, targets]  # [B, T]
                 rank = torch.stack([(found >= each[:, None]).sum(1) for each in own.T], 1).double()
-                counted = own.isfinite() & ~relevant[:, targets]
+                counted = ~torch.isin(chunk.users[:, None] * self.data.n_items + targets, owned)
                 values.append(torch.stack([rank, own.double()]).masked_fill(~counted, float("nan")))
         rank, score = torch.cat(values, 1)
-        there = ~rank.isnan()
         measured = {}
         for k in top_k or self.judge.top_k:
             measured[f"t_hr@{k}"] = (rank <= k).double()
             measured[f"t_ndcg@{k}"] = (rank <= k) / (1 + rank).log2()
+        measured = {name: each.masked_fill(rank.isnan(), float("nan")) for name, each in measured.items()}
         measured |= {"t_rank": rank, "t_score": score}
-        measured = {name: each.where(there, float("nan")) for name, each in measured.items()}
         users = torch.cat([each.users for each in portions])
         return Result(
-            {name: each[there].mean().item() for name, each in measured.items()},
+            {name: each.nanmean(0).nanmean().item() for name, each in measured.items()},
             users,
             {name: each.nanmean(1) for name, each in measured.items()},
         )
@@ -180,7 +189,8 @@ class Full(Ranking):
 class Sampled(Ranking):
     """Ranking of each event against `n_negatives` (99) items that its user has nowhere, drawn once.
 
-    A user's value is the mean over the user's events. Numbers cannot be compared with those of full ranking.
+    A user's value is the mean over the user's events. Numbers cannot be compared with those of full ranking. An event
+    of an item that the user had before is left out, unless `seen` is set: the others may be known items then.
     """
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
@@ -195,16 +205,16 @@ class Sampled(Ranking):
 
     def split(self, part: str) -> Iterator[Lists]:
         data, n = self.data, self.n
-        parts = [*map(data.part, ("train", *PARTS)), *([] if data.hidden is None else [data.hidden])]
-        keys = torch.unique(torch.cat([each.users * data.n_items + each.items for each in parts]))
+        nowhere = [*map(data.part, ("train", *PARTS)), *([] if data.hidden is None else [data.hidden])]
+        keys = _keys(data, *([data.part(part)] if self.judge.seen else nowhere))
         owned = torch.bincount(keys // data.n_items, minlength=data.n_users)
-        liked = data.part(part).liked()
-        users, items = liked.users, liked.items
+        wanted = self.wanted(part)
+        users, items = wanted.users, wanted.items
         free = data.n_items - owned[users]
         if bool((free < n).any()):
             user = data.user_ids[int(users[free.argmin()])]
             raise RrecError(
-                f"n_negatives={n}: user '{user}' has only {int(free.min())} items without an event to draw from; "
+                f"n_negatives={n}: user '{user}' has only {int(free.min())} items to draw from; "
                 "lower n_negatives or use protocol=full"
             )
         generator = torch.Generator().manual_seed(self.seed)
@@ -218,7 +228,7 @@ class Sampled(Ranking):
             relevant = (torch.arange(len(chosen), device=chosen.device), first)
             nothing = (first[:0], first[:0])
             candidates = torch.cat([items[rows][:, None], drawn], 1)
-            yield Lists(chosen, candidates, _rows(liked.context, rows), relevant, nothing)
+            yield Lists(chosen, candidates, _rows(wanted.context, rows), relevant, nothing)
 
 
 @dataclass(frozen=True)
@@ -240,20 +250,15 @@ def _rows(table: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if table is None else table[rows]
 
 
-def _lists(part: Interactions, data: Data, *more: Interactions) -> _Lists:
-    keys = torch.cat([each.users * data.n_items + each.items for each in (part, *more)])
-    return _lists_of_keys(torch.unique(keys), data.n_items, data.n_users)
+def _keys(data: Data, *parts: Interactions) -> Tensor:
+    """User and item of each event as one number, sorted, each once."""
+    keys: Tensor = torch.unique(torch.cat([each.users * data.n_items + each.items for each in parts]))
+    return keys
 
 
 def _lists_of_keys(keys: Tensor, n_items: int, n_users: int) -> _Lists:
     counts = torch.bincount(keys // n_items, minlength=n_users)
     return _Lists(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), keys % n_items)
-
-
-def _without(pairs: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], width: int) -> tuple[Tensor, Tensor]:
-    """Pairs that are not among `other`: an item bought again is a candidate."""
-    keep = ~torch.isin(pairs[0] * width + pairs[1], other[0] * width + other[1])
-    return pairs[0][keep], pairs[1][keep]
 
 
 def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -102,7 +102,7 @@ def faithfulness(units: Units, order: Tensor, told: Tensor, *, k: int, draws: in
     own = scores[:, item].double()
     full, absent, alone = own[:3]
     deletion, insertion = own[3:].view(1 + draws, 2, 1 + STEPS).unbind(1)
-    areas = curve_area(deletion), curve_area(insertion)  # [orders]
+    areas = [curve_area(each, counts / n) for each in (deletion, insertion)]  # [orders]
     before, after = (torch.tensor([_rank(units, each)]) for each in scores[:2])
     return Faithfulness(
         score=full.item(),

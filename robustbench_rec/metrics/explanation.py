@@ -18,12 +18,12 @@ def sufficiency(full: Tensor, only: Tensor) -> Tensor:
     return full - only
 
 
-def curve_area(curve: Tensor) -> Tensor:
-    """Area under a deletion or an insertion curve over the share of the evidence, by the trapezoid rule `[B]`.
+def curve_area(curve: Tensor, share: Tensor) -> Tensor:
+    """Area under a deletion or an insertion curve `[B, S]` over the share of the evidence `[S]`, by the trapezoid rule.
 
     Smaller is better for deletion, larger for insertion (Petsiuk et al., BMVC 2018); compare with a random order.
     """
-    return torch.trapezoid(curve.double(), dim=1) / (curve.shape[1] - 1)
+    return torch.trapezoid(curve.double(), share.double(), dim=1)
 
 
 def rank_fidelity(before: Tensor, after: Tensor, k: int) -> Tensor:

@@ -31,8 +31,8 @@ NOTES = {
     "events_without_train": "valid and test events of users with no train event (left out)",
     "valid_items_unseen": "items in valid that train never shows (kept)",
     "test_items_unseen": "items in test that train never shows (kept)",
-    "valid_seen_in_train": "valid events whose user and item met in train (masked in a ranking)",
-    "test_seen_in_train": "test events whose user and item met in train (masked in a ranking)",
+    "valid_seen_in_train": "valid events whose user and item met in train (left out of a ranking unless seen=true)",
+    "test_seen_in_train": "test events whose user and item met in train (left out of a ranking unless seen=true)",
 }
 
 

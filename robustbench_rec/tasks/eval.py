@@ -51,6 +51,8 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         with autocast(cfg.precision, device):
             result = judging.evaluate(at, cfg.part)
             result.metrics.update(exposure(judging, at, cfg.part))
+            theirs = None if other is None else judging.evaluate(Shifted(other.model), cfg.part)
+            calibrated = Calibrated(judging, at, cfg.part, result) if cfg.calibrate else None
         apart = divergence(judging, at, cfg.part, cfg.precision) if cfg.precision != "fp32" else {}
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         told = dict(result.metrics)
@@ -58,10 +60,10 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
             found = sliced(judging, cfg.part, result, cfg.slices)
             show_slices({"value": found}, judging.watched(None), out / "slices.csv")
             told |= found.metrics
-        if cfg.calibrate:
-            told |= _calibrated(Calibrated(judging, at, cfg.part, result), out)
-        if other is not None:
-            told |= _compared(judging, result, judging.evaluate(Shifted(other.model), cfg.part), cfg)
+        if calibrated is not None:
+            told |= _calibrated(calibrated, out)
+        if theirs is not None:
+            told |= _compared(judging, result, theirs, cfg)
         by_user.write(out, judging, {cfg.part: result})
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")

@@ -22,7 +22,7 @@ from robustbench_rec.reports.junit import Check, junit, markdown
 from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.significance import Estimate, estimate, means, resamples
+from robustbench_rec.significance import Estimate, bootstrap, estimate
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _dropped(
     drop = Estimate(value, math.nan, math.nan, math.nan)
     if name in before.per_user:
         values = torch.stack([each.per_user[name].double().cpu() for each in (before, after)])
-        sampled = means(values, resamples(values.shape[1], seed=cfg.seed))  # [R, 2]
+        sampled = bootstrap(values, seed=cfg.seed)  # [R, 2]
         ratio = sign * (sampled[:, 0] - sampled[:, 1]) / sampled[:, 0].abs()
         drop = estimate(value, ratio[ratio.isfinite()])
     sure = math.isfinite(drop.high)
