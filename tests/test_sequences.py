@@ -244,6 +244,11 @@ class TestComiRec:
         output = Shifted(model)(batch)
         every = output.hidden["interests"] @ model.item.weight.T  # [B, K, n_items]
         torch.testing.assert_close(output.scores, every.max(1).values)
+        weights, outer = list(model.parameters()), torch.randn_like(output.scores)
+        found, expected = (
+            torch.autograd.grad(each, weights, outer, retain_graph=True) for each in (output.scores, every.amax(1))
+        )
+        torch.testing.assert_close(found, expected)
         one = self.model(interests=1)
         torch.testing.assert_close(
             scores(one, batch), Shifted(one)(batch).hidden["interests"][:, 0] @ one.item.weight.T
