@@ -83,20 +83,19 @@ def report(verb: str, directory: Path) -> int:
     from robustbench_rec.reports import sweep
     from robustbench_rec.reports.summary import Summary
 
-    sweep.report(Summary(jobs, verb, *_watched(jobs, directory)), directory, Console())
+    sweep.report(Summary(jobs, verb, _watched(jobs, directory)), directory, Console())
     return sum(each.metrics is None for each in jobs)
 
 
-def _watched(jobs: Sequence["SweptJob"], directory: Path) -> tuple[str | None, frozenset[str]]:
-    """The metric that the first finished job monitored or would have, and the metrics of which less is better."""
+def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:
+    """The metric that the first finished job monitored or would have."""
     from robustbench_rec.evaluation import PROTOCOLS
 
     for job in jobs:
         if job.metrics is not None:
             told = files.read_json(directory / job.name / JOB, "sweep")
-            protocol = PROTOCOLS[told["protocol"]]
-            return told["monitor"] or protocol.monitor, protocol.smaller
-    return None, frozenset()
+            return str(told["monitor"] or PROTOCOLS[told["protocol"]].monitor)
+    return None
 
 
 def _forget(directory: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.metrics.ranking import KNOWN, TOP_K, check
 from robustbench_rec.metrics.stability import STABILITY
 
@@ -105,6 +106,15 @@ def test_the_page_of_definitions_has_every_metric() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "numbers.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z0-9_]+)(?:@K)?`", page))
     assert {*KNOWN, *Clicks.known, *Ratings.known, *STABILITY, "top1"} <= named
+
+
+def test_every_metric_is_better_one_way_or_neither() -> None:
+    ways = {name: sign(name) for name in (*KNOWN, *Clicks.known, *Ratings.known)}
+    neither = {"aplt", "arp", "entropy", "gini", "log_arp", "pru"}
+    less = {"adaptive_ece", "aurc", "brier", "ece", "logloss", "mae", "mce", "no_positives", "rmse", "sharpness"}
+    assert {name for name, way in ways.items() if way == 0} == neither
+    assert {name for name, way in ways.items() if way == -1} == less
+    assert (sign("ece@10"), sign("gini@10"), sign("recall@5"), sign("t_hr@10")) == (-1, 0, 1, 0)
 
 
 def test_an_unknown_metric_and_an_impossible_k_are_refused() -> None:

@@ -302,6 +302,8 @@ def pair(ours: tuple[float, ...], theirs: tuple[float, ...], p: float | None = N
         (pair((0.3, 0.32), (0.5, 0.52), 0.001), "worse"),
         (pair((0.3, 0.32), (0.5, 0.52), 0.001, "rmse"), "better"),
         (pair((0.5, 0.52), (0.3, 0.32), 0.2), "may be chance"),
+        (pair((0.3, 0.32), (0.5, 0.52), 0.001, "ece"), "better"),
+        (pair((0.3, 0.32), (0.5, 0.52), 0.001, "gini@10"), "lower"),
         (pair((0.5, 0.2), (0.3, 0.32), 0.001), "within seed noise"),
         (pair((0.5,), (0.3,), 0.001), "better, one seed"),
         (pair((0.5,), (0.3,), 0.2), "may be chance"),
@@ -397,6 +399,16 @@ def test_a_difference_within_seed_noise_ismarked() -> None:
     assert [each.mark for each in close] == ["≈ best", "best", "", ""]
     assert [each.mark for each in marked([Spread(0.5, float("nan"), 1)] * 2, "ndcg@10")] == ["best", "best"]
     assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], "rmse")] == ["", "best"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "marks"),
+    [("ece", ["", "best"]), ("brier@10", ["", "best"]), ("gini@10", ["", ""]), ("auc", ["best", ""])],
+)
+def test_the_best_is_the_smallest_error_and_there_is_none_where_neither_way_is_better(
+    metric: str, marks: list[str]
+) -> None:
+    assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], metric)] == marks
 
 
 def test_runs_that_were_moved_are_found_again_and_strangers_are_not(there: Path, tmp_path: Path) -> None:

@@ -89,7 +89,6 @@ def test_what_is_neither_better_nor_worse_has_no_best() -> None:
             {("0.1",): {"test/rmse": 1.0, "test/gini@10": 0.5}, ("0.2",): {"test/rmse": 2.0, "test/gini@10": 0.6}}, "lr"
         ),
         "train",
-        smaller=frozenset({"rmse"}),
     )
     assert found.best("test/rmse") == (0, set())
     assert found.best("test/gini@10") == (None, set())
@@ -126,7 +125,7 @@ def test_noise_robustness_is_the_normalised_area_under_noisy_over_clean() -> Non
 
 def test_an_error_metric_that_doubles_with_noise_is_as_bad_as_a_quality_that_halves() -> None:
     given = jobs({("0",): {"test/rmse": 1.0}, ("0.2",): {"test/rmse": 2.0}}, "noise.level")
-    ((_, measures),) = Summary(given, "train", smaller=frozenset({"rmse"})).resilience
+    ((_, measures),) = Summary(given, "train").resilience
     assert measures["noise robustness"].mean == pytest.approx(0.75)
 
 

@@ -13,6 +13,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Portion, Predicted, Result
 from robustbench_rec.metrics import prediction, uncertainty
+from robustbench_rec.metrics.direction import LESS
 from robustbench_rec.metrics.prediction import PredictionMetric
 from robustbench_rec.negatives import Negatives
 
@@ -30,7 +31,7 @@ class Prediction(Evaluator[Events]):
     """Every event of a part by itself; values are over all events, not means over users."""
 
     known: ClassVar[Mapping[str, PredictionMetric]]
-    smaller: ClassVar[frozenset[str]] = prediction.SMALLER | uncertainty.SMALLER
+    smaller: ClassVar[frozenset[str]] = LESS
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
         super().__init__(data, judge, seed=seed, alone=alone)

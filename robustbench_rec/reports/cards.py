@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_json
-from robustbench_rec.metrics.prediction import SMALLER
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Page, Section, Table
 from robustbench_rec.reports.sections.cells import NOISE, marked
 from robustbench_rec.significance import Spread, over_seeds
@@ -163,8 +163,8 @@ def board(cards: Sequence[Card]) -> Page:
     sections = []
     for dataset, metric in dict.fromkeys((each.dataset, each.metric) for each in cards):
         here = [(key, found) for key, found in groups.items() if key[:2] == (dataset, metric)]
-        sign = 1 if metric.partition("@")[0] in SMALLER else -1
-        here.sort(key=lambda pair: sign * _spread(pair[1], f"attacked/{metric}").mean)
+        way = sign(metric)
+        here.sort(key=lambda pair: -way * _spread(pair[1], f"attacked/{metric}").mean)
         columns = [marked([_spread(found, f"{side}/{metric}") for _, found in here], metric) for side in SIDES]
         rows = []
         for place, ((*_, model, defense), found) in enumerate(here):

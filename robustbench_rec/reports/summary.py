@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.significance import Spread, over_seeds, within_noise
 
-MORE = frozenset({"accuracy", "auc", "f1", "hr", "kendall", "map", "mrr", "ndcg", "overlap", "precision", "recall"})
-"""Metrics, without their @K, of which more is better; those of which less is come with the protocol."""
 SIDES = ("attacked", "poisoned", "test", "valid", "clean")
 """Prefixes of qualities, what a sweep is about first."""
 
@@ -50,13 +49,12 @@ class Group:
 class Summary:
     """The jobs of a sweep in the order of their numbers.
 
-    monitor: the metric that the models were chosen by, without its prefix. smaller: metrics of which less is better.
+    monitor: the metric that the models were chosen by, without its prefix.
     """
 
     jobs: Sequence[Job]
     verb: str
     monitor: str | None = None
-    smaller: frozenset[str] = frozenset()
 
     @cached_property
     def swept(self) -> list[str]:
@@ -110,16 +108,15 @@ class Summary:
         side, _, name = metric.rpartition("/")
         if side not in (*SIDES, "agreement", "divergence", "drop"):
             return 0
-        sign = -1 if name in self.smaller else int(name.partition("@")[0] in MORE)
-        return -sign if side == "drop" else sign
+        return -sign(name) if side == "drop" else sign(name)
 
     def best(self, metric: str) -> tuple[int | None, set[int]]:
         """The group with the best mean, and those that differ from it by no more than seeds do."""
-        sign, spreads = self.sign(metric), [group.spread(metric) for group in self.groups]
+        way, spreads = self.sign(metric), [group.spread(metric) for group in self.groups]
         known = [number for number, each in enumerate(spreads) if each.n]
-        if not sign or len({spreads[number].mean for number in known}) < 2:
+        if not way or len({spreads[number].mean for number in known}) < 2:
             return None, set()
-        best = max(known, key=lambda number: sign * spreads[number].mean)
+        best = max(known, key=lambda number: way * spreads[number].mean)
         return best, {each for each in known if each != best and within_noise(spreads[each], spreads[best])}
 
     @cached_property

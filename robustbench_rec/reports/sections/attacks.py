@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from robustbench_rec.metrics.prediction import SMALLER
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell, Figure, Section, Table
 from robustbench_rec.reports.reading import Book, Found
@@ -90,9 +90,9 @@ def curves(attacks: Sequence[Attacked], main: str) -> Section | None:
 def _traded(attacks: Sequence[Attacked], main: str) -> Figure | None:
     """Attacked over clean quality."""
     here = typical(attacks, main)
-    if len(here) < 2:
+    way = sign(main)
+    if len(here) < 2 or not way:
         return None
-    sign = -1 if main.partition("@")[0] in SMALLER else 1
     named = {}
     for each in here:
         clean, attacked = each.spread(f"clean/{main}"), each.spread(f"attacked/{main}")
@@ -100,7 +100,7 @@ def _traded(attacks: Sequence[Attacked], main: str) -> Figure | None:
     front = [
         name
         for name, (x, y, *_) in named.items()
-        if not any(sign * a >= sign * x and sign * b >= sign * y and (a, b) != (x, y) for a, b, *_ in named.values())
+        if not any(way * a >= way * x and way * b >= way * y and (a, b) != (x, y) for a, b, *_ in named.values())
     ]
     draw = partial(plots.points, named, front, f"clean {main}", f"attacked {main}")
     return Figure("tradeoff", worded(here[0]), draw, "Round: no other model is at least as good in both.")

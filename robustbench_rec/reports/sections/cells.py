@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_rec.metrics.prediction import SMALLER
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Table
 from robustbench_rec.reports.reading import LARGEST
 from robustbench_rec.significance import Spread, within_noise
@@ -18,12 +18,15 @@ NOISE = (
 
 
 def marked(spreads: Sequence[Spread], metric: str) -> list[Cell]:
-    """A column of means; the best one is marked, and those that are as good as it within seed noise."""
+    """A column of means; the best one is marked, and those that are as good as it within seed noise.
+
+    Nothing is marked where neither more nor less of the metric is better.
+    """
+    way = sign(metric)
     known = [each for each in spreads if each.n and each.mean == each.mean]
-    if len(known) < 2:
+    if len(known) < 2 or not way:
         return [Cell(each) for each in spreads]
-    better = min if metric.partition("@")[0] in SMALLER else max
-    best = better(known, key=lambda each: each.mean)
+    best = max(known, key=lambda each: way * each.mean)
     marks = {None: "", True: "≈ best", False: ""}
     return [Cell(each, "best" if each.mean == best.mean else marks[within_noise(each, best)]) for each in spreads]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.evaluation.by_user import ByUser, read
-from robustbench_rec.metrics.prediction import SMALLER
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
 from robustbench_rec.reports.sections.grouping import NAN, PREFERRED, Attacked, judged_again, worded
@@ -60,8 +60,8 @@ class Pair:
 
     @property
     def gain(self) -> float:
-        """The difference, the more the better."""
-        return -self.difference if self.metric.partition("@")[0] in SMALLER else self.difference
+        """The difference, the more the better; as it is where neither way is."""
+        return (sign(self.metric) or 1) * self.difference
 
     @property
     def noise(self) -> bool | None:
@@ -71,7 +71,8 @@ class Pair:
     @property
     def verdict(self) -> str:
         """What the difference is worth, in words."""
-        word = "better" if self.gain > 0 else "worse"
+        better, worse = ("better", "worse") if sign(self.metric) else ("higher", "lower")
+        word = better if self.gain > 0 else worse
         if self.difference == 0:
             return "the same"
         if self.noise:

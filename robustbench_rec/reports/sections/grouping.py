@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
 from robustbench_rec.significance import Spread, over_seeds
 
@@ -125,7 +126,7 @@ def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict
 def main_metric(names: Iterable[str]) -> str:
     """The metric that stands for all."""
     known = list(dict.fromkeys(each.rpartition("/")[2] for each in names if each.partition("/")[0] in SIDES))
-    return next((each for each in PREFERRED if each in known), known[0] if known else "ndcg@10")
+    return next((each for each in (*PREFERRED, *filter(sign, known), *known) if each in known), "ndcg@10")
 
 
 def chosen_metrics(names: Iterable[str], main: str) -> list[str]:

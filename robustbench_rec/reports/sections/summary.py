@@ -1,9 +1,8 @@
 """What is said in words at the head of a report."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from robustbench_rec.metrics.prediction import SMALLER
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell
 from robustbench_rec.reports.reading import Book, Found
 from robustbench_rec.reports.sections.compared import Pair
@@ -33,8 +32,7 @@ def summary(
     """A sentence for each of the main findings."""
     told = []
     failed = sum(each.metrics is None for each in asked)
-    smaller = main.partition("@")[0] in SMALLER
-    better: Callable[..., Any] = min if smaller else max
+    way = sign(main)
     known = 0
     for place, models in places(trained, book).items():
         spreads = {
@@ -43,22 +41,22 @@ def summary(
         }
         clean = {label: spread for label, spread in spreads.items() if spread.n}
         known = max([known, *(each.n for each in clean.values())])
-        if len(clean) > 1:
-            best = better(clean, key=lambda each: clean[each].mean)
+        if len(clean) > 1 and way:
+            best = max(clean, key=lambda each: way * clean[each].mean)
             near = [each for each in clean if each != best and within_noise(clean[each], clean[best])]
             words = f"On {place}, {best} has the best clean quality, {main} {Cell(clean[best]).text}"
             words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
             same = [e for e in clean if e != best and e not in near and clean[e].mean == clean[best].mean]
             told.append(f"{words}; so {'has' if len(same) == 1 else 'have'} {_and(same)}." if same else f"{words}.")
-    if here := typical(attacks, main):
-        most = better(here, key=lambda each: each.spread(f"attacked/{main}").mean)
+    if way and (here := typical(attacks, main)):
+        most = max(here, key=lambda each: way * each.spread(f"attacked/{main}").mean)
         left = most.spread(f"attacked/{main}")
         drop = Cell(most.spread(f"drop/{main}"), share=True).text
         words = f"Under {worded(most)}, {most.victim} keeps the most: {main} {Cell(left).text}, a drop of {drop}"
         near = [e.victim for e in here if e is not most and within_noise(e.spread(f"attacked/{main}"), left)]
         words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
         told.append(f"{words}.")
-        worst = (max if smaller else min)(here, key=lambda each: each.spread(f"attacked/{main}").mean)
+        worst = min(here, key=lambda each: way * each.spread(f"attacked/{main}").mean)
         if worst is not most:
             least, lost = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
             told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
