@@ -29,6 +29,7 @@ from robustbench_rec.files import write_json
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell
 from robustbench_rec.reports.reading import Book, Found, filled, read, runs
+from robustbench_rec.reports.sections import page as page_of
 from robustbench_rec.reports.sections.cells import change, marked
 from robustbench_rec.reports.sections.compared import Pair
 from robustbench_rec.significance import Comparison, Estimate, Spread, holm, paired
@@ -529,6 +530,29 @@ def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> 
     assert not (tmp_path / "r" / "compared.csv").exists()
     for name in ("clean", "clean_2"):
         assert len(list(csv.DictReader((tmp_path / "r" / f"{name}.csv").open()))) == 1
+
+
+def test_models_of_other_splits_candidates_and_preparation_have_a_table_each(tmp_path: Path) -> None:
+    words = {
+        "ease": ["model=ease"],
+        "core": ["model=itemknn", "prepare.user_core=3"],
+        "seen": ["model=itemknn", "seen=true"],
+        "last": ["model=pop", "split=leave_one_out"],
+        "few": ["model=pop", "protocol=sampled", "n_negatives=9"],
+        "many": ["model=itemknn", "protocol=sampled", "n_negatives=19"],
+    }
+    for name, told in words.items():
+        done("train", tmp_path / name, *DATA, *JUDGED, *told)
+    book = Book(runs([tmp_path]))
+    made = page_of(book, [], [])
+    clean = [each for each in made.tables if each.name.startswith("clean") and not each.folded]
+    assert [len(each.rows) for each in clean] == [1] * 6
+    titles = {each.title.partition(": ")[2] for each in clean}
+    assert len(titles) == 6
+    assert {"synthetic, sampled (n_negatives=9)", "synthetic, sampled (n_negatives=19)"} <= titles
+    assert any("split.name=leave_one_out" in each for each in titles)
+    assert any("prepare.user_core=3" in each and "seen=False" in each for each in titles)
+    assert not any("best clean quality" in each for each in made.summary)
 
 
 @pytest.mark.slow

@@ -206,12 +206,7 @@ class Book:
                 if self.key(run) not in same:
                     same.append(self.key(run))
         for name, keys in made.items():
-            flat = [_leaves(json.loads(key)) for key in keys]
-            differ = [
-                each for each in dict.fromkeys(k for f in flat for k in f) if len({f.get(each) for f in flat}) > 1
-            ]
-            for key, leaves in zip(keys, flat, strict=True):
-                told = ", ".join(f"{each}={leaves[each]}" for each in differ[:4] if each in leaves)
+            for key, told in zip(keys, told_apart([json.loads(key) for key in keys], least=4), strict=True):
                 self._labels[key] = f"{name} ({told})" if told else name
 
     def source(self, run: Found) -> Found | None:
@@ -292,6 +287,26 @@ def without_seeds(config: Mapping[str, Any], local: Sequence[str]) -> dict[str, 
         key: {k: v for k, v in each.items() if k != "seed" or key == "dataset"} if isinstance(each, Mapping) else each
         for key, each in kept.items()
     }
+
+
+def told_apart(settings: Sequence[Any], *, least: int = 0) -> list[str]:
+    """What each has that others have not, as "key=value, …".
+
+    least: so many keys are named if so many differ; more where it takes more to tell all apart, names before the rest.
+    """
+    flat = [_leaves(each) for each in settings]
+    differ = [each for each in dict.fromkeys(k for f in flat for k in f) if len({f.get(each) for f in flat}) > 1]
+    chosen = differ[:least]
+    words = _worded(flat, chosen)
+    for key in sorted(differ[least:], key=lambda each: not each.endswith("name")):
+        more = _worded(flat, [*chosen, key])
+        if len(set(more)) > len(set(words)):
+            chosen, words = [*chosen, key], more
+    return words
+
+
+def _worded(flat: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
+    return [", ".join(f"{key}={each[key]}" for key in keys if key in each) for each in flat]
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

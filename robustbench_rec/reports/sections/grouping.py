@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_rec.metrics.direction import sign
-from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
+from robustbench_rec.reports.reading import LOCAL, Book, Found, told_apart, without_seeds
 from robustbench_rec.significance import Spread, over_seeds
 
 PREFERRED = ("ndcg@10", "auc", "rmse")
@@ -15,6 +15,8 @@ COLUMNS = 4
 """Metrics of a table; the folded one has all."""
 SIDES = ("test", "valid", "clean", "attacked", "poisoned")
 NAN = float("nan")
+RECIPE = ("dataset", "split", "prepare")
+"""What decides which data a model is judged on."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     """Attacks on a model as it is, those that differ in seeds alone together, by budget."""
     found: dict[tuple[str, str, str, float | None], list[Found]] = {}
     attacks = [run for run in done if run.verb == "attack"]
-    several = len({place_of(run, book) for run in attacks}) > 1
+    names = place_names(attacks, book)
     for run in attacks:
         if not run.poisoned and run.config.get("frontier") is None:
             settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", "slices"))
             if isinstance(settings.get("attack"), Mapping):
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
-            kind = f"{kind_of(run)}, {place_of(run, book)}" if several else kind_of(run)
+            kind = f"{kind_of(run)}, {names[place_of(run, book)]}" if len(names) > 1 else kind_of(run)
             found.setdefault((book.victim(run), exact, kind, run.eps), []).append(run)
     kinds: dict[str, list[str]] = {}
     for _, exact, words, _ in found:
@@ -95,12 +97,40 @@ def kind_of(run: Found) -> str:
 
 
 def place_of(run: Found, book: Book) -> str:
-    """The data and the protocol: numbers of two places cannot be compared."""
+    """The data, how they are prepared and split, and the judging, as JSON: numbers of two places cannot be compared."""
     root = run
-    while (source := book.source(root)) is not None and source is not run and root.named("dataset") == "none":
+    for _ in range(5):
+        source = book.source(root)
+        if source is None or root.named("dataset") != "none":
+            break
         root = source
-    protocol = str(run.config.get("protocol", "full"))
-    return root.named("dataset") if protocol == "full" else f"{root.named('dataset')}, {protocol}"
+    told: dict[str, Any] = without_seeds({key: root.config.get(key) for key in RECIPE}, ())
+    told["protocol"] = str(run.config.get("protocol", "full"))
+    if told["protocol"] == "full":
+        told["seen"] = bool(run.config.get("seen"))
+    else:
+        told["n_negatives"] = run.config.get("n_negatives")
+    return json.dumps([root.named("dataset"), told], sort_keys=True, default=str)
+
+
+def place_names(runs: Iterable[Found], book: Book) -> dict[str, str]:
+    """Places in words: the dataset, the protocol, and only so much more that all are told apart."""
+    known = {key: json.loads(key) for key in dict.fromkeys(place_of(run, book) for run in runs)}
+    plain = {
+        key: name if told["protocol"] == "full" else f"{name}, {told['protocol']}"
+        for key, (name, told) in known.items()
+    }
+    return _worded({key: (plain[key], told) for key, (_, told) in known.items()})
+
+
+def _worded(named: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Keys in words: their name, and in brackets what differs between those of one name."""
+    found = {}
+    for name in dict.fromkeys(name for name, _ in named.values()):
+        here = {key: settings for key, (other, settings) in named.items() if other == name}
+        for key, told in zip(here, told_apart(list(here.values())), strict=True):
+            found[key] = f"{name} ({told})" if told else name
+    return found
 
 
 def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], list[Found]]:
@@ -116,10 +146,11 @@ def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], lis
 
 
 def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
-    """Labels and their runs, by where they were judged."""
+    """Labels and their runs, by where they were judged, in words."""
+    names = place_names([runs[0] for runs in trained.values()], book)
     found: dict[str, dict[str, Sequence[Found]]] = {}
     for label, runs in trained.items():
-        found.setdefault(place_of(runs[0], book), {})[label] = runs
+        found.setdefault(names[place_of(runs[0], book)], {})[label] = runs
     return found
 
 
