@@ -532,6 +532,32 @@ def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> 
         assert len(list(csv.DictReader((tmp_path / "r" / f"{name}.csv").open()))) == 1
 
 
+def test_runs_judged_in_other_ways_are_rows_of_their_own_and_only_seeds_are_averaged(
+    there: Path, tmp_path: Path
+) -> None:
+    for name in ("plain0", "plain1"):
+        shutil.copytree(there / "train" / name, tmp_path / name)
+    ways = {
+        "known": ["part=valid"],
+        "seen": ["part=valid", "seen=true"],
+        "coarse": ["part=valid", "precision=bf16"],
+        "few": ["protocol=sampled", "n_negatives=9"],
+        "more": ["protocol=sampled", "n_negatives=19"],
+    }
+    for seed in (0, 1):
+        for name, words in ways.items():
+            done("eval", tmp_path / f"{name}-{seed}", f"ckpt='{tmp_path}/plain{seed}'", *JUDGED, *words)
+    words = ["part=valid", "slices=[activity]", "metrics=[hr]"]
+    done("eval", tmp_path / "sliced", f"ckpt='{tmp_path}/plain0'", *JUDGED, *words)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = {row["on"]: row for row in csv.DictReader((tmp_path / "r" / "judged.csv").open())}
+    assert [row["runs"] for row in rows.values()] == ["2"] * 5
+    assert {"test, sampled (n_negatives=9)", "test, sampled (n_negatives=19)"} <= set(rows)
+    (seen,) = (row for on, row in rows.items() if "seen=True" in on)
+    values = [metrics(tmp_path / f"seen-{seed}")["valid/ndcg@10"] for seed in (0, 1)]
+    assert float(seen["ndcg@10"]) == pytest.approx(mean(values))
+
+
 def test_models_of_other_splits_candidates_and_preparation_have_a_table_each(tmp_path: Path) -> None:
     words = {
         "ease": ["model=ease"],

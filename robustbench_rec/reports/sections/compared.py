@@ -13,7 +13,7 @@ from robustbench_rec.evaluation.by_user import ByUser, read
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
-from robustbench_rec.reports.sections.grouping import NAN, PREFERRED, Attacked, judged_again, worded
+from robustbench_rec.reports.sections.grouping import NAN, PREFERRED, Attacked, judged_again, place_of, worded
 from robustbench_rec.significance import LEVEL, RESAMPLES, Comparison, Spread, holm, over_seeds, paired, within_noise
 
 JUDGING = ("protocol", "seen", "n_negatives")
@@ -186,10 +186,17 @@ def _pairs(
     again = judged_again(done, book)
     for (model, where), runs in again.items():
         theirs = again.get((beside.get(model, ""), where), ())
-        as_trained = f"test, {trained[model][0].config.get('protocol')}" if model in trained else ""
         part = str(runs[0].config.get("part"))
-        if where != as_trained and (each := _alike(model, beside.get(model, ""), where, part, runs, theirs, main)):
+        if model in trained and _as_trained(runs[0], trained[model][0], book):
+            continue
+        if each := _alike(model, beside.get(model, ""), where, part, runs, theirs, main):
             yield each
+
+
+def _as_trained(run: Found, made: Found, book: Book) -> bool:
+    """Whether a model was judged again as its training judged it."""
+    same = place_of(run, book) == place_of(made, book) and run.config.get("precision") == made.config.get("precision")
+    return same and run.config.get("part") == "test" and run.named("noise") == "none"
 
 
 def _alike(

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from robustbench_rec.metrics.direction import sign
@@ -15,6 +15,8 @@ COLUMNS = 4
 """Metrics of a table; the folded one has all."""
 SIDES = ("test", "valid", "clean", "attacked", "poisoned")
 NAN = float("nan")
+OUTPUT = ("slices", "baseline", "metrics", "top_k")
+"""What decides which numbers a run tells, and nothing about how it came to them."""
 RECIPE = ("dataset", "split", "prepare")
 """What decides which data a model is judged on."""
 
@@ -40,13 +42,30 @@ def once(done: Sequence[Found], book: Book) -> list[Found]:
     """Without runs that repeat another one, seeds included: they say nothing about the spread over seeds."""
     found: dict[str, Found] = {}
     for run in done:
-        told: list[Any] = []
-        at: Found | None = run
-        while at is not None and len(told) < 5:
-            told.append([book.key(at), at.record.get("seeds"), at.config.get("seed")])
-            at = book.source(at)
-        found.setdefault(json.dumps(told, default=str), run)
+        found.setdefault(_made(run, book), run)
     return list(found.values())
+
+
+def merged(runs: Sequence[Found], book: Book) -> list[Found]:
+    """Runs of one group, those with the same seeds as one run with the metrics of all: they did the same."""
+    found: dict[str, Found] = {}
+    for run in runs:
+        source = book.source(run)
+        made = str(run.config.get("ckpt")) if source is None else _made(source, book)
+        told = json.dumps([run.record.get("seeds"), run.config.get("seed"), made], default=str)
+        first = found.get(told)
+        found[told] = run if first is None else replace(first, metrics={**(run.metrics or {}), **(first.metrics or {})})
+    return list(found.values())
+
+
+def _made(run: Found, book: Book) -> str:
+    """Equal for runs that repeat one another, seeds included."""
+    told: list[Any] = []
+    at: Found | None = run
+    while at is not None and len(told) < 5:
+        told.append([book.key(at), at.record.get("seeds"), at.config.get("seed")])
+        at = book.source(at)
+    return json.dumps(told, default=str)
 
 
 def grouped(done: Sequence[Found], book: Book) -> dict[str, list[Found]]:
@@ -134,15 +153,20 @@ def _worded(named: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str
 
 
 def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], list[Found]]:
-    """Runs of `rrec eval`, by the label of the model and what it was judged on."""
+    """Runs of `rrec eval`, by the label of the model and how it was judged, in words; seeds alone may differ."""
+    judging: dict[str, tuple[str, Mapping[str, Any]]] = {}
     found: dict[tuple[str, str], list[Found]] = {}
     for run in done:
         if run.verb == "eval":
+            settings = without_seeds(run.config, (*LOCAL, "ckpt", *OUTPUT))
+            exact = json.dumps(settings, sort_keys=True, default=str)
             level = run.config["noise"].get("level", "") if run.named("noise") != "none" else ""
             noise = "" if run.named("noise") == "none" else f"{run.named('noise')} {level}".strip()
             where = f"{run.config.get('part')}, {run.config.get('protocol')}"
-            found.setdefault((book.victim(run), f"{where}, {noise}" if noise else where), []).append(run)
-    return found
+            judging[exact] = (f"{where}, {noise}" if noise else where, settings)
+            found.setdefault((book.victim(run), exact), []).append(run)
+    names = _worded(judging)
+    return {(victim, names[exact]): merged(runs, book) for (victim, exact), runs in found.items()}
 
 
 def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
