@@ -532,6 +532,30 @@ def test_numbers_of_other_data_are_not_compared(there: Path, tmp_path: Path) -> 
         assert len(list(csv.DictReader((tmp_path / "r" / f"{name}.csv").open()))) == 1
 
 
+def test_an_attack_with_a_baseline_or_other_metrics_is_the_same_attack(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train", tmp_path / "train")
+    words = {
+        "plain0": ["slices=[activity]"],
+        "plain1": ["metrics=[ndcg,hr]"],
+        "apr0": [f"baseline='{tmp_path}/plain0'"],
+        "apr1": [f"baseline='{tmp_path}/plain1'", "top_k=[10]"],
+        "apr1-again": [],
+    }
+    for name, more in words.items():
+        told = [f"ckpt='{tmp_path}/train/{name.removesuffix('-again')}'", *JUDGED, "attack=fgsm", *more]
+        done("attack", tmp_path / name, *told)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    robust = {row["model"]: row for row in csv.DictReader((tmp_path / "r" / "robust.csv").open())}
+    assert [row["runs"] for row in robust.values()] == ["2", "2"]
+    values = [metrics(tmp_path / f"apr{seed}")["attacked/ndcg@10"] for seed in (0, 1)]
+    assert float(robust["mf + apr"]["attacked ndcg@10"]) == pytest.approx(mean(values))
+    compared = [row["on"] for row in csv.DictReader((tmp_path / "r" / "compared.csv").open())]
+    assert compared == ["test", f"{robust['mf']['attack']} with eps 0.1"]
+    every = list(csv.DictReader((tmp_path / "r" / "robust_all.csv").open()))
+    assert any(row["metric"] == "improvement/ndcg@10" for row in every)
+    assert not (tmp_path / "r" / "flags.csv").exists()
+
+
 def test_runs_judged_in_other_ways_are_rows_of_their_own_and_only_seeds_are_averaged(
     there: Path, tmp_path: Path
 ) -> None:

@@ -53,9 +53,10 @@ def robust(attacks: Sequence[Attacked], main: str) -> Section | None:
         if e.spread(name).n
     ]
     blocks.append(Table("robust_all", "All metrics", ["model", "attack", "eps", "metric", "value"], full, folded=True))
-    flags = [name for name in every if name.startswith("flag/")]
+    flags = [name for name in every if name.startswith("flag/") and not name.startswith("flag/improvement_undefined/")]
     if flags:
-        weak = [[Cell(e.victim), *(Cell(e.spread(name)) for name in flags)] for e in attacks if e.spread(flags[0]).n]
+        flagged = [each for each in attacks if any(each.spread(name).n for name in flags)]
+        weak = [[Cell(e.victim), *(Cell(e.spread(name)) for name in flags)] for e in flagged]
         columns = ["model", *(name.partition("/")[2].replace("_", " ") for name in flags)]
         told = "All 0 means that nothing suggests masked gradients."
         blocks.append(Table("flags", "Signs of a weak attack", columns, weak, told))

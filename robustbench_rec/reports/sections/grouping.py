@@ -84,7 +84,7 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     names = place_names(attacks, book)
     for run in attacks:
         if not run.poisoned and run.config.get("frontier") is None:
-            settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", "slices"))
+            settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", *OUTPUT))
             if isinstance(settings.get("attack"), Mapping):
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
@@ -96,7 +96,12 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
         if exact not in same:
             same.append(exact)
     return [
-        Attacked(victim, words if len(kinds[words]) == 1 else f"{words} ({kinds[words].index(exact) + 1})", eps, runs)
+        Attacked(
+            victim,
+            words if len(kinds[words]) == 1 else f"{words} ({kinds[words].index(exact) + 1})",
+            eps,
+            merged(runs, book),
+        )
         for (victim, exact, words, eps), runs in sorted(
             found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0, pair[0][0])
         )
