@@ -184,6 +184,55 @@ def test_a_card_that_boasts_is_found_out(there: Path, carded: Path, tmp_path: Pa
     assert cards.load(path).state == "differs"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "sota"}, "its model is mf, the card says sota"),
+        ({"defense": "apr"}, "its defense is none, the card says apr"),
+        ({"dataset": "ml_100k"}, "its dataset is synthetic, the card says ml_100k"),
+        ({"fingerprint": "0" * 64}, "its fingerprint is .*, the card says 0000"),
+        ({"recipe": {"epochs": 99}}, "trained with epochs=4 instead of 99"),
+    ],
+)
+def test_a_card_about_something_else_is_not_verified(
+    there: Path, carded: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(json.loads(of(carded, "none").read_text()) | change))
+    with pytest.raises(RrecError, match=message):
+        verify(path, there / "plain")
+    assert cards.load(path).state == "reported"
+
+
+def boards(folder: Path) -> list[list[tuple[str, int]]]:
+    """Model and number of seeds of every row of every table."""
+    made = cards.board(cards.load_all(folder)).tables
+    return [[(row[1].text, int(row[6].text)) for row in each.rows] for each in made if not each.folded]
+
+
+def test_cards_of_other_data_or_settings_are_not_seeds_of_one_entry_and_other_splits_of_one_recipe_are(
+    carded: Path, tmp_path: Path
+) -> None:
+    def write(name: str, **changes: Any) -> None:
+        (tmp_path / f"{name}.json").write_text(json.dumps({**card, **changes}))
+
+    card = json.loads(of(carded, "none").read_text())
+    seeds, recipe = card["seeds"], card["recipe"]
+    write("a")
+    write("b", seeds=seeds | {"split.seed": 7}, fingerprint="1" * 64)
+    assert boards(tmp_path) == [[("mf", 2)]]
+    write("c", recipe=recipe | {"epochs": 99})
+    assert boards(tmp_path) == [[("mf (epochs=4)", 2), ("mf (epochs=99)", 1)]]
+    write("d", recipe=recipe | {"prepare": {"user_core": 9}}, fingerprint="2" * 64)
+    assert boards(tmp_path)[1] == [("mf", 1)]
+    write("e", recipe=None, fingerprint="3" * 64)
+    assert boards(tmp_path)[2] == [("mf", 1)]
+    for name in "cde":
+        (tmp_path / f"{name}.json").unlink()
+    write("f", fingerprint="4" * 64)
+    assert boards(tmp_path) == [[("mf", 1)]] * 3
+
+
 def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(of(carded, "none"), tmp_path))
     verify(path, there / "plain")
@@ -200,6 +249,10 @@ def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_pat
         ({"format": 2}, "format 2 of a card"),
         ({"checkpoint": "../x"}, "is no sha256"),
         ({"verified": []}, "'verified' of the card is no"),
+        ({"reported": {}}, "'reported' of the card has no attacked/ndcg@10"),
+        ({"reported": {"attacked/ndcg@10": 10**400}}, "'reported' of the card is no"),
+        ({"config": {**SMALL, "eps": 1e-4}}, r"not attacked with the standard budget: eps=0\.0001 instead of 0\.1"),
+        ({"config": {**SMALL, "attack": {"name": "fgm"}}}, r"attack\.name=fgm instead of rank_autoattack"),
     ],
 )
 def test_a_bad_card_is_one_line(carded: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """Cards of the leaderboard: one JSON file for each entry, checked whenever it is read."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,7 +12,8 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_json
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Page, Section, Table
-from robustbench_rec.reports.sections.cells import NOISE, marked
+from robustbench_rec.reports.sections.cells import NOISE, is_number, marked
+from robustbench_rec.reports.sections.grouping import RECIPE, in_words
 from robustbench_rec.significance import Spread, over_seeds
 
 FORMAT = 1
@@ -56,6 +58,7 @@ class Card:
     defense: names, outermost first, joined by "+"; the fine-tuning where there was one. config: of the attack, all that
     is needed to run it again. checkpoint: sha256 of `model.safetensors`. reported, verified: metrics by name,
     "attacked/ndcg@10"; verified is None until somebody has. verification: when, with what, and the tolerance.
+    recipe: how the checkpoint was trained, without seeds, that of its start under `ckpt`; None on cards of before.
     """
 
     format: int
@@ -75,6 +78,7 @@ class Card:
     reported: dict[str, float | None]
     verified: dict[str, float | None] | None = None
     verification: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -97,7 +101,7 @@ def save(card: Card, path: Path) -> None:
 
 
 def load(path: Path) -> Card:
-    """Read a card; RrecError names what is missing, unknown or of the wrong type."""
+    """Read a card; RrecError names what is missing, unknown, of the wrong type or against the rules."""
     content = read_json(path, "leaderboard")
     known = {each.name: each for each in fields(Card)}
     if content.get("format") != FORMAT:
@@ -105,13 +109,18 @@ def load(path: Path) -> Card:
     for name in sorted(content.keys() - known.keys()):
         raise RrecError(f"{path}: a card has no '{name}' (it has: {', '.join(known)})")
     for name, each in known.items():
-        if name not in content and name not in ("verified", "verification"):
+        if name not in content and name not in ("verified", "verification", "recipe"):
             raise RrecError(f"{path}: the card lacks '{name}'")
         if not _fits(content.get(name), each.type):
             raise RrecError(f"{path}: '{name}' of the card is no {_words(each.type)}")
     if not re.fullmatch(r"[0-9a-f]{64}", content["checkpoint"]):
         raise RrecError(f"{path}: 'checkpoint' of the card is no sha256")
-    return Card(**content)
+    card = Card(**content)
+    if other := unlike(card.config, STANDARD):
+        raise RrecError(f"{path}: not attacked with the standard budget: {', '.join(other)}")
+    if f"attacked/{card.metric}" not in card.reported:
+        raise RrecError(f"{path}: 'reported' of the card has no attacked/{card.metric}, the metric that it is about")
+    return card
 
 
 def load_all(folder: Path) -> list[Card]:
@@ -132,7 +141,7 @@ def _is(value: Any, kind: Any) -> bool:
         inner = get_args(kind)[1]
         return isinstance(value, dict) and (inner is Any or all(_fits(each, inner) for each in value.values()))
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number(value)
     if kind is NoneType:
         return value is None
     return isinstance(value, kind) and not isinstance(value, bool)
@@ -156,28 +165,43 @@ def unlike(config: Mapping[str, Any], standard: Mapping[str, Any], prefix: str =
 
 
 def board(cards: Sequence[Card]) -> Page:
-    """The page of a leaderboard: checkpoints that differ in their seed alone are one entry."""
-    groups: dict[tuple[str, str, str, str], list[Card]] = {}
-    for card in cards:
-        groups.setdefault((card.dataset, card.metric, card.model, card.defense), []).append(card)
-    sections = []
-    for dataset, metric in dict.fromkeys((each.dataset, each.metric) for each in cards):
-        here = [(key, found) for key, found in groups.items() if key[:2] == (dataset, metric)]
+    """The page of a leaderboard, a table for each data and metric; checkpoints that differ in seeds are one entry."""
+    data = _data(cards)
+    boards: dict[str, list[Card]] = {}
+    titles: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for card, judged_on in zip(cards, data, strict=True):
+        key = _exact([card.dataset, card.metric, judged_on])
+        boards.setdefault(key, []).append(card)
+        titles[key] = f"{card.dataset}, {card.metric}", judged_on
+    sections: list[Section] = []
+    for key, title in in_words(titles).items():
+        together = boards[key]
+        dataset, metric = together[0].dataset, together[0].metric
+        groups: dict[str, list[Card]] = {}
+        entries: dict[str, tuple[str, Mapping[str, Any]]] = {}
+        for card in together:
+            entry = _exact([card.model, card.defense, card.recipe])
+            groups.setdefault(entry, []).append(card)
+            entries[entry] = _exact([card.model, card.defense]), card.recipe or {}
+        apart = {entry: words.removeprefix(entries[entry][0]) for entry, words in in_words(entries).items()}
+        here = list(groups.items())
         way = sign(metric)
         here.sort(key=lambda pair: -way * _spread(pair[1], f"attacked/{metric}").mean)
         columns = [marked([_spread(found, f"{side}/{metric}") for _, found in here], metric) for side in SIDES]
         rows = []
-        for place, ((*_, model, defense), found) in enumerate(here):
+        for place, (entry, found) in enumerate(here):
             states = {each.state for each in found}
             state = "differs" if "differs" in states else "reported" if "reported" in states else "verified"
             cost = [over_seeds([_known(each.cost.get(name)) for each in found]).mean for name in COSTS]
-            cells = [Cell(place + 1), Cell(model), Cell(defense), columns[0][place], columns[1][place]]
+            model = f"{found[0].model}{apart[entry]}"
+            cells = [Cell(place + 1), Cell(model), Cell(found[0].defense), columns[0][place], columns[1][place]]
             cells += [Cell(_spread(found, f"drop/{metric}"), share=True), Cell(len(found)), Cell(state)]
             cells += [Cell(None if each != each else round(each)) for each in cost]
             rows.append(cells)
         head = ["place", "model", "defence", f"clean {metric}", f"robust {metric}", "drop", "seeds", "state"]
         name = re.sub(r"\W", "_", f"{dataset}_{metric}")
-        table = Table(name, f"{dataset}, {metric}", [*head, *COSTS.values()], rows, NOISE, choices=("model", "defence"))
+        name += f"_{len(sections) + 1}" if any(each.name == name for each in sections) else ""
+        table = Table(name, title, [*head, *COSTS.values()], rows, NOISE, choices=("model", "defence"))
         single = [
             [
                 Cell(c.model),
@@ -188,8 +212,7 @@ def board(cards: Sequence[Card]) -> Page:
                 Cell(c.state),
                 Cell(c.checkpoint[:16]),
             ]
-            for c in cards
-            if (c.dataset, c.metric) == (dataset, metric)
+            for c in together
         ]
         head = ["model", "defence", "seed", "reported", "verified", "state", "checkpoint"]
         folded = Table(f"{name}_cards", "Cards", head, single, folded=True)
@@ -197,6 +220,49 @@ def board(cards: Sequence[Card]) -> Page:
     return Page("Leaderboard of robust recommenders", f"{len(cards)} cards", [RULES], sections, lead="Rules")
 
 
+def _data(cards: Sequence[Card]) -> list[dict[str, Any]]:
+    """What each was judged on: dataset, split and preparation without seeds, and the fingerprint where it takes that.
+
+    It does where a card has no recipe and no other one knows its data, and where one recipe with the same seeds gave
+    several data: then the files changed.
+    """
+    recipes = [_trained(card) for card in cards]
+    prints: dict[str, set[str]] = {}
+    exact = []
+    for card, recipe in zip(cards, recipes, strict=True):
+        seeds = {key: each for key, each in card.seeds.items() if key in DATA_SEEDS}
+        exact.append(_exact([{key: recipe.get(key) for key in CHANGES}, seeds]))
+        prints.setdefault(exact[-1], set()).add(card.fingerprint)
+    changed = {
+        _exact([recipe.get(key) for key in RECIPE])
+        for each, recipe in zip(exact, recipes, strict=True)
+        if len(prints[each]) > 1
+    }
+    known = {card.fingerprint: recipe for card, recipe in zip(cards, recipes, strict=True) if recipe}
+    found = []
+    for card in cards:
+        recipe = known.get(card.fingerprint, {})
+        told = {key: recipe.get(key) for key in RECIPE}
+        sure = recipe and _exact(list(told.values())) not in changed
+        found.append(told if sure else told | {"fingerprint": card.fingerprint[:12]})
+    return found
+
+
+def _trained(card: Card) -> Mapping[str, Any]:
+    """The recipe of the training that a checkpoint began with, empty where it is not known."""
+    recipe: Mapping[str, Any] = card.recipe or {}
+    while isinstance(before := recipe.get("ckpt"), Mapping):
+        recipe = before
+    return recipe
+
+
+def _exact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+CHANGES = (*RECIPE, "noise", "poison", "clean")
+"""Of a recipe, what decides the fingerprint of the data, together with these seeds."""
+DATA_SEEDS = ("split.seed", "noise.seed", "poison.seed", "clean.seed")
 SIDES = ("clean", "attacked")
 COSTS = {"train_seconds": "training (s)", "parameters": "parameters"}
 

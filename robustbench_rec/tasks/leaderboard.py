@@ -24,7 +24,7 @@ from robustbench_rec.models import models
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports import cards
 from robustbench_rec.reports.cards import LIMITS, STANDARD, Card
-from robustbench_rec.reports.reading import Book, Found, parameters, read
+from robustbench_rec.reports.reading import LOCAL, Book, Found, parameters, read, without_seeds
 from robustbench_rec.reports.render import html
 from robustbench_rec.runs import versions
 from robustbench_rec.shifted import Shifted
@@ -52,6 +52,7 @@ def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
     if source is None:
         raise RrecError(f"{path}: the checkpoint that it attacked, {run.config.get('ckpt')}, is not there any more")
     cfg = _attack(run.config, source.path, data_dir)
+    teacher = book.source(_first(source, book))
     kept = {name: value for name, value in run.config.items() if name not in LEFT_OUT}
     metric, clean = _judged(cfg)
     for name, value in clean.items():
@@ -71,13 +72,14 @@ def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
         seeds=_seeds(run) | _seeds(_first(source, book)),
         checkpoint=sha256((source.path / checkpoint.TENSORS).read_bytes()).hexdigest(),
         cost={
-            "train_seconds": _seconds(source) + (_seconds(first) if (first := book.source(source)) else 0.0),
+            "train_seconds": sum(map(_seconds, _line(source, book))) + (_seconds(teacher) if teacher else 0.0),
             "attack_seconds": _seconds(run),
             "parameters": parameters(source.path),
         },
         flags=flags,
         versions={str(key): str(each) for key, each in dict(run.record.get("versions") or {}).items()},
         reported=_told(run.metrics),
+        recipe=_recipe(source, book),
     )
     place = folder / card.name
     if place.is_file() and (old := cards.load(place)).verified is not None and old.reported == card.reported:
@@ -89,7 +91,8 @@ def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
 def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | None = None) -> bool:
     """Attack the checkpoint of a card again and note what was found; whether all values agree with the reported ones.
 
-    tolerance: the largest difference of a metric.
+    tolerance: the largest difference of a metric. RrecError where the checkpoint is another one than the card says, of
+    other data, or made in another way.
     """
     card = cards.load(path)
     tensors = ckpt / checkpoint.TENSORS
@@ -98,6 +101,7 @@ def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | 
     if sha256(tensors.read_bytes()).hexdigest() != card.checkpoint:
         raise RrecError(f"ckpt={ckpt} is not the checkpoint of {path}: its sha256 is another one")
     cfg = _attack(card.config, ckpt, data_dir)
+    _as_carded(card, path, cfg)
     with TemporaryDirectory() as folder:
         found = _told(attack(cfg, Path(folder)))
     apart = {name: _apart(value, found.get(name)) for name, value in card.reported.items()}
@@ -230,9 +234,47 @@ def _apart(one: float | None, other: float | None) -> float:
     return abs(one - other)
 
 
+def _as_carded(card: Card, path: Path, cfg: Attack) -> None:
+    """RrecError where a checkpoint is not what its card says."""
+    loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=setup(cfg))
+    source = read(Path(cfg.ckpt).resolve())
+    book = Book([source])
+    if _first(source, book).config.get("model") is None:
+        raise RrecError(
+            f"ckpt={cfg.ckpt}: how it was trained is not told there (.hydra/config.yaml, or that of its start)"
+        )
+    found = {
+        "model": str(loaded.config["name"]),
+        "defense": _defense(source, book),
+        "dataset": str(loaded.recipe.dataset["name"]),
+        "fingerprint": loaded.data.fingerprint,
+    }
+    for name, value in found.items():
+        if value != (said := getattr(card, name)):
+            raise RrecError(f"{path} is not about ckpt={cfg.ckpt}: its {name} is {value}, the card says {said}")
+    if card.recipe is not None and (other := cards.unlike(_recipe(source, book), card.recipe)):
+        raise RrecError(f"{path} is not about ckpt={cfg.ckpt}: trained with {', '.join(other)}")
+
+
+def _line(source: Found, book: Book) -> list[Found]:
+    """The training that a checkpoint began with, then what it was fine-tuned by; a teacher is no beginning."""
+    line = [source]
+    while line[0].verb == "finetune" and len(line) < 9 and (before := book.source(line[0])) is not None:
+        line.insert(0, before)
+    return line
+
+
 def _first(source: Found, book: Book) -> Found:
-    """The training that a checkpoint began with."""
-    return book.source(source) or source
+    return _line(source, book)[0]
+
+
+def _recipe(source: Found, book: Book) -> dict[str, Any]:
+    """How a checkpoint was trained, without seeds and where it ran."""
+    told: dict[str, Any] = {}
+    for each in _line(source, book):
+        settings = without_seeds(each.config, LOCAL)
+        told = settings | {"ckpt": told} if each.verb == "finetune" else settings
+    return told
 
 
 def _model(source: Found, book: Book) -> str:
@@ -245,8 +287,7 @@ def _defense(source: Found, book: Book) -> str:
     while isinstance(node, Mapping) and len(names) < 9:
         names.append(str(node.get("name", "none")))
         node = node.get("inner")
-    if source.verb == "finetune":
-        names.append(source.named("finetune"))
+    names += [each.named("finetune") for each in _line(source, book)[1:]]
     kept = [each for each in names if each != "none"]
     return "+".join(kept) or "none"
 

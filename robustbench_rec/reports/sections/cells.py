@@ -63,5 +63,7 @@ def table_of(name: str, title: str, frame: pd.DataFrame, *, folded: bool = True)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is shown as one; truth values are not."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is shown as one; truth values are not, nor what is too large for a float."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1024
+    return isinstance(value, float)

@@ -144,10 +144,10 @@ def place_names(runs: Iterable[Found], book: Book) -> dict[str, str]:
         key: name if told["protocol"] == "full" else f"{name}, {told['protocol']}"
         for key, (name, told) in known.items()
     }
-    return _worded({key: (plain[key], told) for key, (_, told) in known.items()})
+    return in_words({key: (plain[key], told) for key, (_, told) in known.items()})
 
 
-def _worded(named: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+def in_words(named: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
     """Keys in words: their name, and in brackets what differs between those of one name."""
     found = {}
     for name in dict.fromkeys(name for name, _ in named.values()):
@@ -170,7 +170,7 @@ def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], lis
             where = f"{run.config.get('part')}, {run.config.get('protocol')}"
             judging[exact] = (f"{where}, {noise}" if noise else where, settings)
             found.setdefault((book.victim(run), exact), []).append(run)
-    names = _worded(judging)
+    names = in_words(judging)
     return {(victim, names[exact]): merged(runs, book) for (victim, exact), runs in found.items()}
 
 
