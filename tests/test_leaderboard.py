@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -301,6 +302,33 @@ def test_the_script_of_the_page_runs_and_offers_what_there_is_to_choose(carded: 
     build(carded, tmp_path / "out.html")
     dump = dumped(tmp_path / "out.html", tmp_path / "browser")
     assert {"mf", "none", "apr"} <= set(re.findall(r'<option value="(.*?)">', dump))
+
+
+@pytest.mark.parametrize("left", ["metrics.json", "resume"])
+def test_filling_does_not_take_a_run_of_other_settings_for_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    began: list[list[str]] = []
+
+    def stopped(command: list[str], **_: Any) -> CompletedProcess[str]:
+        began.append(command)
+        out = tmp_path / "work" / "mf-none-0"
+        (out / left).mkdir() if left == "resume" else (out / left).write_text("{}")
+        return CompletedProcess(command, 1, "", "rrec: stopped")
+
+    monkeypatch.setattr("robustbench_rec.tasks.leaderboard.subprocess.run", stopped)
+    asked = (tmp_path / "cards", tmp_path / "work", ["mf"], ["none"], [0])
+    for words, message in (
+        (["epochs=1", "device=cpu"], "stopped"),
+        (["epochs=20", "device=cpu"], "holds a run with epochs=1, not epochs=20; name another --work"),
+        (["epochs=1", "lr=0.05"], "holds a run with no lr, not lr=0.05; name another --work"),
+    ):
+        (failed,) = fill(*asked, words)
+        assert message in failed
+    assert len(began) == 1
+    (tmp_path / "work" / "mf-none-0" / "asked.json").unlink()
+    (failed,) = fill(*asked, ["epochs=1"])
+    assert "does not say what it was asked for" in failed
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.config import Attack, Base, typed_attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
-from robustbench_rec.files import write_text
+from robustbench_rec.files import read_json, write_json, write_text
 from robustbench_rec.finetunes import finetunes
 from robustbench_rec.hardware import setup
 from robustbench_rec.models import models
@@ -32,6 +32,12 @@ from robustbench_rec.tasks.attack import run as attack
 
 LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_user")
 """Of the configuration of an attack, what a card does not keep: where it ran, and what it wrote beside."""
+
+
+ASKED = "asked.json"
+"""What a run of `fill` was asked for, in its directory."""
+ELSEWHERE = ("device", "threads", "data_dir", "tracker", "ckpt")
+"""Of that, what may change when `fill` is called again: where things run and lie."""
 
 
 def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
@@ -136,6 +142,7 @@ def fill(
 ) -> list[str]:
     """Train, fine-tune, attack and add every combination; what is there is not done again, what was killed goes on.
 
+    What is there with other settings is not taken for what is asked for: that combination fails.
     words: overrides of the training; those that say where it runs count for every step. Each step is a process of its
     own. Returns a line for each that failed; the others go on.
     """
@@ -174,16 +181,40 @@ def _entry(
 
 
 def _run(verb: str, out: Path, words: Sequence[str]) -> None:
-    """`rrec` in a process of its own, so that time and memory are of this run alone; resumed where it was killed."""
-    if (out / "metrics.json").is_file():
+    """`rrec` in a process of its own, so that time and memory are of this run alone; resumed where it was killed.
+
+    RrecError where a run of other settings is there.
+    """
+    done, begun = (out / "metrics.json").is_file(), (out / "resume").is_dir()
+    settings = {
+        key: value
+        for key, _, value in (each.partition("=") for each in words)
+        if key.partition(".")[0] not in ELSEWHERE
+    }
+    if done or begun:
+        _same(out, settings)
+    if done:
         return
-    go_on = (out / "resume").is_dir() and verb != "attack"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / ASKED, settings)
+    go_on = begun and verb != "attack"
     told = [f"resume={_quoted(out)}"] if go_on else [*words, f"hydra.run.dir={_quoted(out)}"]
     command = [sys.executable, "-m", "robustbench_rec", verb, *told]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode or not (out / "metrics.json").is_file():
-        lines = [each.strip() for each in done.stderr.splitlines() if each.strip()]
-        raise RrecError(lines[-1].removeprefix("rrec: ") if lines else f"rrec {verb} ended with {done.returncode}")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode or not (out / "metrics.json").is_file():
+        lines = [each.strip() for each in ended.stderr.splitlines() if each.strip()]
+        raise RrecError(lines[-1].removeprefix("rrec: ") if lines else f"rrec {verb} ended with {ended.returncode}")
+
+
+def _same(out: Path, settings: Mapping[str, str]) -> None:
+    """RrecError where what is kept was not asked for with these settings."""
+    if not (out / ASKED).is_file():
+        raise RrecError(f"{out} holds a run that does not say what it was asked for; name another --work")
+    told = read_json(out / ASKED, "leaderboard")
+    for key in sorted(told.keys() | settings.keys()):
+        if told.get(key) != settings.get(key):
+            before, now = (f"{key}={each[key]}" if key in each else f"no {key}" for each in (told, settings))
+            raise RrecError(f"{out} holds a run with {before}, not {now}; name another --work")
 
 
 def _quoted(path: Path) -> str:
