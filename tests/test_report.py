@@ -475,6 +475,38 @@ def test_a_broken_file_costs_only_what_it_would_have_said(
     assert "Clean quality" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("metrics.json", "clean/ndcg@10", 10**400),
+        ("metrics.json", "seconds", 10**400),
+        ("../../train/plain0/run.json", "fingerprint", {"a": 1}),
+        ("run.json", "fingerprint", {"a": 1}),
+        ("run.json", "seconds", 10**400),
+        (".hydra/config.yaml", "ckpt", "a\0b"),
+        (".hydra/config.yaml", "ckpt", "x" * 5000),
+        (".hydra/config.yaml", "ckpt", "~nobody-of-this-name/run"),
+        (".hydra/config.yaml", "eps", 10**400),
+        (".hydra/config.yaml", "seed", 10**400),
+        (".hydra/hydra.yaml", "hydra", {"job": {"config_name": "attack"}, "runtime": {"cwd": "a\0b"}}),
+    ],
+    ids=lambda value: str(value)[:30].replace("\0", "0"),
+)
+def test_values_that_are_not_what_a_run_writes_cost_only_what_they_would_have_said(
+    there: Path, tmp_path: Path, file: str, key: str, value: object
+) -> None:
+    for name in ("train/plain0", "train/apr0", "attack/apr0-0.2", "attack/plain0-0.2"):
+        shutil.copytree(there / name, tmp_path / "runs" / name)
+    broken = tmp_path / "runs" / "attack" / "plain0-0.2" / file
+    text = broken.read_text()
+    told = json.loads(text) if file.endswith("json") else yaml.safe_load(text)
+    broken.write_text(json.dumps(told | {key: value}))  # which is YAML too
+    report([tmp_path / "runs"], tmp_path / "r.html", ["html", "md", "csv", "tex"], 1, None)
+    page = (tmp_path / "r.html").read_text()
+    assert "Clean quality" in page
+    assert "x" * 1000 not in page
+
+
 def test_what_cannot_be_done_is_one_line(there: Path, tmp_path: Path) -> None:
     with pytest.raises(RrecError, match="is no directory"):
         report([tmp_path / "nowhere"], tmp_path / "r.html", ["html"], 0, None)

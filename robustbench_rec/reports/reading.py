@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -17,6 +17,8 @@ LOCAL = ("seed", "device", "threads", "data_dir", "resume", "deterministic", "pe
 """What does not make two runs different experiments: seeds, where they ran, and what they wrote beside."""
 LARGEST = 2**24
 """Bytes of a file that is read whole."""
+LONGEST = 200
+"""Characters of a path that are shown."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Found:
         """The budget of the attack, None where it has another one."""
         attack = self.config.get("attack")
         found = attack.get("eps") if isinstance(attack, Mapping) else None
-        return float(found) if isinstance(found, (int, float)) else None
+        return float(found) if is_number(found) else None
 
     @property
     def poisoned(self) -> bool:
@@ -179,7 +181,14 @@ def _mapping(path: Path) -> dict[str, Any]:
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """null stands for NaN; what is no number is left out."""
     told = {str(key): float("nan") if value is None else value for key, value in values.items()}
-    return {key: float(each) for key, each in told.items() if isinstance(each, (int, float))}
+    return {key: float(each) for key, each in told.items() if is_number(each)}
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it counts as one; truth values do not, nor what is too large for a float."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < 1024
+    return isinstance(value, float)
 
 
 @dataclass
@@ -212,7 +221,10 @@ class Book:
     def source(self, run: Found) -> Found | None:
         """The run that another one started from, by its `ckpt` or `teacher`; None where it is not to be found."""
         if run.path not in self._sources:
-            self._sources[run.path] = self._found(run)
+            try:
+                self._sources[run.path] = self._found(run)
+            except (OSError, ValueError, RuntimeError):  # a path that the system cannot have
+                self._sources[run.path] = None
         return self._sources[run.path]
 
     def key(self, run: Found) -> str:
@@ -235,7 +247,10 @@ class Book:
     def victim(self, run: Found) -> str:
         """The label of what was attacked, or the path that it was said to be."""
         source = self.source(run)
-        return str(run.config.get("ckpt", "?")) if source is None else self.label(source)
+        if source is not None:
+            return self.label(source)
+        path = "".join(each if each.isprintable() else "?" for each in str(run.config.get("ckpt", "?")))
+        return path if len(path) <= LONGEST else f"{path[: LONGEST // 2]}…{path[-LONGEST // 2 :]}"
 
     def _name(self, run: Found, depth: int = 0) -> str:
         source = self.source(run)

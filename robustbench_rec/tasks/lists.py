@@ -81,7 +81,7 @@ def _config(run: Found, source: Found, data_dir: str | None) -> Attack:
         raise RrecError(f"{run.path}: its configuration refers to what is not in it")
     try:
         return typed_attack(values)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RrecError(f"{run.path}: its configuration cannot be read ({error})") from error
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Table
-from robustbench_rec.reports.reading import LARGEST
+from robustbench_rec.reports.reading import LARGEST, is_number
 from robustbench_rec.significance import Spread, within_noise
 
 NOISE = (
@@ -60,10 +59,3 @@ def table_of(name: str, title: str, frame: pd.DataFrame, *, folded: bool = True)
     records = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     rows = [[Cell(each if each is None or is_number(each) else str(each)) for each in row] for row in records]
     return Table(name, title, [str(each) for each in frame.columns], rows, folded=folded)
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is shown as one; truth values are not, nor what is too large for a float."""
-    if isinstance(value, int):
-        return not isinstance(value, bool) and value.bit_length() < 1024
-    return isinstance(value, float)

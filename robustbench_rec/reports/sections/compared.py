@@ -204,7 +204,7 @@ def _alike(
 ) -> Pair | None:
     """None where no data or no metric is on both sides."""
     data = _data(ours) & _data(theirs)
-    one, two = ([each for each in runs if each.record.get("fingerprint") in data] for runs in (ours, theirs))
+    one, two = ([each for each in runs if _data([each]) & data] for runs in (ours, theirs))
     for metric in (main, *PREFERRED):
         if one and two and all(f"{side}/{metric}" in (each.metrics or {}) for each in (*one, *two)):
             return Pair(model, beside, on, side, metric, (one, two))

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from robustbench_rec.reports.page import Cell, Section, Table
-from robustbench_rec.reports.reading import Book, Found, parameters
-from robustbench_rec.reports.sections.cells import is_number
+from robustbench_rec.reports.reading import Book, Found, is_number, parameters
 from robustbench_rec.reports.sections.grouping import NAN, kind_of
 from robustbench_rec.significance import over_seeds
 
@@ -18,7 +17,7 @@ def ran(asked: Sequence[Found], book: Book) -> Section:
         how = f"poison {run.named('poison')}" if run.poisoned else how
         seed, state = run.config.get("seed"), "done" if run.metrics is not None else "failed"
         cells = [run.name, run.verb, what, how, seed, state, run.record.get("start")]
-        rows.append([Cell(each if each is None or isinstance(each, int) else str(each)) for each in cells])
+        rows.append([Cell(each if each is None or is_number(each) else str(each)) for each in cells])
     columns = ["run", "verb", "model", "attack", "seed", "state", "started"]
     blocks = [Table("runs", "Runs", columns, rows, folded=len(rows) > 24)]
     words = [[Cell(run.name), Cell(" ".join(run.overrides))] for run in asked if run.overrides]
