@@ -412,6 +412,22 @@ def test_the_best_is_the_smallest_error_and_there_is_none_where_neither_way_is_b
     assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], metric)] == marks
 
 
+def test_runs_of_other_settings_never_share_a_label_however_many_differ(tmp_path: Path) -> None:
+    def found(name: str, verb: str, config: dict[str, object]) -> Found:
+        return Found(tmp_path / name, verb, config, [], {}, {"test/auc": 0.5}, None, tmp_path)
+
+    keys = ["a", "b", "c", "d", "e"]
+    trained = [
+        found(f"{n}", "train", {"model": {"name": "mf"}} | {key: n * (n < 3 or key == "e") for key in keys})
+        for n in range(5)
+    ]
+    tuned = [found(f"t{n}", "finetune", {"finetune": {"name": "rawp_ft"}, "ckpt": str(n)}) for n in range(2)]
+    book = Book([*trained, *tuned])
+    assert len({book.label(each) for each in book.runs}) == 7
+    seeds = [found(f"s{n}", "train", {"model": {"name": "mf"}, "seed": n}) for n in range(2)]
+    assert {Book(seeds).label(each) for each in seeds} == {"mf"}
+
+
 def test_runs_that_were_moved_are_found_again_and_strangers_are_not(there: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(there, moved)

@@ -215,7 +215,10 @@ class Book:
                 if self.key(run) not in same:
                     same.append(self.key(run))
         for name, keys in made.items():
-            for key, told in zip(keys, told_apart([json.loads(key) for key in keys], least=4), strict=True):
+            words = told_apart([json.loads(key) for key in keys], least=4)
+            for number, (key, told) in enumerate(zip(keys, words, strict=True)):
+                if words.count(told) > 1:  # they differ in what they were made from
+                    told = f"{told}, {number + 1}" if told else str(number + 1)
                 self._labels[key] = f"{name} ({told})" if told else name
 
     def source(self, run: Found) -> Found | None:
