@@ -98,7 +98,7 @@ def _traced(asked: argparse.Namespace, run: Path, eps: float) -> Trace:
         cfg = _config("attack", words)
         loaded = checkpoint.load(str(run), data_dir=cfg.data_dir, device=torch.device("cpu"))
         suite, goal = attacks.build(cfg.attack), goals.build(cfg.goal, loaded.data)
-        states = States(cfg, run, evaluator(loaded.data, cfg, alone=suite.alone), suite, goal, kept.stem)
+        states = States(cfg, run, evaluator(loaded.data, cfg, alone=suite.alone), suite, goal, [loaded.digest], {})
         states.metric = asked.metric
         side = Side("ckpt", str(run), loaded, checkpoint.epochs(str(run)))
         (trace,) = states.run([side])

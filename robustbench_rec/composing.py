@@ -22,8 +22,6 @@ from robustbench_rec.errors import RrecError, unknown
 
 NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
-RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
-"""What may change when a run is continued: where it runs, not what it computes."""
 
 
 def conf_dir() -> Path:
@@ -93,8 +91,8 @@ def with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[str
     run = Path(asked[-1]).expanduser()
     beside = [each for each, (key, _, _) in zip(overrides, pairs, strict=True) if key != "resume"]
     for each in beside:
-        if each.partition("=")[0] not in RESUMABLE_WITH:
-            allowed = ", ".join(RESUMABLE_WITH)
+        if each.partition("=")[0] not in config.RESUMABLE_WITH:
+            allowed = ", ".join(config.RESUMABLE_WITH)
             raise RrecError(f"resume= continues a run as it was: drop '{each}' (only {allowed} may change)")
     if multirun:
         raise RrecError("resume= continues one run: drop -m")

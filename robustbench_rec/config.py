@@ -11,6 +11,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
+RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
+"""What may change when a run is continued: where it runs, not what it computes."""
 
 
 @dataclass

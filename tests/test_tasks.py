@@ -342,7 +342,17 @@ class TestAttack:
         self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = self.attacked(runs, tmp_path / "whole", "mf", *self.ENSEMBLE)
-        calls = []
+        calls = self.stopped(monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE)
+        assert self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE) == whole
+        assert len(calls) == 3 + 4
+        assert not (tmp_path / "cut" / "resume").exists()
+
+    @staticmethod
+    def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Interrupts the third attack; the names of those that began."""
+        calls: list[str] = []
 
         def stopping(judging: Any, at: Any, member: Any, *args: Any, **kwargs: Any) -> Any:
             calls.append(member.name)
@@ -351,11 +361,32 @@ class TestAttack:
             return attacked(judging, at, member, *args, **kwargs)
 
         monkeypatch.setattr(trials, "attacked", stopping)
+        return calls
+
+    @pytest.mark.parametrize("word", ["part=valid", "seen=true", "top_k=[3]", "loss=softmax", "labels=own"])
+    def test_what_was_kept_under_other_settings_is_not_taken_up(
+        self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+    ) -> None:
+        whole = self.attacked(runs, tmp_path / "whole", "mf", *self.ENSEMBLE)
+        calls = self.stopped(monkeypatch)
         with pytest.raises(KeyboardInterrupt):
-            self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE)
+            self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE, word)
         assert self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE) == whole
-        assert len(calls) == 3 + 4
-        assert not (tmp_path / "cut" / "resume").exists()
+        assert len(calls) == 3 + 6
+
+    def test_what_was_kept_of_a_checkpoint_that_was_replaced_is_not_taken_up(
+        self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ckpt, words = tmp_path / "ckpt", (*JUDGED, *self.ENSEMBLE)
+        trained = (*TRAINED, *MODEL["mf"], "epochs=2")
+        run("train", ckpt, *trained)
+        calls = self.stopped(monkeypatch)
+        with pytest.raises(KeyboardInterrupt):
+            run("attack", tmp_path / "cut", f"ckpt='{ckpt}'", *words)
+        run("train", ckpt, *trained, "seed=1")
+        again = run("attack", tmp_path / "cut", f"ckpt='{ckpt}'", *words)
+        assert again == run("attack", tmp_path / "whole", f"ckpt='{ckpt}'", *words)
+        assert len(calls) == 3 + 6 + 6
 
     def test_what_was_kept_of_another_attack_is_not_taken_up(self, runs: Runs, tmp_path: Path) -> None:
         from robustbench_rec.checkpoint import save_state

@@ -1,6 +1,5 @@
 """rrec attack."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +66,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "labels": cfg.labels, "threat": threat}
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         clean = judged(judging, at, cfg.part, goal)
-        trials = Trials(cfg, out, judging, at, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
+        trials = Trials(cfg, out, judging, at, goal, [loaded.digest], notes)
         with Bar("attack", total=len(chosen), steps=max(each.attack.passes for each in chosen)) as bar:
             found = trials.run(chosen, bar)
         left = [result for result, _ in found]

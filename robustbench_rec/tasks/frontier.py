@@ -1,7 +1,6 @@
 """rrec attack over the states that a run has kept."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def frontier(cfg: Attack, out: Path) -> dict[str, float]:
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes: dict[str, Any] = {side.key: side.path for side in sides}
     notes |= {"fingerprint": data.fingerprint, "labels": cfg.labels, "threat": threat}
-    states = States(cfg, out, judging, suite, goal, json.dumps([notes, cfg.attack, cfg.goal], default=str))
+    states = States(cfg, out, judging, suite, goal, [each.loaded.digest for each in sides], notes)
     with Run(out, "attack", seeds=seeds, device=device, **notes):
         with autocast(cfg.precision, device):
             traces = states.run(sides)
@@ -100,8 +99,18 @@ def _kept(side: Side) -> Side:
 class States:
     """Judges the states of the sides, clean and attacked."""
 
-    def __init__(self, cfg: Attack, out: Path, judging: Evaluator[Any], suite: Suite, goal: Goal, about: str) -> None:
-        self.cfg, self.out, self.judging, self.suite, self.goal, self.about = cfg, out, judging, suite, goal, about
+    def __init__(
+        self,
+        cfg: Attack,
+        out: Path,
+        judging: Evaluator[Any],
+        suite: Suite,
+        goal: Goal,
+        digests: Sequence[str],
+        about: Mapping[str, Any],
+    ) -> None:
+        self.cfg, self.out, self.judging, self.suite, self.goal = cfg, out, judging, suite, goal
+        self.digests, self.about = digests, about
         self.metric, self.done = judging.watched(None), 0
 
     def run(self, sides: Sequence[Side]) -> list[Trace]:
@@ -137,7 +146,7 @@ class States:
         return pair
 
     def _trials(self, at: Shifted, state: str) -> Trials:
-        return Trials(self.cfg, self.out, self.judging, at, self.goal, self.about, state, self.done)
+        return Trials(self.cfg, self.out, self.judging, at, self.goal, self.digests, self.about, state, self.done)
 
     def _values(self, result: Result) -> Tensor:
         """The watched metric of every user, or that of the whole, the more the better."""

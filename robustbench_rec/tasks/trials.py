@@ -1,8 +1,8 @@
 """Attacks run one after the other on one model, each kept until all are done."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
-from robustbench_rec.config import Attack
+from robustbench_rec.config import RESUMABLE_WITH, Attack
 from robustbench_rec.errors import unknown
 from robustbench_rec.evaluation import Evaluator, Result
 from robustbench_rec.evaluation.base import Predicted, Shown
@@ -37,8 +37,9 @@ def labelled(cfg: Attack) -> None:
 class Trials:
     """Runs the members of an attack; what is done is kept in `out/resume` until all are.
 
-    state: what the model that is attacked is called, where there are several of it. first: how many attacks on others
-    come before.
+    digests: of the tensors of the models that are attacked. about: what else is told of the run; what was kept is taken
+    up where these and the config agree. state: what the model that is attacked is called, where there are several of
+    it. first: how many attacks on others come before.
     """
 
     cfg: Attack
@@ -46,7 +47,8 @@ class Trials:
     judging: Evaluator[Any]
     at: Shifted
     goal: Goal
-    about: str
+    digests: Sequence[str]
+    about: Mapping[str, Any]
     state: str = ""
     first: int = 0
 
@@ -121,4 +123,6 @@ class Trials:
         return result, told["budget"]
 
     def _identity(self) -> str:
-        return sha256(self.about.encode()).hexdigest()
+        settings = {key: each for key, each in asdict(self.cfg).items() if key not in (*RESUMABLE_WITH, "resume")}
+        told = json.dumps([settings, list(self.digests), self.about], sort_keys=True, default=str)
+        return sha256(told.encode()).hexdigest()
