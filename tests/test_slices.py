@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DATA, Fixed, build, compose, interactions, judge, make_data
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from robustbench_rec import composing
@@ -302,8 +303,11 @@ class TestCalibration:
 def run(verb: Any, out: Path, *words: str) -> dict[str, float]:
     out.mkdir(parents=True, exist_ok=True)
     name = verb.__name__.rpartition(".")[2]
-    found: dict[str, float] = verb.run(composing.typed(compose(name, *words), name), out)
+    composed = compose(name, *words)
+    found: dict[str, float] = verb.run(composing.typed(composed, name), out)
     (out / "metrics.json").write_text(json.dumps(found))
+    (out / ".hydra").mkdir()
+    OmegaConf.save(composed, out / ".hydra" / "config.yaml")
     return found
 
 
@@ -385,3 +389,45 @@ class TestVerbs:
                 f"baseline='{tmp_path / 'base'}'",
                 "device=cpu",
             )
+
+    @pytest.mark.parametrize(
+        ("word", "told"),
+        [
+            ("attack.steps=2", "its attack.steps is 2, not 10"),
+            ("loss=bce", "its loss is bce, not None"),
+            ("part=valid", "its part is valid, not test"),
+            ("seen=true", "its seen is True, not False"),
+            ("protocol=sampled", "its protocol is sampled, not full"),
+            ("goal=promote", "its threat is"),
+        ],
+    )
+    def test_an_attack_with_other_settings_is_no_baseline(
+        self, runs: dict[str, Path], tmp_path: Path, word: str, told: str
+    ) -> None:
+        words = [f"ckpt='{runs['one']}'", "device=cpu", "n_negatives=5", "top_k=[5]"]
+        run(attack, tmp_path / "base", *words, word)
+        with pytest.raises(RrecError, match=f"not the same attack on the same data, {told}"):
+            run(attack, tmp_path / "a", *words, "attack.steps=10", f"baseline='{tmp_path / 'base'}'")
+
+    def test_a_baseline_may_have_other_seeds_and_tell_other_metrics(
+        self, runs: dict[str, Path], tmp_path: Path
+    ) -> None:
+        words = ["eps=0.3", "device=cpu"]
+        run(attack, tmp_path / "base", f"ckpt='{runs['two']}'", *words, "seed=3", "attack.seed=3", "top_k=[10]")
+        more = [f"baseline='{tmp_path / 'base'}'", "slices=[activity]", "per_user=true"]
+        found = run(attack, tmp_path / "a", f"ckpt='{runs['one']}'", *words, *more)
+        assert "improvement/ndcg@10" in found
+        assert "improvement/ndcg@20" not in found
+
+    def test_a_baseline_that_is_not_finished_or_does_not_say_how_it_was_attacked_is_refused(
+        self, runs: dict[str, Path], tmp_path: Path
+    ) -> None:
+        words = [f"ckpt='{runs['one']}'", "device=cpu"]
+        base = tmp_path / "base"
+        run(attack, base, *words)
+        (base / ".hydra" / "config.yaml").rename(base / "config.yaml")
+        with pytest.raises(RrecError, match="how it was attacked cannot be read"):
+            run(attack, tmp_path / "a", *words, f"baseline='{base}'")
+        (base / "metrics.json").unlink()
+        with pytest.raises(RrecError, match="is no finished run"):
+            run(attack, tmp_path / "b", *words, f"baseline='{base}'")

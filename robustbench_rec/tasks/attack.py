@@ -10,7 +10,7 @@ import torch
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
-from robustbench_rec.config import Attack
+from robustbench_rec.config import RESUMABLE_WITH, Attack, flat, typed_attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike as alike_to
@@ -23,6 +23,7 @@ from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.metrics.robustness import drop, improvement
 from robustbench_rec.progress import Bar
+from robustbench_rec.reports.reading import read
 from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
@@ -31,6 +32,9 @@ from robustbench_rec.tasks.frontier import frontier
 from robustbench_rec.tasks.retrain import retrain
 from robustbench_rec.tasks.train import keep
 from robustbench_rec.tasks.trials import Trial, Trials, labelled
+
+APART = (*RESUMABLE_WITH, "resume", "deterministic", "ckpt", "baseline", "slices", "metrics", "top_k", "per_user")
+"""What may differ from the baseline, beside seeds: whom and where it attacked, and what is told of it."""
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
@@ -100,16 +104,28 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
 
 
 def _undefended(cfg: Attack, fingerprint: str, threat: Mapping[str, str]) -> dict[str, float] | None:
-    """Clean and attacked metrics of the baseline, which must have been attacked in the same way on the same data."""
+    """Clean and attacked metrics of the baseline, None without one; RrecError names what of its attack is otherwise."""
     if cfg.baseline is None:
         return None
     folder, key = Path(cfg.baseline), f"baseline={cfg.baseline}"
-    record, metrics = read_json(folder / "run.json", key), read_json(folder / "metrics.json", key)
+    record = read_json(folder / "run.json", key)
     wanted = {"task": "attack", "fingerprint": fingerprint, "labels": cfg.labels, "threat": dict(threat)}
     for name, value in wanted.items():
         if record.get(name) != value:
             raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {record.get(name)}")
-    return {name: float("nan") if value is None else float(value) for name, value in metrics.items()}
+    found = read(folder.resolve())
+    if found.metrics is None:
+        raise RrecError(f"{key} is no finished run: {found.error}")
+    try:
+        theirs = flat(typed_attack(found.config))
+    except ValueError as error:
+        raise RrecError(f"{key}: how it was attacked cannot be read from its .hydra/config.yaml ({error})") from error
+    ours = flat(cfg)
+    for name in dict.fromkeys((*ours, *theirs)):
+        one, other = ours.get(name), theirs.get(name)
+        if one != other and name.partition(".")[0] not in APART and name.rpartition(".")[2] != "seed":
+            raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {other}, not {one}")
+    return dict(found.metrics)
 
 
 def _improvement(
