@@ -146,6 +146,12 @@ def load(
     return Loaded(model.to(device), data, config, recipe, uncleaned, card.get("training"), card["sha256"])
 
 
+def forget(out: Path) -> None:
+    """Remove the checkpoint and the epochs that an earlier run left in a run directory."""
+    for each in (out / TENSORS, out / CARD, *(out / TRAJECTORY).glob("*.safetensors")):
+        each.unlink(missing_ok=True)
+
+
 def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float]) -> None:
     """Write the parameters after an epoch, counted from 1, to the trajectory of a run, with what was measured."""
     folder = out / TRAJECTORY

@@ -13,15 +13,19 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustbench_rec import config
 from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.reports import reading
 
 NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
+KEPT = ("metrics.json", "model.safetensors", "resume", "trajectory", "round-1")
+"""What a run that failed may have left that is worth keeping."""
 
 
 def conf_dir() -> Path:
@@ -114,6 +118,36 @@ def with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[str
     # the configuration is that of the run, so without resume=; .hydra stays as it was first written, because rewriting
     # it could be cut short by the next kill
     return [*before, *beside, f"hydra.run.dir={quoted}", "hydra.output_subdir=null"]
+
+
+def refuse_used(verb: str, overrides: Sequence[str]) -> None:
+    """RrecError where `hydra.run.dir` names a place that holds a run with other settings.
+
+    The same run may go on there or be done again, and a run that left nothing may be done with other settings.
+    """
+    if not any(each.lstrip("+").startswith("hydra.run.dir=") for each in overrides):
+        return
+    try:
+        with session():
+            composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
+            place, mode = Path(composed.hydra.run.dir), composed.hydra.mode
+    except (HydraException, OmegaConfBaseException):
+        return  # it is told when it is run
+    found = reading.read(place)
+    kept = found.record.get("status") in ("running", "done") or any((place / each).exists() for each in KEPT)
+    if mode == RunMode.MULTIRUN or not kept:
+        return
+    instead = "name another hydra.run.dir, or remove it"
+    if found.verb != verb:
+        raise RrecError(f"{place} holds a run of `rrec {found.verb}`: {instead}")
+    if not found.config:
+        raise RrecError(f"{place} holds a run whose settings cannot be read: {instead}")
+    plain = OmegaConf.to_container(composed)
+    assert isinstance(plain, dict)
+    ours = reading.filled({str(key): each for key, each in plain.items() if key != "hydra"})
+    if changed := config.difference(ours, found.config, but=(*config.RESUMABLE_WITH, "resume")):
+        name, one, other = changed
+        raise RrecError(f"{place} holds a run with other settings ({name} is {other} there, not {one}): {instead}")
 
 
 def _overrides(path: Path) -> list[str]:

@@ -3,7 +3,7 @@
 A dict field is the config of one component: `name` picks the module, its `Config` checks the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -188,6 +188,18 @@ def flat(settings: Any, prefix: str = "") -> dict[str, str]:
     for key, each in settings.items():
         found |= flat(each, f"{prefix}{key}.")
     return found
+
+
+def difference(one: Any, other: Any, but: Sequence[str]) -> tuple[str, str | None, str | None] | None:
+    """The first dotted key in which two configurations differ, and what they have there; None where they agree.
+
+    but: keys that do not count, with all that is below them.
+    """
+    first, second = flat(one), flat(other)
+    for name in dict.fromkeys((*first, *second)):
+        if first.get(name) != second.get(name) and name.partition(".")[0] not in but:
+            return name, first.get(name), second.get(name)
+    return None
 
 
 def typed_attack(values: Mapping[str, Any]) -> Attack:

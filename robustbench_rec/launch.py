@@ -44,6 +44,8 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not print and exit: the errors are told here
     status, stopped = 0, None
     try:
+        if not (multirun or cfg):
+            composing.refuse_used(verb, composing.nested(overrides))
         words = overrides = composing.nested(composing.with_resume(verb, overrides, multirun))
         composing.register_schemas()
         main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)

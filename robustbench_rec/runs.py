@@ -20,6 +20,7 @@ PACKAGES = ("robustbench_rec", "torch", "numpy", "pandas", "hydra-core")
 class Run:
     """Context of a running task: `run.json` says running, then done or failed, with what it took.
 
+    What an earlier run left in `metrics.json` goes first: the directory has no results until there are new ones.
     `note` adds to the record, for example the data's fingerprint.
     """
 
@@ -40,6 +41,7 @@ class Run:
         }
 
     def __enter__(self) -> "Run":
+        (self.out / "metrics.json").unlink(missing_ok=True)
         self.clock = time.perf_counter()
         self.record["start"] = _now()
         self.write()

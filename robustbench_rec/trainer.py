@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rec import optimizers, tracking
-from robustbench_rec.checkpoint import keep_epoch, load_state, save_state
+from robustbench_rec.checkpoint import forget, keep_epoch, load_state, save_state
 from robustbench_rec.config import Fit
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_text
@@ -84,6 +84,8 @@ class Trainer:
         ]
         self.best: dict[str, Tensor] = {}
         self._resume()
+        if not self.history:
+            forget(self.out)  # else epochs of an earlier run would count as those of this one
         saved = time.perf_counter()
         with Bar("epoch", total=self.fit.epochs, steps=len(self.sampler)) as bar:
             for epoch in range(len(self.history), self.fit.epochs):

@@ -195,6 +195,50 @@ def test_a_resume_that_cannot_be_is_one_line(
     assert fragment in err
 
 
+def contents(directory: str) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(directory).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("first", "verb", "words", "fragment"),
+    [
+        (["lr=0.02"], "train", ["lr=0.03"], "holds a run with other settings (lr is 0.02 there, not 0.03)"),
+        (["lr=0.02"], "train", ["lr=0.02", "model=pop"], "(model.name is mf there, not pop)"),
+        (["lr=0.02"], "attack", ["ckpt=run"], "holds a run of `rrec train`"),
+        (["seed=14"], "train", ["seed=1"], "(seed is 14 there, not 1)"),  # it was interrupted
+    ],
+)
+def test_a_directory_that_holds_another_run_is_refused_and_left_as_it_was(
+    first: list[str], verb: str, words: list[str], fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("train", ["hydra.run.dir=run", *first]) in (0, 130)
+    before = contents("run")
+    capsys.readouterr()
+    assert launch(verb, ["hydra.run.dir=run", *words]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert fragment in err
+    assert "name another hydra.run.dir" in err
+    assert contents("run") == before
+
+
+def test_a_run_whose_settings_cannot_be_read_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["hydra.run.dir=run"]) == 0
+    Path("run/.hydra/config.yaml").write_text("")
+    assert launch("train", ["hydra.run.dir=run"]) == 2
+    assert "settings cannot be read" in capsys.readouterr().err
+
+
+def test_the_same_run_can_be_done_again_and_a_failed_one_with_other_settings() -> None:
+    words = ["lr=0.02", "hydra.run.dir=run"]
+    assert launch("train", words) == 0
+    Path("run/metrics.json").write_text("{}")
+    assert launch("train", [*words, "threads=2", "data_dir=elsewhere"]) == 0
+    assert json.loads(Path("run/metrics.json").read_text())["test/ndcg@10"] == 0.02
+    assert launch("train", ["lr=-1", "hydra.run.dir=failed"]) == 1
+    assert launch("train", ["lr=0.02", "hydra.run.dir=failed"]) == 0
+
+
 def sweep_rows(verb: str) -> list[dict[str, str]]:
     (path,) = Path(f"outputs/{verb}/multirun").glob("*/*/sweep.csv")
     with path.open() as file:

@@ -461,6 +461,18 @@ def test_a_run_without_results_says_why(there: Path, tmp_path: Path, status: str
     assert why in (read(tmp_path / "a").error or "")
 
 
+@pytest.mark.parametrize(("status", "why"), [("running", "still running"), ("failed", "the loss is NaN")])
+def test_results_beside_a_run_that_is_not_done_are_not_its_own(
+    there: Path, tmp_path: Path, status: str, why: str
+) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "a")
+    card = json.loads((tmp_path / "a" / "run.json").read_text()) | {"status": status, "error": "the loss is NaN"}
+    (tmp_path / "a" / "run.json").write_text(json.dumps(card))
+    found = read(tmp_path / "a")
+    assert found.metrics is None
+    assert why in (found.error or "")
+
+
 def test_nothing_of_a_configuration_is_done_but_its_own_references(tmp_path: Path) -> None:
     config = {"eps": 0.1, "attack": {"eps": "${eps}", "seed": "${oc.env:HOME}", "x": "${nothing}"}}
     assert filled(config)["attack"] == {"eps": 0.1, "seed": "${oc.env:HOME}", "x": "${nothing}"}

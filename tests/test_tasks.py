@@ -13,7 +13,7 @@ import torch
 from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
 from safetensors.torch import load_file
 
-from robustbench_rec import composing, trainer
+from robustbench_rec import checkpoint, composing, trainer
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import by_user
 from robustbench_rec.evaluation.worst import attacked
@@ -108,6 +108,19 @@ class TestTrain:
             attacked = [f"ckpt='{tmp_path / 'run'}'", "attack=fgm", f"attack.surface={kind}", *judged]
             found = run("attack", tmp_path / kind, *attacked, "device=cpu")
             assert found["budget/max_norm"] > 0, kind
+
+    def test_what_an_earlier_run_left_does_not_count_as_a_new_ones(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        words = (*TRAINED, *MODEL["mf"], "trajectory=1")
+        run("train", tmp_path, *words, "epochs=4")
+        (tmp_path / "metrics.json").write_text("{}")
+        monkeypatch.setattr(trainer.Trainer, "_epoch", _until(2))
+        with pytest.raises(KeyboardInterrupt):
+            run("train", tmp_path, *words, "epochs=4")
+        assert checkpoint.epochs(str(tmp_path)) == [1, 2]
+        assert {each.name for each in tmp_path.glob("m*")} == set()
+        assert read(tmp_path / "run.json")["status"] == "failed"
 
     @pytest.mark.parametrize("name", MODEL)
     def test_the_run_directory_has_what_other_verbs_need(self, runs: Runs, name: str) -> None:

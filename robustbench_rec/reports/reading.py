@@ -85,7 +85,8 @@ def read(path: Path, *, asked: bool = True) -> Found:
     job, runtime = (part if isinstance(part := inner.get(key), Mapping) else {} for key in ("job", "runtime"))
     verb = str(job.get("config_name") or record.get("task") or "?")
     told = _loaded(path / ".hydra" / "overrides.yaml")
-    metrics = _numbers(_mapping(path / "metrics.json")) if (path / "metrics.json").is_file() else None
+    finished = record.get("status") == "done" and (path / "metrics.json").is_file()
+    metrics = _numbers(_mapping(path / "metrics.json")) if finished else None
     error = None
     if metrics is None:
         known = {"running": "it is still running, or was killed", "done": "it is done, but has no metrics.json"}

@@ -10,7 +10,7 @@ import torch
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
-from robustbench_rec.config import RESUMABLE_WITH, Attack, flat, typed_attack
+from robustbench_rec.config import RESUMABLE_WITH, Attack, difference, flat, typed_attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike as alike_to
@@ -117,15 +117,18 @@ def _undefended(cfg: Attack, fingerprint: str, threat: Mapping[str, str]) -> dic
     if found.metrics is None:
         raise RrecError(f"{key} is no finished run: {found.error}")
     try:
-        theirs = flat(typed_attack(found.config))
+        theirs = _settings(typed_attack(found.config))
     except ValueError as error:
         raise RrecError(f"{key}: how it was attacked cannot be read from its .hydra/config.yaml ({error})") from error
-    ours = flat(cfg)
-    for name in dict.fromkeys((*ours, *theirs)):
-        one, other = ours.get(name), theirs.get(name)
-        if one != other and name.partition(".")[0] not in APART and name.rpartition(".")[2] != "seed":
-            raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {other}, not {one}")
+    if changed := difference(_settings(cfg), theirs, but=APART):
+        name, one, other = changed
+        raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {other}, not {one}")
     return dict(found.metrics)
+
+
+def _settings(cfg: Attack) -> dict[str, str]:
+    """By dotted keys, without seeds."""
+    return {name: each for name, each in flat(cfg).items() if name.rpartition(".")[2] != "seed"}
 
 
 def _improvement(
