@@ -88,12 +88,14 @@ def report(verb: str, directory: Path) -> int:
 
 
 def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:
-    """The metric that the first finished job monitored or would have."""
+    """The metric that the first finished job monitored or would have; None where nothing is judged by a protocol."""
     from robustbench_rec.evaluation import PROTOCOLS
 
     for job in jobs:
         if job.metrics is not None:
             told = files.read_json(directory / job.name / JOB, "sweep")
+            if told["protocol"] is None:
+                break
             return str(told["monitor"] or PROTOCOLS[told["protocol"]].monitor)
     return None
 

@@ -402,6 +402,14 @@ def test_a_sample_is_measured_and_its_stability_under_an_attack(runs: Path, tmp_
     assert bool(known.between(0, 1).all())
 
 
+def test_measures_can_be_swept(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"ckpt={runs}/ease", f"data_dir={runs}/cache", "sample=3", "draws=1", "k=5,10", "hydra.sweep.dir=s"]
+    assert launch.launch("explain", words, multirun=True) == 0
+    assert len((tmp_path / "s" / "sweep.csv").read_text().splitlines()) == 3
+    assert launch.show_sweep("s") == 0
+
+
 def test_paths_are_compared_with_those_of_another_graph(
     runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
