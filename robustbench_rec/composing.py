@@ -24,6 +24,8 @@ from robustbench_rec.reports import reading
 
 NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
+LARGEST_SEED = 2**63 - 1
+"""What generators of random numbers take."""
 KEPT = ("metrics.json", "model.safetensors", "resume", "trajectory", "round-1")
 """What a run that failed may have left that is worth keeping."""
 
@@ -52,7 +54,11 @@ def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
         kinds = {"ckpt": "<run directory>", "teacher": "<run directory>"}
         wanted = " ".join(f"{key}={kinds.get(key, '<value>')}" for key in missing)
         raise RrecError(f"{said or verb} needs {wanted}")
-    return OmegaConf.to_object(composed)
+    settings = OmegaConf.to_object(composed)
+    for name, value in config.flat(settings).items():
+        if name.rpartition(".")[2] == "seed" and value.lstrip("-").isdecimal() and abs(int(value)) > LARGEST_SEED:
+            raise RrecError(f"{name}={value}: a seed is a whole number up to {LARGEST_SEED}")
+    return settings
 
 
 def limits(overrides: Sequence[str]) -> list[str]:

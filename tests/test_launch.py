@@ -94,6 +94,13 @@ MISTAKES = {
     "fraction for a whole number": ("train", ["epochs=1.5"], 2, "epochs: Value '1.5'"),
     "number for a list": ("train", ["top_k=5"], 2, "top_k=[a,b]"),
     "number for a group": ("train", ["model=3"], 2, "write group=name"),
+    "a seed that is too large": (
+        "train",
+        ["seed=99999999999999999999999"],
+        1,
+        "seed=99999999999999999999999: a seed is",
+    ),
+    "a seed of a part": ("train", ["split.seed=9223372036854775808"], 1, "split.seed=9223372036854775808: a seed is"),
     "missing checkpoint": ("attack", [], 1, "attack needs ckpt=<run directory>"),
     "missing teacher": ("distill", [], 1, "distill needs teacher=<run directory>"),
     "part of a list of terms": (
