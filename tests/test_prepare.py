@@ -223,6 +223,12 @@ class TestThinning:
         assert [data.report[name] for name in ("core_users", "core_items", "core_events")] == [1, 1, 2]
         assert data.fingerprint == ready(plain()).fingerprint
 
+    @pytest.mark.parametrize("name", ["threshold", "label"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    def test_what_ratings_cannot_be_compared_with_is_refused(self, name, value):
+        with pytest.raises(RrecError, match=rf"prepare\.{name}={value}"):
+            ready(plain(), config=settled(**{name: value}))
+
     def test_negative_cores_are_refused(self):
         with pytest.raises(RrecError, match=r"prepare\.item_core must be at least 0"):
             ready(plain(), config=settled(item_core=-1))

@@ -95,6 +95,10 @@ def _check(config: Prepare) -> None:
     for name in ("user_core", "item_core"):
         if getattr(config, name) < 0:
             raise RrecError(f"prepare.{name} must be at least 0, got {getattr(config, name)}")
+    for name in ("threshold", "label"):
+        value = getattr(config, name)
+        if value is not None and not np.isfinite(value):
+            raise RrecError(f"prepare.{name}={value}: a rating is needed, or null")
 
 
 def _encode(raw: Raw) -> tuple[pd.DataFrame, pd.Index, pd.Index]:
