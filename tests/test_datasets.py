@@ -59,7 +59,7 @@ class TestTable:
 
     @pytest.mark.parametrize(
         ("separator", "written"),
-        [("tab", "\t"), ("\\t", "\t"), ("space", " "), ("::", "::"), ("semicolon", ";"), ("|", "|")],
+        [("tab", "\t"), ("\\t", "\t"), ("space", " "), ("::", "::"), ("semicolon", ";"), ("|", "|"), ("¦", "¦")],
     )
     def test_any_separator_by_name_or_itself(self, tmp_path, separator, written):
         path = write(tmp_path / "a.dat", RATINGS.replace("x y", "xy").replace(",", written))
@@ -187,6 +187,13 @@ class TestTable:
     @pytest.mark.parametrize(("row", "count"), [("bob,7", 2), ("bob,7,2.5,300,1", 5)])
     def test_a_row_of_another_length(self, refused, row, count):
         refused(RATINGS.replace("bob,7,2.5,300", row), "line 3", f"{count} columns", "has 4")
+
+    @pytest.mark.parametrize("values", [{"separator": ""}, {"quote": "ab"}, {"separator": '"', "quote": '"'}])
+    def test_separators_and_quotes_that_there_cannot_be(self, refused, values):
+        refused(RATINGS, *(f"{key}='{value}'" for key, value in values.items()), **values)
+
+    def test_lines_that_end_otherwise(self, refused):
+        refused(RATINGS.replace("\n", "\r"), "its lines end in CR")
 
     def test_a_column_twice(self, refused):
         refused(RATINGS.replace("rating", "item_id"), "'item_id' twice")
@@ -397,6 +404,7 @@ class TestSequence:
             ("attributes", "{", r"x\.txt is not JSON"),
             ("attributes", '{"x": 3}', r"x\.txt must hold one object"),
             ("attributes", "[1]", r"x\.txt must hold one object"),
+            ("attributes", "[" * 100_000, r"x\.txt is not JSON"),
         ],
     )
     def test_malformed_files_of_items(self, tmp_path, name, text, message):

@@ -18,7 +18,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.raw import Array
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
-_UNIT = "\x1f"  # stands in for separators of several characters, which the CSV parser does not know
+_UNIT = "\x1f"  # stands in for separators that the CSV parser does not know: of several characters, or not ASCII
 _EARLIEST, _LATEST = -(2**53), 2**53  # seconds beyond which a number is no time at all
 
 
@@ -132,15 +132,24 @@ def read(file: File, path: Path) -> Sheet:
 
 def read_text(path: Path, separator: str, quote: str | None, header: bool, encoding: str) -> Sheet:
     """Read delimited text; RrecError for a missing or empty file, another encoding, a row of another length."""
+    breaks = set("\r\n\0")
+    usable = separator and separator != quote and not breaks & set(separator)
+    if not usable or (quote and (len(quote) > 1 or not quote.isascii() or quote in breaks)):
+        told = f"separator={separator!r}, quote={quote!r}"
+        raise RrecError(f"{path}, {told}: a separator is needed, and for quote another single character or null")
     text = decode(path, encoding)
-    if len(separator) > 1:
+    if len(separator) > 1 or not separator.isascii():
         text, separator = text.replace(separator, _UNIT), _UNIT
     text = text.lstrip("\r\n")
     if not text.strip():
         raise RrecError(f"{path} is empty")
     first = text.partition("\n")[0].rstrip("\r")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
-    cells = next(csv.reader([first], delimiter=separator, quotechar=quote, quoting=quoting))
+    try:
+        cells = next(csv.reader([first], delimiter=separator, quotechar=quote, quoting=quoting))
+    except csv.Error as error:
+        hint = "; its lines end in CR, but LF or CRLF is needed" if "\r" in first else ""
+        raise RrecError(f"{path} cannot be read as a table: {error}{hint}") from error
     names = cells if header else [str(position) for position in range(len(cells))]
     refuse_twins(path, names)
 

@@ -75,7 +75,7 @@ def _texts(path: Path, encoding: str) -> pd.DataFrame:
 def _attributes(path: Path, encoding: str) -> pd.DataFrame:
     try:
         content = json.loads(decode(path, encoding))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RrecError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not all(isinstance(each, list) for each in content.values()):
         raise RrecError(f'{path} must hold one object, {{"item": [attribute, …], …}}')
