@@ -114,6 +114,17 @@ class TestShown:
         with pytest.raises(RrecError, match="unknown monitor 'gini@5'"):
             judging.watched("gini@5")
 
+    def test_early_stopping_needs_a_quality(self) -> None:
+        judging = evaluator(DATA, judge(metrics=["arp", "gini"]))
+        assert judging.watched(None) == "arp@5"
+        with pytest.raises(RrecError, match=r"metrics=\[arp,gini\]: none tells .* such as ndcg"):
+            judging.monitored(None)
+        assert evaluator(DATA, judge(metrics=["arp", "auc"])).monitored(None) == "auc"
+
+    def test_a_training_that_is_judged_by_popularity_alone_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match=r"metrics=\[arp\]: none tells"):
+            run(train, tmp_path, *SMALL, "metrics=[arp]")
+
     def test_of_several_attacks_the_lists_are_those_of_the_most_harmful(self) -> None:
         goal = goals.build({"name": "untargeted", "k": 5}, DATA)
         results = [judged(scored(seed), metrics=["gini", "ndcg", "arp"])[1] for seed in range(3)]

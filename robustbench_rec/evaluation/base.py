@@ -117,13 +117,22 @@ class Evaluator(ABC, Generic[P]):
         """The metrics; scores: `[B, C]` of one portion after the other, to write into."""
 
     def watched(self, monitor: str | None) -> str:
-        """The metric that early stopping looks at; RrecError when it is not among those that are computed."""
+        """The metric that results are told by; RrecError when it is not among those that are computed."""
         names = [name for name in self.names() if name.partition("@")[0] not in self.neutral]
         if monitor is None:
             return self.monitor if self.monitor in names else (names or self.names())[0]
         if monitor not in names:
             raise unknown("monitor", monitor, names)
         return monitor
+
+    def monitored(self, monitor: str | None) -> str:
+        """The metric that early stopping looks at; RrecError where none tells which of two models is better."""
+        name = self.watched(monitor)
+        if name.partition("@")[0] in self.neutral:
+            told = ",".join(self.judge.metrics or ())
+            wanted = self.monitor.partition("@")[0]
+            raise RrecError(f"metrics=[{told}]: none tells which of two models is better; add one, such as {wanted}")
+        return name
 
     def climbed(self, name: str | None, goal: Goal | None = None) -> Loss:
         """The loss that an attack climbs, None for the goal's own; RrecError when it leads nowhere here."""

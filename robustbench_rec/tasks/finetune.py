@@ -58,7 +58,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     model, data = loaded.model, loaded.data
     judging = evaluator(data, cfg)
-    judging.watched(cfg.monitor)
+    judging.monitored(cfg.monitor)
     for part in PARTS:
         judging.portions(part)
     attack = single(cfg.attack).prepared(model, data)
@@ -86,7 +86,7 @@ class _Score:
         self, judging: Evaluator[Any], attack: Attack, cfg: Finetune, model: RecModel, tuning: Finetuning
     ) -> None:
         self.judging, self.attack, self.model, self.raises = judging, attack, model, tuning.raises
-        self.monitor, self.climbed = judging.watched(cfg.monitor), judging.climbed(None)
+        self.monitor, self.climbed = judging.monitored(cfg.monitor), judging.climbed(None)
         self.sign = -1 if self.monitor in judging.smaller else 1
         clean, attacked = self._qualities(Shifted(model))
         start = clean if self.raises == "attacked" else attacked

@@ -111,7 +111,7 @@ class States:
     ) -> None:
         self.cfg, self.out, self.judging, self.suite, self.goal = cfg, out, judging, suite, goal
         self.digests, self.about = digests, about
-        self.metric, self.done = judging.watched(None), 0
+        self.metric, self.done = judging.monitored(None), 0
 
     def run(self, sides: Sequence[Side]) -> list[Trace]:
         chosen = members(self.judging, self.suite, self.goal)

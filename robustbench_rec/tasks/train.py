@@ -135,7 +135,7 @@ def trainer_of(
     if inner.alone and objective is not inner:
         raise RrecError(f"defense={cfg.defense['name']}: nothing may be added to its loss, as rrec {task} does")
     judging = evaluator(data, cfg)
-    monitor = judging.watched(cfg.monitor)
+    monitor = judging.monitored(cfg.monitor)
     for part in PARTS:
         judging.portions(part)
     trainer = Trainer(
