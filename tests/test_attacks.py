@@ -488,6 +488,15 @@ class TestEachUserByItself:
             left[own] = judging.evaluate(moved, "test").metrics["ndcg@5"]
         assert left[False] < left[True]
 
+    @pytest.mark.parametrize("climbed", ["margin", "softmax", "topk"])
+    def test_what_is_no_candidate_is_nothing_that_the_model_decides_for(self, climbed: str) -> None:
+        """A user's seen items have the largest scores, and no attack can bring them into a list."""
+        model = build("mf").requires_grad_(False).eval()
+        judging, goal = evaluator(DATA, judge(metrics=["ndcg"])), goals.build(configured("goal", "untargeted"), DATA)
+        [member] = members(judging, single(configured("attack", "pgd", eps=0.3)), goal)
+        _, spent = attacked(judging, Shifted(model), member, "test", goal, climbed, own_labels=True)
+        assert spent["max_norm"] > 0
+
 
 def _only(events: Any, users: Tensor) -> Any:
     there = torch.isin(events.users, users)

@@ -61,7 +61,7 @@ def attacked(
         climbed = judging.climbed(member.loss or loss, goal)
 
         def mark(batch: Batch) -> Batch:
-            return goal.mark(_decided(at, batch) if own_labels else batch)
+            return goal.mark(_decided(batch, _scored(at, batch)) if own_labels else batch)
 
         return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass)
     rivals = _rivals(judging, at, part, goal.k, member.rival)
@@ -105,9 +105,14 @@ def winners(clean: Result, results: Sequence[Result], goal: Goal, metric: str, s
 
 
 @torch.no_grad()
-def _decided(at: Shifted, batch: Batch) -> Batch:
-    """The batch with the model's own decisions for labels."""
-    return replace(batch, labels=(at(batch).scores > 0).float())
+def _scored(at: Shifted, batch: Batch) -> Tensor:
+    return at(batch).scores
+
+
+def _decided(batch: Batch, scores: Tensor) -> Batch:
+    """The batch with the model's own decisions among the candidates for labels."""
+    decided = scores > 0
+    return replace(batch, labels=(decided if batch.mask is None else decided & batch.mask).float())
 
 
 def _rivals(judging: Evaluator[Any], at: Shifted, part: str, k: int, place: int) -> Callable[[Batch], Batch]:
