@@ -17,7 +17,7 @@ from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import evaluator
+from robustbench_rec.evaluation import Full, evaluator
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
 from robustbench_rec.goals import goals
@@ -496,6 +496,23 @@ class TestEachUserByItself:
         [member] = members(judging, single(configured("attack", "pgd", eps=0.3)), goal)
         _, spent = attacked(judging, Shifted(model), member, "test", goal, climbed, own_labels=True)
         assert spent["max_norm"] > 0
+
+    def test_an_attacker_without_the_labels_finds_the_same_whatever_they_are(self) -> None:
+        class Blind(Full):
+            def label(self, portion: Any, batch: Batch) -> Batch:
+                told = super().label(portion, batch)
+                return replace(told, labels=torch.zeros_like(told.labels))
+
+        model, found = build("mf").requires_grad_(False).eval(), []
+        goal = goals.build(configured("goal", "untargeted", k=5), DATA)
+        for protocol in (Full, Blind):
+            judging = protocol(DATA, judge(metrics=["ndcg"]))
+            deltas = {}
+            for member in members(judging, suite("embedding"), goal):
+                [(point, _)], _ = attacked(judging, Shifted(model), member, "test", goal, None, own_labels=True)  # type: ignore[misc]
+                deltas[member.name] = torch.cat([each.flatten() for each in point.delta.values()])
+            found.append(deltas)
+        assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
 
 
 def _only(events: Any, users: Tensor) -> Any:

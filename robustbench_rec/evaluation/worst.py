@@ -64,7 +64,7 @@ def attacked(
             return goal.mark(_decided(batch, _scored(at, batch)) if own_labels else batch)
 
         return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass)
-    rivals = _rivals(judging, at, part, goal.k, member.rival)
+    rivals = _rivals(judging, at, part, goal.k, member.rival, own_labels=own_labels)
     return judging.attack(at, member.attack, part, aimed("promote", k=goal.k), mark=rivals, on_pass=on_pass)
 
 
@@ -115,12 +115,15 @@ def _decided(batch: Batch, scores: Tensor) -> Batch:
     return replace(batch, labels=(decided if batch.mask is None else decided & batch.mask).float())
 
 
-def _rivals(judging: Evaluator[Any], at: Shifted, part: str, k: int, place: int) -> Callable[[Batch], Batch]:
+def _rivals(
+    judging: Evaluator[Any], at: Shifted, part: str, k: int, place: int, *, own_labels: bool
+) -> Callable[[Batch], Batch]:
     """Marks each user's `place`-th irrelevant candidate below the k-th of the clean list."""
     table = torch.zeros(judging.data.n_users, 1, dtype=torch.long, device=judging.data.train.users.device)
     with torch.no_grad(), judging.judged(at, part) as scores:
         for batch, found in zip(judging.batches(at.model, part), scores, strict=True):
             assert batch.mask is not None
-            others = found.masked_fill(~batch.mask | (batch.labels > 0), float("-inf"))
+            relevant = (_decided(batch, found) if own_labels else batch).labels > 0
+            others = found.masked_fill(~batch.mask | relevant, float("-inf"))
             table[batch.users] = others.topk(min(k + place, others.shape[1]), 1).indices[:, -1:]
     return lambda batch: replace(batch, aims=table[batch.users])
