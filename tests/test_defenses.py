@@ -378,6 +378,10 @@ class TestAdversarialTraining:
         with pytest.raises(RrecError, match="no feature surface"):
             defended("at", build("mf"), attack=configured("attack", "pgd", surface="feature"))
 
+    def test_an_inner_attack_on_each_user_by_itself_is_refused(self) -> None:
+        with pytest.raises(RrecError, match="scope=user: .* use scope=all"):
+            defended("at", build("mf"), attack=configured("attack", "pgd", scope="user"))
+
     def test_a_random_attack_is_not_the_same_draw_in_every_batch(self) -> None:
         model, batch = build("mf"), batch_of()
         objective = defended("at", model, attack=configured("attack", "noise", surface="weight"))

@@ -11,10 +11,12 @@ from conftest import Toy, batch_of, build, compose, configured
 from torch import Tensor, nn
 
 from robustbench_rec import checkpoint, composing
+from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.config import Finetune
 from robustbench_rec.criticality import criticality
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.finetunes import finetunes
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
@@ -254,6 +256,15 @@ class TestTask:
         (chosen,) = [row["module"] for row in rows(tmp_path / "criticality.csv") if row["tuned"] == "yes"]
         assert metrics["budget/tuned_share"] == pytest.approx(sizes[f"{chosen}.weight"] / sum(sizes.values()))
         assert (metrics["budget/epochs"], metrics["budget/epochs_before"]) == (3, 8)
+
+    def test_an_attack_on_each_user_by_itself_is_one(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        cfg = config(trained["mf"], "attack.scope=user", "attack.steps=2", "lr=0.0", "epochs=1", "alphas=2")
+        finetune.run(cfg, tmp_path)
+        loaded = checkpoint.load(str(trained["mf"]), data_dir=None, device=torch.device("cpu"))
+        judging = evaluator(loaded.data, cfg, alone=True)
+        worse, _ = judging.attack(Shifted(loaded.model), single(cfg.attack), "valid", judging.climbed(None))
+        found = judging.evaluate(worse, "valid").metrics["ndcg@5"]
+        assert float(rows(tmp_path / "alpha.csv")[0]["attacked_ndcg@5"]) == pytest.approx(found, abs=1e-6)
 
     def test_inputs_that_an_attacker_has_moved_change_the_criticality(
         self, trained: dict[str, Path], tmp_path: Path

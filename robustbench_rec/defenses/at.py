@@ -34,6 +34,8 @@ class AdversarialTraining(Adversarial):
             raise RrecError(f"defense.clean_weight={config.clean_weight}: a share between 0 and 1")
         attack = single(config.attack)
         attack.check(model)
+        if attack.alone:
+            raise RrecError("defense.attack.scope=user: training attacks a batch as a whole; use scope=all")
         if config.robust_loss not in (None, *ROBUST):
             raise unknown("defense.robust_loss", str(config.robust_loss), ("null", *ROBUST))
         if config.kappa <= 0:

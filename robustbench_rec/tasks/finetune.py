@@ -63,12 +63,13 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
         judging.portions(part)
     attack = single(cfg.attack).prepared(model, data)
     tuning.modules(dict.fromkeys(map(label, surface(model, "weight")), 0.0))
+    scoring = evaluator(data, cfg, alone=attack.alone)
     wanted = cfg.loss or model.loss
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=data.fingerprint):
         start = _state(model)
-        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), _Score(judging, attack, cfg, model, tuning))
+        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), _Score(scoring, attack, cfg, model, tuning))
         rounds.run({"data": data.fingerprint, "ckpt": cfg.ckpt, "attack": cfg.attack, "finetune": cfg.finetune})
         _interpolate(cfg, model, start, rounds.score, out)
         budget = _budget(cfg, model, start, rounds)
