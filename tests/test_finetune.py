@@ -184,6 +184,25 @@ class TestTask:
                 assert torch.equal(before[key], after[key]), key
         assert {"valid/ndcg@5", "test/ndcg@5"} <= metrics.keys()
 
+    def test_a_matrix_beside_the_chosen_one_in_its_layer_does_not_change(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for each in ("start", "tuned"):
+            (tmp_path / each).mkdir()
+        words = (*SYNTHETIC, "model=gru4rec", "model.dim=4", "model.hidden=4", "epochs=1", "top_k=[5]")
+        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "start")
+        start = tensors(tmp_path / "start")
+        chosen = "layers.0.recurrent"
+        measured = {chosen: 1.0} | {
+            label(name): 0.0 for name, each in start.items() if each.ndim > 1 and name != chosen
+        }
+        monkeypatch.setattr(finetune, "criticality", lambda *_, **__: measured)
+        told = finetune.run(config(tmp_path / "start", "lr=0.1", "tolerance=0.9", "alphas=2"), tmp_path / "tuned")
+        after = tensors(tmp_path / "tuned")
+        assert [name for name in start if not torch.equal(start[name], after[name])] in ([], [chosen])
+        share = start[chosen].numel() / sum(each.numel() for each in start.values())
+        assert told["budget/tuned_share"] == pytest.approx(share)
+
     @pytest.mark.parametrize("name", SMALL)
     def test_it_never_loses_to_the_start_on_validation(
         self, trained: dict[str, Path], tmp_path: Path, name: str

@@ -150,7 +150,7 @@ class Rounds:
         names = {name: found[label(name)] for name in surface(self.model, "weight") if label(name) in chosen}
         owners = {name.rpartition(".")[0] for name in names} - {""}
         for name, each in self.model.named_parameters():  # a module is tuned with its bias
-            each.requires_grad_(name in names or name.rpartition(".")[0] in owners)
+            each.requires_grad_(name in names or (each.ndim < 2 and name.rpartition(".")[0] in owners))
             if each.requires_grad:
                 self.tuned.add(name)
         trainer = Trainer(
