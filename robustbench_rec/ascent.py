@@ -123,6 +123,10 @@ class Perturbation(Attack):
         """Of the ball of each unit."""
         return {name: self.ball.radius(each) for name, each in base.items()}
 
+    def inside(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor]:
+        """A point that is drawn uniformly from the ball of each unit."""
+        return {name: self.ball.radius(each) * self.ball.inside(each, generator) for name, each in base.items()}
+
     def reached(self, base: Delta, gradients: Mapping[str, Tensor | None]) -> None:
         """RrecError where no gradient came back: the surface does not matter to the scores."""
         if self.names is None and all(each is None for each in gradients.values()):
@@ -170,9 +174,10 @@ class Ascent(Perturbation):
     """FGSM, FGM, PGD and the inner steps of APR and AWP: δ ← Π(δ + α·radius·steepest(∇)).
 
     steps: 0 leaves δ at its start. step_size: α, in radii. random_start: uniform in the ball, else δ starts at 0.
-    restarts: the best of so many runs. best: keep the best δ seen, the last one included (one more forward pass), else
-    the last; row by row where the objective has a value a row. momentum: μ of g ← μ·g + ∇/‖∇‖₁ (Dong et al., CVPR
-    2018), 0 for none. direction: what to climb along instead of the gradient, of (name, gradient).
+    restarts: the best of so many runs; from the second on they start at random anyway. best: keep the best δ seen, the
+    last one included (one more forward pass), else the last; row by row where the objective has a value a row.
+    momentum: μ of g ← μ·g + ∇/‖∇‖₁ (Dong et al., CVPR 2018), 0 for none. direction: what to climb along instead of the
+    gradient, of (name, gradient).
     """
 
     steps: int
@@ -196,8 +201,9 @@ class Ascent(Perturbation):
         if not base:
             return at, batch
         generator, best, best_value = self.stream(), None, None
-        for _ in range(self.restarts):
-            delta, value = self._run(at, batch, objective, base, self._start(base, generator), self.steps)
+        for number in range(self.restarts):
+            start = self.inside(base, generator) if self.random_start or number else None
+            delta, value = self._run(at, batch, objective, base, start, self.steps)
             if best is None or best_value is None or value is None:
                 best, best_value = delta, value
             else:
@@ -225,16 +231,10 @@ class Ascent(Perturbation):
     def passes(self) -> int:
         return self.restarts * (self.steps + self.best)
 
-    def _start(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor] | None:
-        """None stands for δ = 0."""
-        if not self.random_start:
-            return None
-        return {name: self.ball.radius(each) * self.ball.inside(each, generator) for name, each in base.items()}
-
     def _run(
         self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor] | None, steps: int
     ) -> tuple[dict[str, Tensor], Tensor | None]:
-        """δ after so many steps; or the best δ, with its value."""
+        """δ after so many steps from a start, None for 0; or the best δ, with its value."""
         radii, running = self.radii(base), zeros(base) if self.momentum else {}
         best, best_value = None, None
         for _ in range(steps):

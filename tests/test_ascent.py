@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
-from robustbench_rec.attacks import attacks
+from robustbench_rec.attacks import attacks, single
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
@@ -234,6 +234,31 @@ class TestRandomStart:
         assert torch.equal(run(1), run(1))
         assert not torch.equal(run(1), run(2))
         assert run(1).norm(dim=1).max() <= EPS * (1 + 1e-9)
+
+
+class TestRestarts:
+    def test_another_run_starts_elsewhere_and_finds_what_the_first_does_not(self) -> None:
+        """A ridge at each side of 0, the higher one on the side that the gradient at 0 leads away from."""
+
+        class Ridges(RecModel):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("feature_x", torch.tensor([[0.0]]))
+
+            def forward(self, batch: Batch, encoded: None) -> Output:
+                x = self.get_buffer("feature_x")
+                return Output(torch.where(x > -0.2, x, -2 - 10 * x))
+
+        def height(at: Shifted, batch: Batch) -> Tensor:
+            return at(batch).scores.sum()
+
+        at, batch = Shifted(Ridges()), Batch.unlabelled(torch.zeros(1, dtype=torch.long))
+        pgd = configured("attack", "pgd", surface="feature", relative="no", eps=1.0, steps=4)
+        found = []
+        for restarts in (1, 9):
+            attack = single({**pgd, "restarts": restarts})
+            found.append(height(attack(at, batch, height)[0], batch).item())
+        assert found == pytest.approx([1.0, 8.0])
 
 
 def direct(attack: Attack, at: Shifted, batch: Batch, objective: Objective) -> tuple[Tensor, Shifted]:

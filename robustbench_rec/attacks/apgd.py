@@ -45,8 +45,7 @@ class APGD(Perturbation):
         base, generator = self.base(at, batch), self.stream()
         best, value = self._run(at, batch, objective, base, zeros(base))
         for _ in range(self.restarts - 1):
-            start = {name: self.ball.radius(each) * self.ball.inside(each, generator) for name, each in base.items()}
-            delta, other = self._run(at, batch, objective, base, start)
+            delta, other = self._run(at, batch, objective, base, self.inside(base, generator))
             best, value = chosen(other > value, delta, best), torch.maximum(other, value)
         return at.shift(best), batch
 
