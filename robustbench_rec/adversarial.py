@@ -7,12 +7,12 @@ from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.batch import Batch
 from robustbench_rec.norms import Ball
-from robustbench_rec.objective import Objective
+from robustbench_rec.objective import Objective, Scalar
 from robustbench_rec.shifted import Shifted
 
 
 class Adversarial(Objective):
-    """clean · L(θ) + robust · L(θ + δ), where δ climbs L, the inner objective.
+    """clean · L(θ) + robust · L(θ + δ), where δ climbs L, the inner objective, unless `climbed` says otherwise.
 
     δ is a constant for the outer gradient, as in all published methods built on this. With clean > 0 the gradient of
     the clean term is the first ascent direction too, so a one-step method costs two forward and backward passes, not
@@ -34,11 +34,19 @@ class Adversarial(Objective):
         there = self.inner if self.worst is None else self.worst
         if not self.robust:
             return self.clean * self.inner(at, batch)  # type: ignore[no-any-return]
+        climbed = self.climbed(at, batch)
         if not self.clean:
-            return self.robust * there(*self.attack(at, batch, self.inner))  # type: ignore[no-any-return]
-        value, worse, worse_batch = self.attack.beside(at, batch, self.inner)
+            return self.robust * there(*self.attack(at, batch, climbed))  # type: ignore[no-any-return]
+        if climbed is self.inner:
+            value, worse, worse_batch = self.attack.beside(at, batch, climbed)
+        else:
+            value, (worse, worse_batch) = self.inner(at, batch), self.attack(at, batch, climbed)
         robust: Tensor = there(worse, worse_batch)
         return self.clean * value + self.robust * robust
+
+    def climbed(self, at: Shifted, batch: Batch) -> Scalar:
+        """What δ climbs at a point with a batch."""
+        return self.inner
 
 
 def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:

@@ -1,6 +1,7 @@
 """Losses: (Output, Batch) -> one value an example `[B]`; an attack climbs them, a trainer goes down."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -51,6 +52,21 @@ def margin(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     return -inside.sum(1) / positive.sum(1).clamp_min(1)
 
 
+def lead(output: Output, batch: Batch) -> Tensor:
+    """How far the positives are ahead of the best sampled negative, negated: 0 when none is.
+
+    The hinge of Carlini & Wagner on what a model is trained with, ratings excepted. Over the whole catalogue it is
+    `margin`, since few positives are ahead of everything there; an event by itself is ahead by its score, with the sign
+    of its label.
+    """
+    scores = output.scores.float()
+    if scores.shape[1] == 1:
+        return -F.relu(torch.where(batch.labels > 0, scores, -scores)).squeeze(1)
+    if batch.targets is None:
+        return margin(output, batch, k=1)
+    return margin(output, replace(batch, labels=positives(scores, batch).float()))
+
+
 def mse(output: Output, batch: Batch) -> Tensor:
     """Squared error of every candidate, scores as ratings."""
     each = (output.scores.float() - batch.labels.float()).square()
@@ -62,11 +78,7 @@ def mse(output: Output, batch: Batch) -> Tensor:
 def squared_hinge(output: Output, batch: Batch, *, kappa: float = 1.0) -> Tensor:
     """max(0, κ − y·score)² of every candidate, y = 1 for a positive and −1 for the others; κ is the margin wanted."""
     scores = output.scores.float()  # [B, C]
-    if batch.targets is None:
-        positive = batch.labels > 0
-    else:
-        positive = torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch.targets[:, None], value=True)
-    each = F.relu(kappa - torch.where(positive, scores, -scores)).square()
+    each = F.relu(kappa - torch.where(positives(scores, batch), scores, -scores)).square()
     if batch.mask is None:
         return each.mean(1)
     return (each * batch.mask).sum(1) / batch.mask.sum(1).clamp_min(1)
@@ -108,6 +120,13 @@ def divergence(output: Output, other: Output, batch: Batch, loss: Loss) -> Tenso
         each = apart * (apart if loss is mse else one.sigmoid() - two.sigmoid())
         return each.sum(1) / counts.sum(1).clamp_min(1)
     return ((one.softmax(1) - two.softmax(1)) * apart).sum(1)
+
+
+def positives(scores: Tensor, batch: Batch) -> Tensor:
+    """Which of the candidates `[B, C]` are positive."""
+    if batch.targets is None:
+        return batch.labels > 0
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch.targets[:, None], value=True)
 
 
 def candidates(output: Output, batch: Batch) -> Tensor:

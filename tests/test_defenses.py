@@ -31,7 +31,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses.rawp import RAWP
 from robustbench_rec.errors import RrecError
-from robustbench_rec.losses import loss
+from robustbench_rec.losses import lead, loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.norms import Ball
@@ -377,6 +377,44 @@ class TestAdversarialTraining:
     def test_an_inner_attack_that_the_model_cannot_suffer_names_what_it_can(self) -> None:
         with pytest.raises(RrecError, match="no feature surface"):
             defended("at", build("mf"), attack=configured("attack", "pgd", surface="feature"))
+
+    @pytest.mark.parametrize("attack", ["cw", "fab"])
+    @pytest.mark.parametrize("clean_weight", [0.0, 0.5])
+    def test_a_smallest_perturbation_brings_every_positive_level_and_is_trained_on(
+        self, attack: str, clean_weight: float
+    ) -> None:
+        points: list[Shifted] = []
+
+        class Watched(Plain):
+            def forward(self, at: Shifted, batch: Batch) -> Tensor:
+                points.append(at)
+                return super().forward(at, batch)
+
+        model = build("mf", dim=6).eval()
+        batch, inner = batch_of(negatives=3), Watched(loss("bpr"))
+        assert (lead(Shifted(model)(batch), batch) < 0).any()
+        config = configured("attack", attack, surface="activation", eps=None)
+        objective = defended("at", model, inner, clean_weight=clean_weight, attack=config)
+        found = gradients(model, objective(Shifted(model), batch))
+        worse = points[-1]
+        assert not lead(worse(batch), batch).any()
+        reference = clean_weight * BPR(Shifted(model), batch) + (1 - clean_weight) * BPR(worse, batch)
+        assert_gradients(found, gradients(model, reference), rtol=1e-5, atol=1e-8)
+
+    @pytest.mark.parametrize("attack", ["cw", "fab"])
+    @pytest.mark.parametrize("name", [each for each in LEARNERS if models[each].loss != "mse"])
+    def test_a_smallest_perturbation_is_found_for_every_model(self, name: str, attack: str) -> None:
+        model = learner(name)
+        batch = batch_for(model)
+        config = configured("attack", attack, eps=None, surface=surfaces(model)[0], steps=3)
+        objective = defended("at", model, clean_weight=0.0, attack=config)
+        assert objective(Shifted(model), batch) > usual(model)(Shifted(model), batch)
+
+    @pytest.mark.parametrize("attack", ["cw", "fab"])
+    def test_a_smallest_perturbation_has_no_goal_among_ratings(self, attack: str) -> None:
+        model = build("mf")
+        with pytest.raises(RrecError, match=f"'{attack}' needs a goal .*; loss=mse has none"):
+            defended("at", model, Plain(loss("mse")), attack=configured("attack", attack))
 
     def test_an_inner_attack_on_each_user_by_itself_is_refused(self) -> None:
         with pytest.raises(RrecError, match="scope=user: .* use scope=all"):

@@ -1,6 +1,7 @@
 """Losses against PyTorch, scikit-learn and naive loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
-from robustbench_rec.losses import LOSSES, loss, margin
+from robustbench_rec.losses import LOSSES, lead, loss, margin
 
 SEEDS = st.integers(0, 2**31)
 
@@ -146,3 +147,23 @@ def test_an_unknown_loss_names_the_choices() -> None:
         RrecError, match=r"unknown loss 'bp'.*'bpr'.*bce, bpr, dlr, margin, mse, softmax, squared_hinge, topk"
     ):
         loss("bp")
+
+
+@given(SEEDS)
+def test_lead_ends_where_a_negative_is_as_good(seed: int) -> None:
+    output, batch = case(seed)
+    gaps = output.scores[:, 0] - output.scores[:, 1:].amax(1)
+    torch.testing.assert_close(lead(output, batch), -gaps.clamp_min(0))
+
+
+@given(SEEDS)
+def test_lead_over_the_catalogue_is_the_margin_of_a_list(seed: int) -> None:
+    output, batch = case(seed, columns=30)
+    aimed = replace(batch, labels=torch.zeros(5, 0), targets=torch.zeros(5, dtype=torch.long))
+    torch.testing.assert_close(lead(output, aimed), margin(output, batch))
+
+
+def test_lead_of_an_event_is_its_score_on_the_side_of_its_label() -> None:
+    batch = Batch(torch.arange(4), None, torch.tensor([[1.0], [1.0], [0.0], [0.0]]))
+    found = lead(Output(torch.tensor([[2.0], [-2.0], [3.0], [-3.0]])), batch)
+    assert found.tolist() == [-2.0, 0.0, 0.0, -3.0]
