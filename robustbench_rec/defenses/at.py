@@ -23,9 +23,9 @@ class AdversarialTraining(Adversarial):
     """Adversarial training on any surface with any attack: λ · L(θ) + (1 − λ) · L(θ + δ) (Madry et al., ICLR 2018).
 
     clean_weight: λ, so 1 is clean training. attack: the config of the inner attack, run anew for every batch; it climbs
-    L, one that looks for the smallest perturbation `losses.lead`: for each example where it has δ of its own, else their
-    mean. robust_loss: null for L in the second term too, squared_hinge for mean max(0, κ − y·score)² there, y = ±1.
-    kappa: κ, the margin of that loss, which has nothing to do with the attack's eps.
+    L; one that looks for the smallest perturbation climbs `losses.lead`, of each example that has a δ of its own, else
+    their mean. robust_loss: null for L in the second term too, squared_hinge for mean max(0, κ − y·score)² there,
+    y = ±1. kappa: κ, the margin of that loss, which has nothing to do with the attack's eps.
     """
 
     @dataclass
