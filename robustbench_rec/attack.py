@@ -79,7 +79,8 @@ class Attack(Suite):
     def members(self, losses: Sequence[str], hinge: str | None) -> list[Member]:
         if self.climbs == HINGE and hinge is None:
             raise RrecError(
-                f"attack '{type(self).__name__.lower()}' needs a goal that is reached or not; this has none"
+                f"attack '{type(self).__name__.lower()}' needs a goal that is reached or not, and here is none "
+                "(use pgd or apgd)"
             )
         return [Member("", self, hinge if self.climbs == HINGE else self.climbs)]
 

@@ -285,6 +285,19 @@ class TestTask:
         found = judging.evaluate(worse, "valid").metrics["ndcg@5"]
         assert float(rows(tmp_path / "alpha.csv")[0]["attacked_ndcg@5"]) == pytest.approx(found, abs=1e-6)
 
+    @pytest.mark.parametrize("name", ["cw", "fab"])
+    def test_a_smallest_perturbation_needs_lists_to_break(
+        self, trained: dict[str, Path], tmp_path: Path, name: str
+    ) -> None:
+        words = (f"attack={name}", "protocol=ratings", "monitor=rmse")
+        with pytest.raises(RrecError, match=f"'{name}' needs a goal that is reached or not"):
+            finetune.run(config(trained["mf"], *words), tmp_path)
+        assert not list(tmp_path.iterdir())
+        cfg = config(trained["mf"], f"attack={name}", "attack.steps=3", "lr=0.0", "epochs=1", "alphas=2")
+        finetune.run(cfg, tmp_path)
+        [start, _] = rows(tmp_path / "alpha.csv")
+        assert float(start["attacked_ndcg@5"]) < float(start["ndcg@5"])
+
     def test_inputs_that_an_attacker_has_moved_change_the_criticality(
         self, trained: dict[str, Path], tmp_path: Path
     ) -> None:

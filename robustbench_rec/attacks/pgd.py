@@ -9,8 +9,8 @@ from robustbench_rec.attacks import attacks
 class PGD(Ascent):
     """Projected gradient descent: steepest steps, each projected on the ball (Madry et al., ICLR 2018).
 
-    steps, restarts: how often. step_size: in radii, null is 2.5 / steps. random_start: the first run too starts uniformly
-    in the ball, as all others do, not at δ = 0. momentum: μ of g ← μ·g + ∇/‖∇‖₁ (MIM, Dong et al., CVPR 2018: 1). The
+    steps, restarts: how often. step_size: in radii, null is 2.5 / steps. random_start: uniform in the ball, for the
+    first run too, which else starts at δ = 0. momentum: μ of g ← μ·g + ∇/‖∇‖₁ (MIM, Dong et al., CVPR 2018: 1). The
     point with the largest loss that was seen is returned, not the last one. Unlike MSAP (Anelli et al.), which clips
     multi-step perturbations of embeddings element by element and compares them with one-step ones in an l2 ball, every
     attack here stays in the ball that it names.

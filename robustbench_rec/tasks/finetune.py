@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.ascent import Ascent
-from robustbench_rec.attack import Attack
+from robustbench_rec.attack import Member
 from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import Finetune
@@ -21,6 +21,7 @@ from robustbench_rec.evaluation import PARTS, Evaluator, Moved, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.finetunes import finetunes
 from robustbench_rec.finetuning import Finetuning
+from robustbench_rec.goal import Goal
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.losses import Loss, loss
 from robustbench_rec.model import RecModel
@@ -64,12 +65,13 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     attack = single(cfg.attack).prepared(model, data)
     tuning.modules(dict.fromkeys(map(label, surface(model, "weight")), 0.0))
     scoring = evaluator(data, cfg, alone=attack.alone)
+    (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
     wanted = cfg.loss or model.loss
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=data.fingerprint):
         start = _state(model)
-        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), _Score(scoring, attack, cfg, model, tuning))
+        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), _Score(scoring, member, cfg, model, tuning))
         rounds.run({"data": data.fingerprint, "ckpt": cfg.ckpt, "attack": cfg.attack, "finetune": cfg.finetune})
         _interpolate(cfg, model, start, rounds.score, out)
         budget = _budget(cfg, model, start, rounds)
@@ -84,10 +86,10 @@ class _Score:
     """Clean and attacked quality on validation, and the wanted one as the score of what keeps enough of the other."""
 
     def __init__(
-        self, judging: Evaluator[Any], attack: Attack, cfg: Finetune, model: RecModel, tuning: Finetuning
+        self, judging: Evaluator[Any], member: Member, cfg: Finetune, model: RecModel, tuning: Finetuning
     ) -> None:
-        self.judging, self.attack, self.model, self.raises = judging, attack, model, tuning.raises
-        self.monitor, self.climbed = judging.monitored(cfg.monitor), judging.climbed(None)
+        self.judging, self.attack, self.model, self.raises = judging, member.attack, model, tuning.raises
+        self.monitor, self.climbed = judging.monitored(cfg.monitor), judging.climbed(member.loss)
         self.sign = -1 if self.monitor in judging.smaller else 1
         clean, attacked = self._qualities(Shifted(model))
         start = clean if self.raises == "attacked" else attacked
