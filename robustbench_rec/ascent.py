@@ -277,12 +277,13 @@ class Ascent(Perturbation):
         value = objective(point, batch)
         found = _gradients(value, [*leaves.values(), *weights])
         along = [None if each is None else each.to_dense() for each in found[: len(leaves)]]
-        return value.detach(), dict(zip(leaves, along, strict=True)), tuple(found[len(leaves) :])
+        gradients = dict(zip(leaves, along, strict=True))
+        self.reached(base, gradients)
+        return value.detach(), gradients, tuple(found[len(leaves) :])
 
     def _move(
         self, base: Delta, delta: Delta | None, gradients: Mapping[str, Tensor | None], radii: Delta
     ) -> dict[str, Tensor]:
-        self.reached(base, gradients)
         moved = {}
         for name, gradient in gradients.items():
             if gradient is None:

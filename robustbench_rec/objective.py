@@ -68,7 +68,7 @@ def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor])
 
 
 def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
-    """Mean loss over many batches with the memory of one; differentiable in δ and in the parameters.
+    """Mean loss over many batches with the memory of one; differentiable in δ and in the parameters, where they reach it.
 
     The gradient is accumulated batch by batch, the batch-independent part (`encode`) is computed once.
     """
@@ -80,19 +80,28 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     copies = [each.detach().requires_grad_() for each in roots]
     held = at.holding(_replaced(at.encoded, dict(zip(map(id, roots), copies, strict=True))))
     wanted = [*copies, *leaves]
-    sums_ = [torch.zeros_like(each) for each in wanted]
+    sums_: list[Tensor | None] = [None] * len(wanted)
     value, count = torch.zeros((), device=leaves[0].device), 0
     for batch in batches:
         total = loss(held(batch), batch).sum()
-        for kept, gradient in zip(sums_, torch.autograd.grad(total, wanted, allow_unused=True), strict=True):
-            if gradient is not None:
-                kept += gradient
+        if total.requires_grad:
+            _add(sums_, wanted, torch.autograd.grad(total, wanted, allow_unused=True))
         value, count = value + total.detach(), count + len(batch)
-    upstream, direct = sums_[: len(copies)], sums_[len(copies) :]
-    if roots:
-        through = torch.autograd.grad(roots, leaves, grad_outputs=upstream, allow_unused=True)
-        direct = [a if b is None else a + b for a, b in zip(direct, through, strict=True)]
-    return known(value / count, leaves, [each / count for each in direct])
+    direct = sums_[len(copies) :]
+    upstream = [(root, each) for root, each in zip(roots, sums_, strict=False) if each is not None]
+    if upstream:
+        ends, outer = zip(*upstream, strict=True)
+        _add(direct, leaves, torch.autograd.grad(ends, leaves, grad_outputs=outer, allow_unused=True))
+    reached = [(leaf, each / count) for leaf, each in zip(leaves, direct, strict=True) if each is not None]
+    return known(value / count, [leaf for leaf, _ in reached], [each for _, each in reached])
+
+
+def _add(sums: list[Tensor | None], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to the sums of their tensors, in place; None is the sum of what has none."""
+    for place, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+        if gradient is not None:
+            before = sums[place]
+            sums[place] = (torch.zeros_like(tensor) if before is None else before).add_(gradient)
 
 
 class _Known(torch.autograd.Function):

@@ -8,13 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, build, configured, judge, question
+from conftest import DATA, Toy, build, configured, judge, question
 from test_ascent import Classifier, exact_softmax, labelled
 from torch import Tensor
 
 from robustbench_rec.ascent import Perturbation
 from robustbench_rec.attack import Attack
-from robustbench_rec.attacks import single
+from robustbench_rec.attacks import attacks, single
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, evaluator
@@ -425,8 +425,6 @@ class TestRankAutoAttack:
 
 
 def suite(kind: str) -> Any:
-    from robustbench_rec.attacks import attacks
-
     return attacks.build(configured("attack", "rank_autoattack", surface=kind, eps=0.3, steps=5, queries=5, rivals=2))
 
 
@@ -435,8 +433,22 @@ def test_an_ensemble_is_not_trained_against() -> None:
         single(configured("attack", "rank_autoattack"))
 
 
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("pgd", {}), ("pgd", {"momentum": 1.0}), ("apgd", {}), ("cw", {}), ("fab", {}), ("rank_autoattack", {})],
+)
+def test_modules_off_the_path_to_the_scores_are_told(name: str, changes: dict[str, Any], trained: bool) -> None:
+    """Whether or not the parameters have gradients."""
+    model = Toy(dtype=torch.float32).requires_grad_(trained).eval()
+    judging, goal = evaluator(DATA, judge()), goals.build(configured("goal", "untargeted"), DATA)
+    built = attacks.build(configured("attack", name, surface="weight", modules=["aside"], **changes))
+    first, *_ = members(judging, built, goal)
+    with pytest.raises(RrecError, match=r"weight surface \(aside.weight\) does not reach the scores"):
+        attacked(judging, Shifted(model), first, "test", goal, None)
+
+
 def test_every_attack_declares_what_it_may_do() -> None:
-    from robustbench_rec.attacks import attacks
     from robustbench_rec.threat import KNOWLEDGE
 
     for name in attacks:
