@@ -68,7 +68,7 @@ def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor])
 
 
 def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
-    """Mean loss over many batches with the memory of one; differentiable in δ and in the parameters, where they reach it.
+    """Mean loss over many batches with the memory of one; differentiable in δ and the parameters that reach it.
 
     The gradient is accumulated batch by batch, the batch-independent part (`encode`) is computed once.
     """
