@@ -433,6 +433,16 @@ def test_an_ensemble_is_not_trained_against() -> None:
         single(configured("attack", "rank_autoattack"))
 
 
+@pytest.mark.parametrize("name", ["cw", "fab", "rank_autoattack"])
+def test_a_loss_that_an_attack_would_not_climb_is_refused(name: str) -> None:
+    judging, goal = evaluator(DATA, judge()), goals.build(configured("goal", "untargeted"), DATA)
+    built = attacks.build(configured("attack", name))
+    with pytest.raises(RrecError, match="loss=bce: this attack climbs .*margin.*; leave loss out"):
+        members(judging, built, goal, "bce")
+    assert members(judging, built, goal)
+    assert members(judging, single(configured("attack", "pgd")), goal, "bce")
+
+
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize(
     ("name", "changes"),

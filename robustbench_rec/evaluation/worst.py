@@ -10,6 +10,7 @@ from torch import Tensor
 from robustbench_rec.aims import aimed
 from robustbench_rec.attack import Member
 from robustbench_rec.batch import Batch
+from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.base import Evaluator, Moved, Result
 from robustbench_rec.evaluation.ranking import Full
 from robustbench_rec.goal import Goal
@@ -25,10 +26,13 @@ class Verdict:
     budget: dict[str, float]
 
 
-def members(judging: Evaluator[Any], attack: Any, goal: Goal) -> list[Member]:
-    """The members of an attack that a goal and a protocol allow."""
+def members(judging: Evaluator[Any], attack: Any, goal: Goal, loss: str | None = None) -> list[Member]:
+    """The members of an attack that a goal and a protocol allow; RrecError where they climb another loss than asked."""
     known = goal.losses or judging.losses
     chosen = attack.members(goal.ensemble or judging.ensemble, goal.hinge if goal.hinge in known else None)
+    own = sorted({each.loss for each in chosen if each.loss is not None})
+    if loss is not None and own not in ([], [loss]):
+        raise RrecError(f"loss={loss}: this attack climbs {', '.join(own)} whatever is asked; leave loss out")
     rivals = isinstance(judging, Full)  # elsewhere the lists of candidates are drawn, and have no common items
     return [each for each in chosen if each.rival is None or rivals]
 

@@ -57,7 +57,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     judging = evaluator(loaded.data, cfg, alone=suite.alone)
     judging.portions(cfg.part)
     goal = goals.build(cfg.goal, loaded.data)
-    chosen = members(judging, suite, goal)
+    chosen = members(judging, suite, goal, cfg.loss)
     for each in chosen:
         if each.rival is None:
             judging.climbed(each.loss or cfg.loss, goal)

@@ -136,7 +136,8 @@ class States:
     def _state(self, side: Side, name: str, bar: Bar) -> tuple[Tensor, Tensor]:
         at = Shifted(self.model)
         clean = judged(self.judging, at, self.cfg.part, self.goal)
-        chosen = members(self.judging, self.suite.prepared(self.model, side.loaded.data), self.goal)
+        suite = self.suite.prepared(self.model, side.loaded.data)
+        chosen = members(self.judging, suite, self.goal, self.cfg.loss)
         trials = self._trials(at, f"{side.key}-{name}-")
         after = worst([result for result, _ in trials.run(chosen, bar)], self.goal, self.judging.smaller)
         self.done += len(chosen)

@@ -126,7 +126,7 @@ def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted) -> Side:
         raise RrecError(f"goal={cfg.goal['name']}: a gate is about quality; use goal=untargeted")
     suite = attacks.build(cfg.attack).prepared(at.model, judging.data)
     results = []
-    for member in members(judging, suite, goal):
+    for member in members(judging, suite, goal, cfg.loss):
         moved, _ = attacked(judging, at, member, cfg.part, goal, cfg.loss)
         results.append(judged(judging, moved, cfg.part, goal))
     return Side(clean, worst(results, goal, judging.smaller))
