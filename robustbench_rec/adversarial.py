@@ -6,6 +6,7 @@ from torch import Tensor
 from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.batch import Batch
+from robustbench_rec.errors import RrecError
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Objective, Scalar
 from robustbench_rec.shifted import Shifted
@@ -47,6 +48,13 @@ class Adversarial(Objective):
     def climbed(self, at: Shifted, batch: Batch) -> Scalar:
         """What δ climbs at a point with a batch."""
         return self.inner
+
+
+def shares(clean_weight: float) -> tuple[float, float]:
+    """Of the clean and of the robust term; RrecError where they would not be shares."""
+    if not 0 <= clean_weight <= 1:
+        raise RrecError(f"defense.clean_weight={clean_weight}: a share between 0 and 1")
+    return clean_weight, 1 - clean_weight
 
 
 def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:

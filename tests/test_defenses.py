@@ -369,10 +369,11 @@ class TestAdversarialTraining:
             expected = gradients(model, reference)
             assert_gradients(gradients(model, objective(Shifted(model), batch)), expected, rtol=1e-4, atol=1e-7)
 
+    @pytest.mark.parametrize("name", ["at", "awp", "rawp"])
     @pytest.mark.parametrize("clean_weight", [-0.1, 1.1])
-    def test_a_share_is_between_nothing_and_all(self, clean_weight: float) -> None:
+    def test_a_share_is_between_nothing_and_all(self, name: str, clean_weight: float) -> None:
         with pytest.raises(RrecError, match="between 0 and 1"):
-            defended("at", build("mf"), clean_weight=clean_weight)
+            defended(name, build("mf"), clean_weight=clean_weight)
 
     def test_an_inner_attack_that_the_model_cannot_suffer_names_what_it_can(self) -> None:
         with pytest.raises(RrecError, match="no feature surface"):

@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.adversarial import Adversarial
+from robustbench_rec.adversarial import Adversarial, shares
 from robustbench_rec.ascent import Perturbation, climb, zeros
 from robustbench_rec.batch import Batch
-from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Objective, Scalar
@@ -63,6 +62,5 @@ class Sharpness(Adversarial):
             scaled=self.scaled,
         )
         replace(attack, names=None).check(model)
-        if not 0 <= config.clean_weight <= 1:
-            raise RrecError(f"defense.clean_weight={config.clean_weight}: a share between 0 and 1")
-        super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight)
+        clean, robust = shares(config.clean_weight)
+        super().__init__(inner, attack, clean=clean, robust=robust)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustbench_rec.adversarial import Adversarial
+from robustbench_rec.adversarial import Adversarial, shares
 from robustbench_rec.attack import HINGE
 from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch
@@ -36,8 +36,7 @@ class AdversarialTraining(Adversarial):
         attack: dict[str, Any]
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
-        if not 0 <= config.clean_weight <= 1:
-            raise RrecError(f"defense.clean_weight={config.clean_weight}: a share between 0 and 1")
+        clean, robust = shares(config.clean_weight)
         attack = single(config.attack)
         attack.check(model)
         if attack.alone:
@@ -52,7 +51,7 @@ class AdversarialTraining(Adversarial):
         if config.kappa <= 0:
             raise RrecError(f"defense.kappa={config.kappa}: a margin above 0")
         worst = Plain(partial(squared_hinge, kappa=config.kappa)) if config.robust_loss else None
-        super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight, worst=worst)
+        super().__init__(inner, attack, clean=clean, robust=robust, worst=worst)
 
     def climbed(self, at: Shifted, batch: Batch) -> Scalar:
         if self.attack.climbs != HINGE:

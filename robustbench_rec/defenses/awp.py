@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from robustbench_rec.adversarial import Adversarial, weight_ascent
+from robustbench_rec.adversarial import Adversarial, shares, weight_ascent
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._directions import directed
 from robustbench_rec.model import RecModel
@@ -28,7 +28,8 @@ class AWP(Adversarial):
         direction: str
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
+        clean, robust = shares(config.clean_weight)
         ascent = weight_ascent(config.gamma, config.per, config.steps)
         ascent.check(model)
         attack = directed(config.direction, ascent)
-        super().__init__(inner, attack, clean=config.clean_weight, robust=1 - config.clean_weight)
+        super().__init__(inner, attack, clean=clean, robust=robust)

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustbench_rec.adversarial import AdamProxy, Adversarial, weight_ascent
+from robustbench_rec.adversarial import AdamProxy, Adversarial, shares, weight_ascent
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError, unknown
@@ -49,8 +49,9 @@ class RAWP(Adversarial):
         for key, value, choices in (("proxy", config.proxy, PROXIES), ("resample", config.resample, RESAMPLE)):
             if value not in choices:
                 raise unknown(f"defense.{key}", value, choices)
+        clean, robust = shares(config.clean_weight)
         ascent = weight_ascent(config.gamma, config.per, config.steps)
-        super().__init__(inner, ascent, clean=config.clean_weight, robust=1 - config.clean_weight)
+        super().__init__(inner, ascent, clean=clean, robust=robust)
         self.config, self.names = config, surface(model, "weight", config.modules)
         if config.proxy == "adam":
             self.proxy = AdamProxy({name: model.get_parameter(name) for name in self.names})

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustbench_rec.adversarial import Adversarial
+from robustbench_rec.adversarial import Adversarial, shares
 from robustbench_rec.ascent import Perturbation
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
@@ -76,14 +76,15 @@ class RWP(Adversarial):
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         if config.variant not in SCALES:
             raise unknown("defense.variant", config.variant, SCALES)
-        if config.growth < 0 or config.eta < 0 or not (0 <= config.decay < 1 and 0 <= config.clean_weight <= 1):
+        if config.growth < 0 or config.eta < 0 or not 0 <= config.decay < 1:
             raise RrecError(
-                f"defense.growth={config.growth}, eta={config.eta}, decay={config.decay}, "
-                f"clean_weight={config.clean_weight}: growth, eta >= 0, decay in [0, 1), clean_weight in [0, 1] needed"
+                f"defense.growth={config.growth}, eta={config.eta}, decay={config.decay}: growth, eta >= 0 and "
+                "decay in [0, 1) needed"
             )
+        clean, robust = shares(config.clean_weight)
         names, ball = surface(model, "weight"), Ball(eps=config.sigma, norm="l2", per="element", relative="no")
         noise = Gaussian(surface="weight", ball=ball, scale=self._scale)
-        super().__init__(inner, noise, clean=config.clean_weight, robust=1 - config.clean_weight)
+        super().__init__(inner, noise, clean=clean, robust=robust)
         self.config, self.full = config, noise
         self.index = {name: str(number) for number, name in enumerate(names if config.variant == "fisher" else ())}
         for name, number in self.index.items():
