@@ -284,6 +284,42 @@ class TestSquare:
         assert raised("noise") < raised("square", queries=200) <= raised("apgd") + 1e-6
 
 
+class TestSimBA:
+    QUERIES, STEP = 12, 0.05
+
+    def moved(self, classifier: Classifier, objective: Rows) -> Tensor:
+        """How far up each row went, in steps."""
+        batch, _ = labelled(classifier)
+        seen = 0
+
+        def counted(at: Shifted, batch: Batch) -> Tensor:
+            nonlocal seen
+            seen += 1
+            return objective(at, batch)
+
+        built = on_features("simba", eps=1.0, per="row", queries=self.QUERIES, step=self.STEP)
+        worse, _ = built(Shifted(classifier), batch, counted)
+        assert seen == built.passes == 1 + self.QUERIES
+        return worse.delta["feature_x"].sum(1) / self.STEP
+
+    def test_a_step_up_that_helped_is_followed_by_another_coordinate(self, classifier: Classifier) -> None:
+        def total(at: Shifted, batch: Batch) -> Tensor:
+            return at.tensors(["feature_x"])["feature_x"].sum()
+
+        steps = self.moved(classifier, total)
+        torch.testing.assert_close(steps, torch.full_like(steps, self.QUERIES))
+
+    def test_each_row_draws_when_its_own_step_helped(self, classifier: Classifier) -> None:
+        """Rows that want down lose every other query to a step up."""
+        signs = torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
+
+        def rows(at: Shifted, batch: Batch) -> Tensor:
+            return signs * at.tensors(["feature_x"])["feature_x"].sum(1)
+
+        steps = self.moved(classifier, rows)
+        torch.testing.assert_close(steps, torch.where(signs > 0, self.QUERIES, -self.QUERIES / 2).double())
+
+
 class TestGoals:
     @pytest.mark.parametrize("kind", ["embedding", "weight"])
     def test_targets_rise_or_fall_as_far_as_the_budget_allows(self, kind: str) -> None:

@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import SCORED, Budget, Perturbation, chosen, zeros
+from robustbench_rec.ascent import SCORED, Budget, Perturbation, chosen, spread, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -17,9 +17,9 @@ from robustbench_rec.threat import Threat
 class SimBA(Perturbation):
     """Coordinate search that sees scores, not gradients: one coordinate a step, up or down (Guo et al., ICML 2019).
 
-    Each unit draws a coordinate; a step up is kept if it raises the loss, else a step down is tried. What is kept is
-    projected on the ball. queries: evaluations. step: in radii of the unit. Coordinates are drawn with replacement,
-    the paper's without.
+    Each unit draws a coordinate; a step up is kept if it raises the loss, row by row where each has δ of its own, else
+    a step down is tried. Then the next is drawn. What is kept is projected on the ball. queries: evaluations. step: in
+    radii of the unit. Coordinates are drawn with replacement, the paper's without.
     """
 
     @dataclass
@@ -46,18 +46,19 @@ class SimBA(Perturbation):
         base, generator = self.base(at, batch), self.stream()
         radii = self.radii(base)
         best, best_value = zeros(base), objective(at, batch)
-        turn: dict[str, Tensor] = {}
-        for query in range(self.queries):
-            if query % 2 == 0:
-                turn = {name: self._coordinate(each, generator) for name, each in base.items()}
-            sign = 1.0 if query % 2 == 0 else -1.0
+        fresh, turn = torch.ones_like(best_value, dtype=torch.bool), zeros(base)
+        for _ in range(self.queries):
+            if bool(fresh.any()):
+                turn = chosen(fresh, {name: self._coordinate(each, generator) for name, each in base.items()}, turn)
+            step = torch.where(fresh, 1.0, -1.0)
             moved = {
-                name: self.ball.project(each + sign * self.step * radii[name] * turn[name], radii[name])
+                name: self.ball.project(each + spread(step, each) * self.step * radii[name] * turn[name], radii[name])
                 for name, each in best.items()
             }
             value = objective(at.shift(moved), batch)
             wins = value > best_value
             best, best_value = chosen(wins, moved, best), torch.maximum(value, best_value)
+            fresh = wins | ~fresh  # a step down is tried where the step up was none
         return at.shift(best), batch
 
     def _coordinate(self, each: Tensor, generator: torch.Generator) -> Tensor:
