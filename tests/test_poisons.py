@@ -20,6 +20,7 @@ from robustbench_rec.evaluation import Full
 from robustbench_rec.factors import Factorisation, alternate, misfit, start
 from robustbench_rec.poison import Shilling, View, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
+from robustbench_rec.poisons.aush import away
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, distill, finetune, train
 from robustbench_rec.tasks import eval as evaluate
@@ -321,6 +322,12 @@ class TestSurrogate:
         _, best = built.choose(view, torch.Generator().manual_seed(0))
         before, after = (built.loss(view, profile(view, each), 0).item() for each in (first, best))
         assert after < before
+
+
+def test_aush_wants_each_target_at_one() -> None:
+    """Each by itself, not their sum."""
+    scores = torch.tensor([[0.5, 0.0], [1.0, 1.0]])
+    assert away(scores).item() == pytest.approx((0.5**2 + 1) / 2)
 
 
 class TestInject:

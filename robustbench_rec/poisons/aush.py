@@ -64,8 +64,7 @@ class AUSH(Shilling):
                     if index < c.inner:
                         loss = F.softplus(-discriminator(real)).mean() + F.softplus(shown).mean()
                     else:
-                        away = (1 - made[:, size:]).sum(1).square().mean()
-                        loss = -F.softplus(shown).mean() + (made - real).square().mean() + away
+                        loss = -F.softplus(shown).mean() + (made - real).square().mean() + away(made[:, size:])
                     optimizer = optimizers[index >= c.inner]
                     optimizer.zero_grad()
                     loss.backward()
@@ -74,6 +73,11 @@ class AUSH(Shilling):
             with torch.no_grad():
                 scores = generator(templates(view.n))[:, :size]
         return view.pushed[:0], among[scores.topk(view.room, 1).indices]
+
+
+def away(targets: Tensor) -> Tensor:
+    """Squared distance of the scores of the targets `[N, T]` from 1, the mean over the profiles."""
+    return (1 - targets).square().sum(1).mean()
 
 
 def _layers(sizes: list[int], draw: torch.Generator) -> nn.Sequential:
