@@ -420,7 +420,15 @@ class TestRankAutoAttack:
             sign = wanted.serves(name, smaller=False)
             for each in results:
                 assert ((sign * values >= sign * each.per_user[name]) | values.isnan()).all()
-            assert combined.metrics[name] == pytest.approx(values.nanmean().item())
+            if name not in combined.pairs:
+                assert combined.metrics[name] == pytest.approx(values.nanmean().item())
+        for name, each in combined.pairs.items():
+            assert combined.metrics[name] == pytest.approx(each.nanmean(0).nanmean().item())
+            torch.testing.assert_close(each.nanmean(1), combined.per_user[name], equal_nan=True)
+        assert set(clean.pairs) == {name for name in clean.metrics if name.startswith("t_")}
+        for result in (clean, *results):
+            alone = worst([result], wanted, judging.smaller)
+            assert alone.metrics == pytest.approx(result.metrics, nan_ok=True)
         primary = "t_hr@5" if goal in ("promote", "demote") else "gap_ndcg@5" if goal == "fairness" else "ndcg@5"
         assert wanted.serves(primary, smaller=False) * (combined.metrics[primary] - clean.metrics[primary]) >= 0
         won = winners(clean, results, wanted, "ndcg@5", judging.smaller)

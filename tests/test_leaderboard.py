@@ -252,6 +252,7 @@ def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_pat
         ({"verified": []}, "'verified' of the card is no"),
         ({"reported": {}}, "'reported' of the card has no attacked/ndcg@10"),
         ({"reported": {"attacked/ndcg@10": 10**400}}, "'reported' of the card is no"),
+        ({"flags": {"black_box": 0.5}}, r"not eligible, black box is 0\.5, at most 0\.1"),
         ({"config": {**SMALL, "eps": 1e-4}}, r"not attacked with the standard budget: eps=0\.0001 instead of 0\.1"),
         ({"config": {**SMALL, "attack": {"name": "fgm"}}}, r"attack\.name=fgm instead of rank_autoattack"),
     ],

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import ClassVar, Generic, TypeVar
 
@@ -57,7 +57,8 @@ class Predicted:
 class Result:
     """metrics: by name, e.g. "ndcg@10". users: indices `[N]`; per_user: metrics that are means over users, `[N]`.
 
-    shown, predicted: what they are metrics of, whichever the protocol has.
+    shown, predicted: what they are metrics of, whichever the protocol has. pairs: of metrics that are means over
+    targets of means over users, what they are means of `[N, T]`.
     """
 
     metrics: dict[str, float]
@@ -65,6 +66,7 @@ class Result:
     per_user: dict[str, Tensor]
     shown: Shown | None = None
     predicted: Predicted | None = None
+    pairs: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

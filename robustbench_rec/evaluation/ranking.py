@@ -180,9 +180,10 @@ class Full(Ranking):
         measured |= {"t_rank": rank, "t_score": score}
         users = torch.cat([each.users for each in portions])
         return Result(
-            {name: each.nanmean(0).nanmean().item() for name, each in measured.items()},
+            {name: over_targets(each) for name, each in measured.items()},
             users,
             {name: each.nanmean(1) for name, each in measured.items()},
+            pairs=measured,
         )
 
 
@@ -259,6 +260,11 @@ def _keys(data: Data, *parts: Interactions) -> Tensor:
 def _lists_of_keys(keys: Tensor, n_items: int, n_users: int) -> _Lists:
     counts = torch.bincount(keys // n_items, minlength=n_users)
     return _Lists(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), keys % n_items)
+
+
+def over_targets(values: Tensor) -> float:
+    """Mean over targets of the mean over users, of `[N, T]`; NaN does not count."""
+    return values.nanmean(0).nanmean().item()
 
 
 def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from robustbench_rec.attack import Member
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.base import Evaluator, Moved, Result
-from robustbench_rec.evaluation.ranking import Full
+from robustbench_rec.evaluation.ranking import Full, over_targets
 from robustbench_rec.goal import Goal
 from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.shifted import Shifted
@@ -43,7 +43,8 @@ def judged(judging: Evaluator[Any], at: Shifted | Moved, part: str, goal: Goal) 
     own = goal.measure(judging, at, part, quality)
     if own is None:
         return quality
-    return replace(quality, metrics=quality.metrics | own.metrics, per_user=quality.per_user | own.per_user)
+    metrics, per_user = quality.metrics | own.metrics, quality.per_user | own.per_user
+    return replace(quality, metrics=metrics, per_user=per_user, pairs=own.pairs)
 
 
 def attacked(
@@ -81,14 +82,18 @@ def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Res
     main = next((name for name in first.metrics if not neutral(name)), next(iter(first.metrics)))
     sign = goal.serves(main, smaller=main in smaller)
     chief = max(results, key=lambda each: sign * each.metrics[main])
-    per_user = {}
+    per_user, pairs = {}, {}
     for name in first.per_user:
         if neutral(name):
             per_user[name] = chief.per_user[name]
             continue
         sign = goal.serves(name, smaller=name in smaller)
         values = torch.stack([each.per_user[name] for each in results])  # [members, N]
-        per_user[name] = sign * (sign * values).amax(0)
+        member = (sign * values).nan_to_num(float("-inf")).argmax(0, keepdim=True)  # [1, N]
+        per_user[name] = values.gather(0, member)[0]
+        if name in first.pairs:
+            every = torch.stack([each.pairs[name] for each in results])  # [members, N, T]
+            pairs[name] = every.gather(0, member[:, :, None].expand(1, *every.shape[1:]))[0]
     metrics = {}
     for name in first.metrics:
         if neutral(name):
@@ -96,8 +101,11 @@ def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Res
             continue
         sign = goal.serves(name, smaller=name in smaller)
         whole = sign * max(sign * each.metrics[name] for each in results)
-        metrics[name] = per_user[name].nanmean().item() if name in per_user else whole
-    return replace(chief, metrics=metrics, per_user=per_user)
+        if name in pairs:
+            metrics[name] = over_targets(pairs[name])
+        else:
+            metrics[name] = per_user[name].nanmean().item() if name in per_user else whole
+    return replace(chief, metrics=metrics, per_user=per_user, pairs=pairs)
 
 
 def winners(clean: Result, results: Sequence[Result], goal: Goal, metric: str, smaller: frozenset[str]) -> Tensor:

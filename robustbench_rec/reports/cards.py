@@ -119,9 +119,17 @@ def load(path: Path) -> Card:
     card = Card(**content)
     if other := unlike(card.config, STANDARD):
         raise RrecError(f"{path}: not attacked with the standard budget: {', '.join(other)}")
+    eligible(path, card.flags)
     if f"attacked/{card.metric}" not in card.reported:
         raise RrecError(f"{path}: 'reported' of the card has no attacked/{card.metric}, the metric that it is about")
     return card
+
+
+def eligible(path: Path, flags: Mapping[str, float]) -> None:
+    """RrecError where a sign of masked gradients is beyond its limit."""
+    for name, most in LIMITS.items():
+        if name in flags and not flags[name] <= most:
+            raise RrecError(f"{path}: not eligible, {name.replace('_', ' ')} is {flags[name]:.4g}, at most {most:g}")
 
 
 def load_all(folder: Path) -> list[Card]:

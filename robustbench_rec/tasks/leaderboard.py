@@ -23,7 +23,7 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.models import models
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports import cards
-from robustbench_rec.reports.cards import LIMITS, STANDARD, Card
+from robustbench_rec.reports.cards import STANDARD, Card
 from robustbench_rec.reports.reading import LOCAL, Book, Found, parameters, read, without_seeds
 from robustbench_rec.reports.render import html
 from robustbench_rec.runs import versions
@@ -49,10 +49,8 @@ def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
         raise RrecError(f"{path} is no run of rrec attack attack={STANDARD['attack']['name']}")
     if other := cards.unlike(run.config, STANDARD):
         raise RrecError(f"{path} was not attacked with the standard budget: {', '.join(other)}")
-    flags = {name.partition("/")[2]: value for name, value in run.metrics.items() if name.startswith("flag/")}
-    for name, most in LIMITS.items():
-        if name in flags and not flags[name] <= most:
-            raise RrecError(f"{path}: not eligible, {name.replace('_', ' ')} is {flags[name]:.4g}, at most {most:g}")
+    flags = _flags(run.metrics)
+    cards.eligible(path, flags)
     book = Book([run])
     source = book.source(run)
     if source is None:
@@ -109,7 +107,9 @@ def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | 
     cfg = _attack(card.config, ckpt, data_dir)
     _as_carded(card, path, cfg)
     with TemporaryDirectory() as folder:
-        found = _told(attack(cfg, Path(folder)))
+        measured = attack(cfg, Path(folder))
+    cards.eligible(path, _flags(measured))
+    found = _told(measured)
     apart = {name: _apart(value, found.get(name)) for name, value in card.reported.items()}
     worst = max(apart, key=lambda name: apart[name])
     agrees = apart[worst] <= tolerance
@@ -252,6 +252,10 @@ def _judged(cfg: Attack) -> tuple[str, dict[str, float]]:
     if any(value != again[name] for name, value in once.items() if value == value):
         raise RrecError(f"{cfg.ckpt}: not eligible, judging it twice gives two results")
     return judging.watched(None), once
+
+
+def _flags(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name.partition("/")[2]: value for name, value in metrics.items() if name.startswith("flag/")}
 
 
 def _told(metrics: Mapping[str, float]) -> dict[str, float | None]:

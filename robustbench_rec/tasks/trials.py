@@ -96,8 +96,9 @@ class Trials:
         told = {"metrics": result.metrics, "names": list(result.per_user), "budget": budget}
         notes = {"identity": self._identity(), "told": json.dumps(told)}
         tensors = {"users": result.users, **result.per_user}
-        for name, kept in (("shown", result.shown), ("predicted", result.predicted)):
-            tensors |= {f"{name}.{key}": each for key, each in (vars(kept) if kept else {}).items()}
+        shown, predicted = (vars(each) if each else {} for each in (result.shown, result.predicted))
+        for name, kept in (("shown", shown), ("predicted", predicted), ("pairs", result.pairs)):
+            tensors |= {f"{name}.{key}": each for key, each in kept.items()}
         checkpoint.save_state(path, tensors, notes)
 
     def _kept(self, path: Path) -> Trial | None:
@@ -119,6 +120,7 @@ class Trials:
             per_user,
             shown=Shown(**lists) if lists else None,
             predicted=Predicted(**single) if single else None,
+            pairs=of("pairs"),
         )
         return result, told["budget"]
 
