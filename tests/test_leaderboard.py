@@ -337,7 +337,6 @@ def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cards, "LIMITS", {})
-    monkeypatch.setattr("robustbench_rec.reports.cards.LIMITS", {})
     words = [*DATA, "epochs=2", "model.dim=8", "device=cpu", "threads=1"]
     asked = (tmp_path / "cards", tmp_path / "work", ["mf", "pop"], ["none", "rawp_ft"], [0], words)
     failed = fill(*asked)
