@@ -267,10 +267,20 @@ class TestEvents:
 
     @pytest.mark.parametrize("bias", ["none", "degree"])
     def test_rewiring_keeps_every_degree(self, bias: str) -> None:
-        data = noisy("edge_rewire", level=0.5, bias=bias)
-        assert torch.equal(torch.bincount(data.train.users), torch.bincount(CLEAN.train.users))
-        lost = torch.bincount(data.train.items, minlength=60) - torch.bincount(CLEAN.train.items, minlength=60)
-        assert lost.abs().sum() <= 4  # of the few that stay what they were
+        for level in (0.1, 0.5, 1.0):
+            data = noisy("edge_rewire", level=level, bias=bias)
+            assert torch.equal(torch.bincount(data.train.users), torch.bincount(CLEAN.train.users))
+            assert torch.equal(data.train.items.sort().values, CLEAN.train.items.sort().values)
+            assert int((data.train.items != CLEAN.train.items).sum()) == round(level * len(CLEAN.train))
+
+    def test_edges_that_cannot_be_rewired_are_said(self, caplog: pytest.LogCaptureFixture) -> None:
+        clean = replace(
+            CLEAN, train=interactions(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 1, 2])), truth={}
+        )
+        clean = replace(clean, valid=clean.train.where(torch.zeros(5, dtype=torch.bool)), test=clean.train)
+        data = noisy("edge_rewire", clean, level=1.0)  # a swap with the last edge is all that can be
+        assert torch.equal(torch.bincount(data.train.items), torch.tensor([2, 2, 1]))
+        assert f"{int(data.truth['train/noise'].sum())} of 5 edges were rewired" in caplog.text
 
     def test_edges_between_hubs_are_drawn_more_often(self) -> None:
         users, items = (
@@ -301,8 +311,11 @@ class TestTriples:
         assert torch.isin(types["new"], types["old"]).all()
         assert len(torch.unique(triples(data))) == len(data.kg)  # type: ignore[arg-type]
 
-    def test_rewiring_keeps_heads_and_relations(self) -> None:
+    def test_rewiring_keeps_heads_relations_and_how_often_a_relation_has_a_tail(self) -> None:
         data = noisy("kg_rewire", level=0.5)
+        ends = [(graph(each).relations * graph(each).n_entities + graph(each).tails) for each in (data, CLEAN)]
+        assert torch.equal(ends[0].sort().values, ends[1].sort().values)
+        assert int((ends[0] != ends[1]).sum()) == round(0.5 * len(graph(CLEAN)))
         assert torch.equal(graph(data).heads, graph(CLEAN).heads)
         assert torch.equal(graph(data).relations, graph(CLEAN).relations)
         assert len(torch.unique(triples(data))) == len(graph(data))

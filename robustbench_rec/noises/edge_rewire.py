@@ -1,12 +1,12 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from robustbench_rec.data import Data
-from robustbench_rec.noise import Level, Noise, cycle, drawn, pairs, repeated
+from robustbench_rec.noise import Level, Noise, drawn, pairs
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import REDRAWS, checked, weights, with_train
+from robustbench_rec.noises._events import checked, weights, with_train
+from robustbench_rec.noises._swaps import swapped
 
 
 @noises.register
@@ -14,9 +14,9 @@ class EdgeRewire(Noise):
     """Edges of the interaction graph that end at each other's items, so that no degree changes.
 
     level: share of the training events. bias: none, or degree for edges in proportion to the degrees of both ends,
-    multiplied. Edges that would end at an item that their user has in some part are dealt again; the few for which that
-    does not help stay what they were. Rewired edges are marked in `train/noise` of the ground truth. Valid and test
-    stay.
+    multiplied. Two edges swap their items where neither user has the other's item in some part; where too few of the
+    drawn edges can, others do, and a warning says when the level is not met. Rewired edges are marked in `train/noise`
+    of the ground truth. Valid and test stay.
     """
 
     @dataclass
@@ -30,21 +30,8 @@ class EdgeRewire(Noise):
 
     def change(self, data: Data, generator: torch.Generator) -> Data:
         train = data.train
-        chosen = drawn(weights(data, self.bias), self.count(len(train)), generator)
-        items, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
         known = torch.cat([pairs(data.part(each), data) for each in ("train", "valid", "test")])
-        users, dealt = train.users[chosen], train.items[chosen][cycle(len(chosen), generator)]
-        for _ in range(REDRAWS):
-            wrong = repeated(users * data.n_items + dealt, known).nonzero().squeeze(1)
-            if not len(wrong):
-                break
-            again = torch.cat([wrong, torch.randint(len(chosen), (len(wrong),), generator=generator)]).unique()
-            dealt[again] = dealt[again][cycle(len(again), generator)]
-        dealt = _undone(train.items[chosen], dealt, users * data.n_items, known)
-        items[chosen], noise[chosen] = dealt, dealt != train.items[chosen]
-        return with_train(data, replace(train, items=items), torch.arange(len(train)), noise)
-
-
-def _undone(before: Tensor, after: Tensor, base: Tensor, known: Tensor) -> Tensor:
-    """Items as they were where they would repeat a pair."""
-    return torch.where(repeated(base + after, known), before, after)
+        order = drawn(weights(data, self.bias), len(train), generator)
+        alike = torch.zeros_like(train.items)
+        items = swapped(train.users * data.n_items, train.items, alike, known, order, self.count(len(train)), generator)
+        return with_train(data, replace(train, items=items), torch.arange(len(train)), items != train.items)

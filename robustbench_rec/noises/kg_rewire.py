@@ -5,14 +5,16 @@ import torch
 from robustbench_rec.data import KG
 from robustbench_rec.noise import Level, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._triples import KGNoise, changed, rows
+from robustbench_rec.noises._swaps import swapped
+from robustbench_rec.noises._triples import KGNoise, keys
 
 
 @noises.register
 class KGRewire(KGNoise):
     """Triples of the knowledge graph that end at each other's tails, within a relation, so that types stay plausible.
 
-    level: share of the triples. Where the result is a triple already, it stays what it was. Events stay.
+    level: share of the triples. Two of them swap their tails where neither result is a triple, so that no degree
+    changes; where too few of the drawn ones can, others do, and a warning says when the level is not met. Events stay.
     """
 
     @dataclass
@@ -23,8 +25,8 @@ class KGRewire(KGNoise):
         super().__init__(config)
 
     def triples(self, kg: KG, generator: torch.Generator) -> KG:
-        chosen = drawn(torch.ones(len(kg)), self.count(len(kg)), generator)  # in a random order
-        chosen = chosen[kg.relations[chosen].argsort(stable=True)]
-        other = chosen[torch.randperm(len(chosen), generator=generator)]
-        other = other[kg.relations[other].argsort(stable=True)]
-        return changed(kg, chosen, replace(rows(kg, chosen), tails=kg.tails[other]))
+        starts = (kg.heads * kg.n_relations + kg.relations) * kg.n_entities
+        order = drawn(torch.ones(len(kg)), len(kg), generator)
+        return replace(
+            kg, tails=swapped(starts, kg.tails, kg.relations, keys(kg), order, self.count(len(kg)), generator)
+        )
