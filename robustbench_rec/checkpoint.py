@@ -1,5 +1,6 @@
 """Checkpoints: tensors in safetensors, everything else in JSON; nothing in them can be executed."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -24,6 +25,8 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1
 TENSORS, CARD, TRAJECTORY = "model.safetensors", "model.json", "trajectory"
@@ -128,6 +131,8 @@ def load(
             f"{data.fingerprint[:12]}; "
             "restore the files it was trained on"
         )
+    if noise is not None:
+        tell_unread(noise, config)
     trained, data = data, data if noise is None else noises.build(noise)(data)
     if data.edges is not None and data is not trained:
         raise RrecError(
@@ -194,6 +199,17 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
     if isinstance(adaptation, Mapping):
         adaptations.build(adaptation)(model)
     return model.to(data.train.users.device)
+
+
+def tell_unread(noise: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Warn where a noise changes a knowledge graph that the model of a config does not read."""
+    model = models[str(config.get("name", "???"))]
+    if noise.get("level") and "kg" in noises[str(noise["name"])].needs - model.needs:
+        log.warning(
+            "noise=%s changes the knowledge graph, which model '%s' does not read: its results are those without noise",
+            noise["name"],
+            config["name"],
+        )
 
 
 def start(model: RecModel, loaded: Loaded, path: str) -> tuple[int, int]:

@@ -37,6 +37,8 @@ class RecModel(nn.Module):
     """Whether the scores are the dot products of `user_states` with `item_states`."""
     reads_events: ClassVar[bool] = False
     """Whether scores depend on the training events of users beside what is learnt from them, as through their graph."""
+    reads_graph: ClassVar[bool] = False
+    """Whether it reads the graph of clicks of `graph.edges_of`, which a cleaning can change."""
     newcomers: ClassVar[tuple[str, ...]] = ()
     """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
     row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""

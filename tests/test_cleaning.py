@@ -498,6 +498,22 @@ class TestGraph:
         dense = normalised(data).csr.dense(110)
         torch.testing.assert_close(dense, dense.T)
 
+    @pytest.mark.parametrize("name", [each for each in models if buildable(each)])
+    def test_models_say_whether_they_read_the_graph(self, name: str) -> None:
+        data, _ = cleaned(GENUINE, [step("rgcf", share=0.3)])
+        one, two = (dict(build(name, each).named_buffers()) for each in (data, GENUINE))
+        alike = one.keys() == two.keys() and all(torch.equal(each, two[key]) for key, each in one.items())
+        assert alike != models[name].reads_graph
+
+    @pytest.mark.parametrize("name", ["mf", "deepcf_mlp", "kgcn"])
+    def test_a_model_that_reads_no_graph_is_refused(self, name: str, tmp_path: Path) -> None:
+        words = [each for each in WORDS if not each.startswith("model")] + [f"model={name}", "clean=rgcf"]
+        told = (
+            f"clean=rgcf changes the graph alone, and model '{name}' reads none .*kgat, lightgcn, structure_aware_kgat"
+        )
+        with pytest.raises(RrecError, match=told):
+            run("train", tmp_path, *words)
+
     def test_a_step_after_it_is_refused(self) -> None:
         with pytest.raises(RrecError, match="clean=rules follows a step that changes the graph"):
             cleaned(GENUINE, [step("rgcf"), step("rules")])

@@ -448,6 +448,20 @@ class TestRecipe:
         with pytest.raises(RrecError, match=r"tensor '.*' has shape .* change with noise=kg_drop"):
             checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=noise)
 
+    @pytest.mark.parametrize(("model", "said"), [("mf", True), ("kgcn", False)])
+    def test_noise_of_a_knowledge_graph_that_nobody_reads_is_said(
+        self, model: str, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        words = (*SYNTHETIC, "device=cpu", "epochs=1", f"model={model}", "noise=kg_drop")
+        train.run(composing.typed(compose("train", *words), "train"), tmp_path)
+        assert caplog.text.count(f"knowledge graph, which model '{model}' does not read") == said
+        caplog.clear()
+        checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"))
+        assert not caplog.text
+        noise = configured("noise", "kg_drop", level=0.5)
+        checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=noise)
+        assert caplog.text.count(f"knowledge graph, which model '{model}' does not read") == said
+
     def test_the_verbs_take_noise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = (*SYNTHETIC, "device=cpu", "epochs=1", "model=lightgcn")
         (tmp_path / "run").mkdir()

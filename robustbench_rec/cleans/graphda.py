@@ -21,7 +21,8 @@ class GraphDA(Clean):
 
     ckpt: a run of `rrec train` on the same data, LightGCN in the paper; its scores decide. items, users: edges from
     every user to so many items, and from every item to so many users. threshold: only edges with a score above (null:
-    all). Only the graph changes, the training events stay. Without the paper's edges between users and between items.
+    all). Only the graph changes, the training events stay, and a model that reads no graph is refused. Without the
+    paper's edges between users and between items.
     """
 
     @dataclass

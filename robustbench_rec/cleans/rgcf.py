@@ -18,8 +18,9 @@ class RGCF(Clean):
     share: of the edges, those with the lowest cosine. A user and an item are compared by audiences, without learned
     parameters: an item is the users who have it, a user is the sum over own items of these, normalised, the user's own
     click left out of the item it is compared with. dim: audiences are projected on so many random directions, drawn by
-    seed. A user keeps an edge. Only the graph changes, the training events stay. Differences from the paper: a share
-    instead of a threshold, no weights on what is left, no added edges and no contrastive term.
+    seed. A user keeps an edge. Only the graph changes, the training events stay, and a model that reads no graph
+    is refused. Differences from the paper: a share instead of a threshold, no weights on what is left, no added edges
+    and no contrastive term.
     """
 
     @dataclass

@@ -57,6 +57,7 @@ class KGAT(RecModel):
 
     inner_product: ClassVar[bool] = True
     reads_events: ClassVar[bool] = True
+    reads_graph: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 

@@ -31,6 +31,7 @@ class LightGCN(RecModel):
         l2: float
 
     reads_events: ClassVar[bool] = True
+    reads_graph: ClassVar[bool] = True
     newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
     inner_product: ClassVar[bool] = True
     body: ClassVar[tuple[str, ...]] = ("item",)

@@ -62,6 +62,7 @@ class StructureAwareKGAT(RecModel):
 
     inner_product: ClassVar[bool] = True
     reads_events: ClassVar[bool] = True
+    reads_graph: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
     newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)

@@ -23,6 +23,7 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.losses import trained
 from robustbench_rec.metrics.cost import parameters
 from robustbench_rec.model import RecModel
+from robustbench_rec.models import models
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
@@ -124,6 +125,8 @@ def trainer_of(
     cfg: Train, data: Data, out: Path, task: str, wrap: Wrap, about: Mapping[str, Any]
 ) -> tuple[Trainer, Evaluator[Any]]:
     """The trainer of a new model, and what it is judged with."""
+    _check_graph(str(cfg.model["name"]), data)
+    checkpoint.tell_unread(cfg.noise, cfg.model)
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
     if cfg.start is not None:
@@ -152,6 +155,15 @@ def trainer_of(
         about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **began, **about},
     )
     return trainer, judging
+
+
+def _check_graph(name: str, data: Data) -> None:
+    """RrecError where cleaning made a graph that the model does not read."""
+    if data.edges is None or data.cleaning is None or models[name].reads_graph:
+        return
+    step = data.cleaning.about["steps"][-1]["config"]["name"]
+    readers = ", ".join(each for each in models if models[each].reads_graph)
+    raise RrecError(f"clean={step} changes the graph alone, and model '{name}' reads none (models that do: {readers})")
 
 
 def begin(model: RecModel, cfg: Train, data: Data) -> None:
