@@ -265,6 +265,16 @@ class TestEvents:
         assert data.hidden is None
         assert torch.equal(data.train.times, CLEAN.train.times)  # type: ignore[arg-type]
 
+    @pytest.mark.parametrize("level", [0.05, 0.2, 0.5, 0.9])
+    def test_as_many_events_of_short_histories_are_swapped_as_the_level_says(self, level: float) -> None:
+        users = torch.cat([torch.arange(300).repeat_interleave(3), torch.arange(300, 400)])  # the last have one event
+        clean = replace(CLEAN, user_ids=[str(each) for each in range(400)], truth={}, valid=CLEAN.test)
+        clean = replace(clean, train=interactions(users, torch.arange(1000)), item_ids=[*map(str, range(1000))])
+        data = noisy("history", clean, op="swap", level=level)
+        moved = (data.train.items != clean.train.items).nonzero().squeeze(1)
+        assert len(moved) == min(round(level * 1000), 900)
+        assert set(torch.bincount(users[moved]).tolist()) <= {0, 2, 3}
+
     @pytest.mark.parametrize("bias", ["none", "degree"])
     def test_rewiring_keeps_every_degree(self, bias: str) -> None:
         for level in (0.1, 0.5, 1.0):

@@ -17,9 +17,9 @@ OPS = ("replace", "swap")
 class HistoryNoise(Noise):
     """Training histories whose order or content is wrong (after Betello et al., ECIR 2024).
 
-    level: share of the events. op: swap, they take one another's places within a user, times stay; replace, their items
-    are others, uniform, that the user has in no part (`train/noise` of the ground truth). Valid and test stay; what a
-    model reads before a test event changes as well.
+    level: share of the events. op: swap, they take one another's places within a user, two of a user at least (those
+    with a single event keep it), times stay; replace, their items are others, uniform, that the user has in no part
+    (`train/noise` of the ground truth). Valid and test stay; what a model reads before a test event changes as well.
     """
 
     @dataclass
@@ -36,15 +36,37 @@ class HistoryNoise(Noise):
 
     def change(self, data: Data, generator: torch.Generator) -> Data:
         train = data.train
-        chosen = drawn(torch.ones(len(train)), self.count(len(train)), generator)
-        origin, noise = torch.arange(len(train)), None
+        count = self.count(len(train))
         if self.op == "swap":
-            origin = _shuffled(train.users, chosen, generator)
+            origin = _shuffled(train.users, _several(train.users, count, generator), generator)
             return with_train(data, replace(rows(train, origin), times=train.times), origin)
+        chosen = drawn(torch.ones(len(train)), count, generator)
         false, places = added(data, chosen, torch.ones(data.n_items), generator)
+        origin = torch.arange(len(train))
         items, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
         items[places], noise[places] = false.items, True
         return with_train(data, replace(train, items=items), origin, noise)
+
+
+def _several(users: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Places of so many events, of each user none or at least two; one fewer where only couples are left."""
+    sizes = torch.bincount(users)
+    order = drawn((sizes[users] > 1).float(), len(users), generator)
+    rank = torch.empty_like(users).scatter_(0, order, torch.arange(len(order)))
+    order = order[users[order].argsort(stable=True)]  # a run for each user
+    owner = users[order]
+    start = torch.searchsorted(owner, owner)
+    nth = torch.arange(len(order)) - start
+    # the first two of a user come together, at the turn of either: so users of all sizes are as likely as their events
+    late = torch.randint(2, (len(sizes),), generator=generator)[owner]
+    turn = rank[torch.where(nth < 2, order[start + late], order)]
+    by_turn = turn.argsort(stable=True)
+    order, nth = order[by_turn], nth[by_turn]
+    chosen, left = order[:count], order[count:]
+    if len(left) and nth[count] == 1:  # the other one of a couple stays
+        chosen = chosen[:-1]
+        chosen = torch.cat([chosen, left[torch.isin(users[left], users[chosen])][:1]])
+    return chosen
 
 
 def _shuffled(users: Tensor, chosen: Tensor, generator: torch.Generator) -> Tensor:
