@@ -103,6 +103,18 @@ class TestNeighbors:
             if model.known[entity]:
                 assert all((entity, relation, tail) in edges for relation, tail in drawn)
 
+    def test_without_a_triple_nobody_has_any(self) -> None:
+        data = three()
+        assert data.kg is not None
+        empty = replace(
+            data, kg=replace(data.kg, **dict.fromkeys(("heads", "relations", "tails"), interactions([], []).users))
+        )
+        model = model_of(empty)
+        assert not model.known.any()
+        assert not model.n_edges
+        found = Shifted(model)(question(model, torch.arange(2), None, empty)).scores
+        torch.testing.assert_close(found, naive(model, torch.arange(2), torch.arange(2).expand(2, 2)))
+
     def test_none_comes_twice_where_there_are_enough_and_all_come_sometimes(self) -> None:
         kg = KG(
             heads=torch.zeros(9, dtype=torch.long),

@@ -246,6 +246,9 @@ class _Project(nn.Module):
 def _neighbors(kg: KG, count: int, seed: int) -> dict[str, Tensor]:
     """tails, relations, inverse: `count` neighbours of each entity `[E, K]`; known: whether it has any `[E]`."""
     device = kg.heads.device
+    if not len(kg.heads):
+        nothing = torch.zeros(kg.n_entities, count, dtype=torch.long, device=device)
+        return {"tails": nothing, "relations": nothing.clone(), "inverse": nothing > 0, "known": nothing[:, 0] > 0}
     heads, tails = torch.cat([kg.heads, kg.tails]), torch.cat([kg.tails, kg.heads])
     draw = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(heads), generator=draw).to(device)
