@@ -73,7 +73,8 @@ class Recommender:
 
     def new(self, liked: Tensor, k: int) -> tuple[Lists, str]:
         """The list of somebody who likes these items `[n]`, oldest first, and how it was found."""
-        owned = Csr(torch.tensor([0, len(liked)], device=liked.device), liked)
+        items = torch.unique(liked)  # a row of training events is 0/1
+        owned = Csr(torch.tensor([0, len(items)], device=items.device), items)
         window, model = self.model.window, self.model
         nobody = torch.zeros(1, dtype=torch.long, device=liked.device)
         batch = Batch.unlabelled(nobody)

@@ -77,6 +77,13 @@ class TestNewUsers:
         assert found.items[0].tolist() == scores.topk(K).indices.tolist()
 
     @pytest.mark.parametrize("name", ["itemknn", "ease"])
+    def test_an_item_that_is_told_again_counts_once(self, name: str) -> None:
+        recommender = asked(name)
+        once, again = (recommender.new(torch.tensor(each), K)[0] for each in ([4, 9], [9, 4, 9, 9]))
+        assert torch.equal(once.items, again.items)
+        assert torch.equal(once.scores, again.scores)
+
+    @pytest.mark.parametrize("name", ["itemknn", "ease"])
     def test_an_item_based_model_gives_somebody_with_the_same_items_the_same_list(self, name: str) -> None:
         recommender, user = asked(name, part="valid"), 5
         found, _ = recommender.new(torch.tensor(sorted(had(user, "train"))), K)
