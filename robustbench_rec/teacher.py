@@ -140,13 +140,19 @@ class Matrix(Teacher):
         self.matrix, self.rows, self.columns, self.states = matrix, rows.cpu().numpy(), columns.cpu().numpy(), states
         self.parameters = 0 if states is None else states.parameters
 
+    @staticmethod
+    def files(path: Path) -> list[Path]:
+        """All that is read: the matrix, the ids of its rows and those of its columns."""
+        return [path, path.with_suffix(".users.txt"), path.with_suffix(".items.txt")]
+
     @classmethod
     def read(cls, path: Path, data: Data) -> "Matrix":
         """`….npy` with the ids of its rows and columns beside it, a line each in `….users.txt` and `….items.txt`."""
         found = _mapped(path)
         places = []
-        for kind, wanted, size in zip(("users", "items"), (data.user_ids, data.item_ids), found.shape, strict=True):
-            ids = _lines(path.with_suffix(f".{kind}.txt"), path)
+        sides = zip(("users", "items"), cls.files(path)[1:], (data.user_ids, data.item_ids), found.shape, strict=True)
+        for kind, names, wanted, size in sides:
+            ids = _lines(names, path)
             if len(ids) != size or len(set(ids)) != size:
                 raise RrecError(f"teacher={path}: {size} {kind}, but {len(set(ids))} different ids of them beside it")
             at = {name: place for place, name in enumerate(ids)}

@@ -1,6 +1,7 @@
 """Distillation: the objective, its terms against brute force, teachers, and which families teach which."""
 
 import math
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DATA, Fixed, batch_for, batch_of, build, buildable, configured, gradients, make_data
+from conftest import DATA, Fixed, batch_for, batch_of, build, buildable, compose, configured, gradients, make_data
 from torch import Tensor
 
-from robustbench_rec import distillation
+from robustbench_rec import composing, distillation
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
@@ -31,6 +32,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.objective import Objective, Plain, start_epoch, told
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks import distill as task
 from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, Teacher, cached
 
 BPR = Plain(loss("bpr"))
@@ -534,8 +536,6 @@ class TestTeachers:
             Matrix.read(path, DATA)
 
     def test_scores_are_computed_once_and_mapped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from dataclasses import replace
-
         data, teacher, users = replace(DATA, place=tmp_path), teacher_of(), torch.arange(DATA.n_users)
         found = cached(teacher, data, "key")
         assert torch.equal(found.scores(users, None), teacher.scores(users, None))
@@ -546,6 +546,18 @@ class TestTeachers:
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
         with pytest.raises(RrecError, match=r"cache=true: scores of 12 users × 20 items take .* GiB"):
             cached(teacher, data, "other")
+
+    @pytest.mark.parametrize("which", ["users", "items"])
+    def test_a_matrix_whose_ids_were_put_right_is_computed_anew(self, which: str, tmp_path: Path) -> None:
+        data, scores = replace(DATA, place=tmp_path), torch.randn(DATA.n_users, DATA.n_items)
+        ids = {"users": DATA.user_ids, "items": DATA.item_ids}
+        path = self.matrix(tmp_path, scores, **{**ids, which: ids[which][::-1]})
+        words = ("dataset=synthetic", f"teacher='{path}'", "cache=true")
+        cfg, users = composing.typed(compose("distill", *words), "distill"), torch.arange(DATA.n_users)
+        wrong = task.teacher_of(cfg, build("mf"), data).scores(users, None)
+        assert torch.equal(wrong, scores.flip(0 if which == "users" else 1))
+        self.matrix(tmp_path, scores, **ids)
+        assert torch.equal(task.teacher_of(cfg, build("mf"), data).scores(users, None), scores)
 
     def test_what_moves_is_not_cached(self) -> None:
         with pytest.raises(RrecError, match="teacher=ema says something else in every epoch"):

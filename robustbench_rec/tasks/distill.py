@@ -69,7 +69,8 @@ def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
 def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
     """A teacher, and a hash of all that makes it what it is."""
     if path.endswith(".npy"):
-        return Matrix.read(Path(path), data), file_digest(Path(path), "teacher") if cfg.cache else ""
+        files = Matrix.files(Path(path)) if cfg.cache else []
+        return Matrix.read(Path(path), data), "".join(file_digest(each, "teacher") for each in files)
     loaded = checkpoint.load(path, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
     checkpoint.same_source(loaded, cfg, data, "teacher", path)
     return Taught.of(loaded.model, loaded.data), loaded.digest + loaded.data.fingerprint
