@@ -72,7 +72,8 @@ class Detect:
 
     share: of the users with an event, at most so many are flagged, the most suspicious. threshold: only those whose
     suspicion is so many robust standard deviations above the median (null: no such demand). known: flag as many as
-    there are fake users, which only an experiment can know. seed: of all that is drawn, the order of ties included.
+    there are fake users, which only an experiment can know; share does not count then, and a threshold is refused.
+    seed: of all that is drawn, the order of ties included.
     """
 
     share: float
@@ -90,6 +91,11 @@ class Detector(Clean):
         super().__init__(config)
         if not (0 <= config.share <= 1 and config.seed >= 0):
             raise RrecError(f"clean.share={config.share}, clean.seed={config.seed}: share in [0, 1], seed >= 0 needed")
+        if config.known and config.threshold is not None:
+            raise RrecError(
+                f"clean={self.name} with known=true flags as many as there are fake users: leave out "
+                f"clean.threshold={config.threshold}, or take known=false"
+            )
 
     @property
     def known(self) -> bool:

@@ -133,6 +133,8 @@ class TestEveryDetector:
         assert int(finding.flagged.sum()) == 6
         with pytest.raises(RrecError, match=f"clean={name} with known=true: dataset 'tiny' has no fake users"):
             cleaned(GENUINE, [step(name, known=True)])
+        with pytest.raises(RrecError, match=f"clean={name} with known=true flags .*: leave out clean.threshold=2.0"):
+            step(name, known=True, threshold=2.0)
 
     def test_a_user_without_events_is_neither_judged_nor_flagged(self, name: str) -> None:
         data = replace(FAKED, train=FAKED.train.where(FAKED.train.users > 2))
