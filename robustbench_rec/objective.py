@@ -16,7 +16,8 @@ Scalar = Callable[[Shifted, Batch], Tensor]
 class Objective(nn.Module):
     """Base of defences and distillations: a scalar of `(at, batch)`, usually around an inner objective.
 
-    Its buffers are training state: they are saved with a resumable run. alone: nothing may be added to it.
+    Its buffers are training state: they are saved with a resumable run. alone: nothing may be added to it,
+    and no training may have gone before it.
     """
 
     alone: ClassVar[bool] = False

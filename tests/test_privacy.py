@@ -272,3 +272,14 @@ def test_nothing_may_be_added_to_a_private_loss(tmp_path: Path) -> None:
     more = [f"teacher='{tmp_path / 'teacher'}'", "defense=dp_sgd", "defense.noise=0"]
     with pytest.raises(RrecError, match="nothing may be added"):
         distill.run(composing.typed(compose("distill", *words, *model, *more), "distill"), tmp_path)
+
+
+def test_a_start_whose_training_epsilon_would_not_count_is_refused(tmp_path: Path) -> None:
+    words = ["dataset=synthetic", "dataset.n_users=40", "dataset.n_items=30", "device=cpu", f"data_dir='{tmp_path}'"]
+    words += ["model=mf", "model.dim=4", "model.l2=0", "epochs=1"]
+    (tmp_path / "first").mkdir()
+    train.run(composing.typed(compose("train", *words), "train"), tmp_path / "first")
+    more = [f"start='{tmp_path / 'first'}'", "defense=dp_sgd", "defense.noise=0"]
+    with pytest.raises(RrecError, match="start=.*no epsilon would count") as error:
+        train.run(composing.typed(compose("train", *words, *more), "train"), tmp_path)
+    assert "\n" not in str(error.value)

@@ -29,8 +29,9 @@ class DPSGD(Objective):
     has, the loss in history.csv, the choice of the best epoch, and noise from the run's seed, which has to stay secret.
 
     Models through which an event reaches the scores of others (graphs, histories, closed forms) are refused, and so is
-    a penalty on what a batch touches: model.l2=0, weight_decay sees no data. Every event's gradient is as large as the
-    model, so an epoch costs events times parameters.
+    a penalty on what a batch touches: model.l2=0, weight_decay sees no data. So is `start`: ε would not count what that
+    run learnt from the events. Every event's gradient is as large as the model, so an epoch costs events times
+    parameters.
     """
 
     @dataclass

@@ -14,7 +14,7 @@ from robustbench_rec.clean import Clean, Finding, cleaned, judged
 from robustbench_rec.cleans import cleans
 from robustbench_rec.config import Fit, Judge, Train
 from robustbench_rec.data import Data
-from robustbench_rec.defenses import defended
+from robustbench_rec.defenses import defended, defenses
 from robustbench_rec.distillation import Distillation
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, by_user, evaluator
@@ -169,6 +169,12 @@ def _check_graph(name: str, data: Data) -> None:
 def begin(model: RecModel, cfg: Train, data: Data) -> None:
     """Start from the parameters of a run, told with what is trained."""
     assert cfg.start is not None
+    name = cfg.defense["name"]
+    if defenses[name].alone:
+        raise RrecError(
+            f"defense={name} with start={cfg.start}: that run may have learnt from the same events, which no epsilon "
+            "would count; leave start out"
+        )
     loaded = checkpoint.load(cfg.start, data_dir=cfg.data_dir, device=data.train.users.device, key="start")
     checkpoint.same_source(loaded, cfg, data, "start", cfg.start)
     copied, tensors = checkpoint.start(model, loaded, cfg.start)
