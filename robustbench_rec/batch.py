@@ -66,6 +66,14 @@ class Batch:
             return self.users
         return self.users[torch.div(self.history.steps, self.history.items.shape[1], rounding_mode="floor")]
 
+    @property
+    def aimed(self) -> Tensor | None:
+        """The items that an attacker is about, each once, ascending `[T]`; None without aims."""
+        if self.aims is None:
+            return None
+        items: Tensor = (self.aims if self.items is None else self.items.gather(1, self.aims)).unique()
+        return items
+
     @classmethod
     def unlabelled(
         cls,

@@ -217,6 +217,28 @@ class TestFlip:
         assert not softmax(Shifted(model), batch).requires_grad
 
 
+class TestAims:
+    """An item in the history is not recommended again, so putting it there is no promotion."""
+
+    @pytest.mark.parametrize("op", ["replace", "insert"])
+    @pytest.mark.parametrize(
+        ("name", "changes"), [("history_flip", {}), *(("history", {"items": items, "share": 1.0}) for items in ITEMS)]
+    )
+    def test_what_the_goal_is_about_is_never_put_in(self, name: str, changes: dict[str, Any], op: str) -> None:
+        model, old = small("sasrec"), {item for row in ROWS for item in row}
+        batch = replace(labelled(ROWS * 20), users=torch.arange(20 * len(ROWS)))
+        built = attack(name, model, op=op, **changes)
+
+        def put_in(batch: Batch) -> set[int]:
+            return {item for row in lists(known(built(Shifted(model), batch, softmax)[1])) for item in row} - old
+
+        aims = torch.tensor(sorted(put_in(batch))[:3])
+        assert len(aims)
+        found = put_in(replace(batch, aims=aims.expand(len(batch), -1)))
+        assert found
+        assert not found & set(aims.tolist())
+
+
 class TestDraws:
     def test_they_are_uniform_and_independent(self) -> None:
         draws = Draws(torch.arange(400), 0)

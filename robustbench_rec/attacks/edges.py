@@ -182,7 +182,7 @@ class EdgeAttack(Attack):
             missing = self.config.pool * part - (pool.shape[1] - graph.extra.shape[1])
             if not missing:
                 break
-            drawn = self._drawn(there, missing, _aims(batch), generator)
+            drawn = self._drawn(there, missing, batch.aimed, generator)
             keys = _keys(torch.cat([self.events, edges, pool, drawn], 1))
             fresh = ~repeated(keys[len(keys) - missing :], keys[: len(keys) - missing])
             pool = torch.cat([pool, drawn[:, fresh]], 1)
@@ -271,14 +271,6 @@ def _keys(edges: Tensor) -> Tensor:
     """By head, tail and relation, in the order of a model's edges."""
     heads, relations, tails = edges.unbind()
     return (heads * (tails.max() + 1) + tails) * (relations.max() + 1) + relations
-
-
-def _aims(batch: Batch) -> Tensor | None:
-    """Items that the goal is about."""
-    if batch.aims is None:
-        return None
-    items = batch.aims if batch.items is None else batch.items.gather(1, batch.aims)
-    return items.unique()  # type: ignore[no-any-return]
 
 
 def _sloped(graph: _Graph, batch: Batch, objective: Scalar) -> tuple[Tensor, Tensor]:

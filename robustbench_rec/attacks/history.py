@@ -31,7 +31,8 @@ class HistoryEdit(HistoryAttack):
     half for where=middle); reverse (a run of them is turned round); duplicate (each stands twice in a row). share: of
     the events of a history; at least one, two that are moved, where it has one to spare. where: the first of them, the
     latest, those in the middle, or any. items: what is put in, in proportion to the training events of an item
-    (popular), to the inverse of one more (unpopular), or the nearest by the vectors that the model reads (similar).
+    (popular), to the inverse of one more (unpopular), or the nearest by the vectors that the model reads (similar);
+    never those that the goal is about: what is in a history is not recommended again.
 
     A history is never empty afterwards; of one that is longer than the window, the oldest events go.
     """
@@ -192,6 +193,8 @@ class HistoryEdit(HistoryAttack):
             return _nearest(at, batch)[own]
         shares = {"popular": self.counts.double(), "unpopular": 1 / (1 + self.counts.double())}
         weights = shares.get(self.config.items, torch.ones(n, dtype=torch.double)).to(device)
+        if batch.aimed is not None:
+            weights[batch.aimed] = 0
         ends = weights.cumsum(0)
         point = draws(items.shape[1]) * (ends[-1] - weights[own])
         point = point + weights[own] * (point >= ends[own] - weights[own])  # as if the item itself had no share
@@ -207,5 +210,7 @@ def _nearest(at: Shifted, batch: Batch) -> Tensor:
     for part in torch.arange(len(unit), device=unit.device).split(max(1, CELLS // len(unit))):
         near = unit[part] @ unit.T
         near[torch.arange(len(part), device=unit.device), part] = -torch.inf
+        if batch.aimed is not None:
+            near[:, batch.aimed] = -torch.inf
         found.append(near.argmax(1))
     return torch.cat(found)

@@ -25,8 +25,9 @@ class HistoryFlip(HistoryAttack):
     op: replace an event by another item, no event twice; or insert an item after the latest event, for which the oldest
     goes where the window is full. edits: how many, one after the other. candidates: the pairs of place and item with
     the largest first-order gain (e_b − e_a)·∇ at the vectors that the model reads, summed over its tables; each is
-    scored, and the best is kept where it raises the objective of the row. All rows at once. HotFlip edits characters,
-    with a beam in the place of the forward passes.
+    scored, and the best is kept where it raises the objective of the row. Items that the goal is about are none of
+    them: what is in a history is not recommended again. All rows at once. HotFlip edits characters, with a beam in the
+    place of the forward passes.
     """
 
     @dataclass
@@ -117,6 +118,8 @@ class HistoryFlip(HistoryAttack):
                 slope, row = gradient[rows].gather(1, there), each.rows.detach()[rows].gather(1, there)  # [b, P, D]
                 gains = gains + slope @ each.table.T - (slope * row).sum(2, keepdim=True)  # [b, P, n_items]
             gains = gains.masked_fill(~free[rows, :, None], -torch.inf)
+            if batch.aimed is not None:
+                gains[:, :, batch.aimed] = -torch.inf
             if self.config.op == "replace":
                 gains.scatter_(2, own[rows, :, None].clamp_max(self.n_items - 1), -torch.inf)
             top = gains.flatten(1).topk(count, 1)
