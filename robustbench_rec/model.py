@@ -39,6 +39,9 @@ class RecModel(nn.Module):
     """Whether scores depend on the training events of users beside what is learnt from them, as through their graph."""
     reads_graph: ClassVar[bool] = False
     """Whether it reads the graph of clicks of `graph.edges_of`, which a cleaning can change."""
+    counts_events: ClassVar[bool] = False
+    """Whether the loss of an event depends on which items have training events, as where the others are no candidates
+    in training."""
     newcomers: ClassVar[tuple[str, ...]] = ()
     """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
     row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""

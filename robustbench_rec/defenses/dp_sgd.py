@@ -26,12 +26,13 @@ class DPSGD(Objective):
 
     The unit of privacy is one training event. ε assumes batches by Poisson sampling, these are shuffled ones, as is
     common. It counts every epoch, also those after the best. Not covered: that sampled negatives avoid what the user
-    has, the loss in history.csv, the choice of the best epoch, and noise from the run's seed, which has to stay secret.
+    has, the statistics and categories of features, which are those of users and items with events, the loss in
+    history.csv, the choice of the best epoch, and noise from the run's seed, which has to stay secret.
 
-    Models through which an event reaches the scores of others (graphs, histories, closed forms) are refused, and so is
-    a penalty on what a batch touches: model.l2=0, weight_decay sees no data. So is `start`: ε would not count what that
-    run learnt from the events. Every event's gradient is as large as the model, so an epoch costs events times
-    parameters.
+    Models through which an event reaches the loss of others (graphs, histories, closed forms, candidates that have
+    events) are refused, and so is a penalty on what a batch touches: model.l2=0, weight_decay sees no data. So is
+    `start`: ε would not count what that run learnt from the events. Every event's gradient is as large as the model, so
+    an epoch costs events times parameters.
     """
 
     @dataclass
@@ -143,6 +144,8 @@ def entangled(model: RecModel) -> str:
         return "reads histories"
     if model.reads_events:
         return "reads the events of all users"
+    if model.counts_events:
+        return "looks at which items have events"
     own = type(model)
     if own.fit is not RecModel.fit or own.auxiliary is not RecModel.auxiliary or own.refresh is not RecModel.refresh:
         return "learns from all data in a phase of its own"

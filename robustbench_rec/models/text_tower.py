@@ -76,6 +76,7 @@ class TextTower(RecModel):
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
     causal: ClassVar[bool] = True
+    counts_events: ClassVar[bool] = True
     body: ClassVar[tuple[str, ...]] = ("backbone",)
 
     centre: Tensor
