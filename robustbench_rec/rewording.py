@@ -213,6 +213,13 @@ def aimed_at(batch: Batch, name: str) -> list[int]:
     return found
 
 
+def queries_each(queries: int, items: Sequence[int], name: str) -> int:
+    """An equal part of the queries for each item; RrecError where it would be none."""
+    if queries < len(items):
+        raise RrecError(f"{name} with queries={queries}: there are {len(items)} target items, each takes one at least")
+    return queries // len(items)
+
+
 class Probe:
     """What an attacker learns about one item by editing its text: the loss of all users, a query for each text.
 

@@ -56,6 +56,13 @@ class TestEdits:
         assert found != TITLE
         assert 1 <= levenshtein([TITLE], [found], kind.unit)[0] <= 6 * kind.cost
 
+    @pytest.mark.parametrize("name", KINDS)
+    def test_the_least_budget_is_what_the_smallest_edit_takes(self, name: str) -> None:
+        kind = kinds(POPULAR)[name]
+        for budget in (kind.least - 1, kind.least):
+            found = kind.edit(TITLE, np.random.default_rng(0), budget // kind.cost)
+            assert (found != TITLE) == (budget == kind.least)
+
     def test_typing_errors_are_on_keys_that_touch(self) -> None:
         assert set(BESIDE["g"]) == set("fhtyvb")
         assert set(BESIDE["q"]) == set("wa")

@@ -9,7 +9,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
-from robustbench_rec.rewording import Probe, Rewording, aimed_at
+from robustbench_rec.rewording import Probe, Rewording, aimed_at, queries_each
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.text.recipes import Limits
 from robustbench_rec.text.words import Pieces, in_case_of
@@ -68,9 +68,10 @@ class HotFlip(Rewording):
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         items = aimed_at(batch, "hotflip")
+        queries = queries_each(self.config.queries, items, "hotflip")
         here, texts, used = at, [], []
         for item in items:
-            probe = Probe(self.ready, here, item, batch, objective, queries=self.config.queries // len(items))
+            probe = Probe(self.ready, here, item, batch, objective, queries=queries)
             texts.append(self._search(probe))
             used.append(probe.used)
             here = here.shift(self.ready.delta(here, [item], texts[-1:]))

@@ -35,6 +35,12 @@ class TextNoise(Rewording):
         if not 0 <= config.share <= 1 or config.edits < 0:
             told = f"share={config.share}, edits={config.edits}"
             raise RrecError(f"text_noise with {told}: a share in [0, 1] and edits >= 0 are needed")
+        kind = kinds(())[config.kind]
+        if 0 < config.edits < kind.least:
+            raise RrecError(
+                f"text_noise with kind={config.kind}, edits={config.edits}: an edit of that kind takes at least "
+                f"{kind.least} {kind.unit}"
+            )
         super().__init__(config.column, config.seed)
         self.kind, self.edits, self.share = config.kind, config.edits, config.share
 

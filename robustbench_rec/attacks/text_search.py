@@ -10,7 +10,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
-from robustbench_rec.rewording import Column, Probe, Rewording, aimed_at
+from robustbench_rec.rewording import Column, Probe, Rewording, aimed_at, queries_each
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.text.neighbours import Neighbours, shared_titles
 from robustbench_rec.text.recipes import NEAR, RECIPES, Limits, phrases, substitutes
@@ -91,9 +91,10 @@ class TextSearch(Rewording):
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         items = aimed_at(batch, "text_search")
+        queries = queries_each(self.config.queries, items, "text_search")
         here, texts, used = at, [], []
         for item in items:
-            probe = Probe(self.ready, here, item, batch, objective, queries=self.config.queries // len(items))
+            probe = Probe(self.ready, here, item, batch, objective, queries=queries)
             texts.append(_Search(self, probe).run())
             used.append(probe.used)
             here = here.shift(self.ready.delta(here, [item], texts[-1:]))

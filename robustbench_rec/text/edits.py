@@ -144,18 +144,26 @@ def add(text: str, rng: np.random.Generator, count: int, *, phrases: Sequence[st
 
 @dataclass(frozen=True)
 class Kind:
-    """unit: what a budget counts, characters or words (Levenshtein). cost: what one edit takes of it, at most."""
+    """unit: what a budget counts, characters or words (Levenshtein). cost: what one edit takes of it, at most. least:
+    the budget below which nothing is edited.
+    """
 
     edit: Edit
     unit: str = "characters"
     cost: int = 1
+    least: int = 1
+
+
+def _shortest(phrases: Sequence[str]) -> int:
+    """Words of the shortest phrase."""
+    return min(len(each.split()) for each in phrases)
 
 
 def kinds(popular: Sequence[str]) -> dict[str, Kind]:
     """Every kind of edit, by name; popular: words for stuffing, the best first."""
     return {
         "typo": Kind(typo),
-        "swap": Kind(swap, cost=2),
+        "swap": Kind(swap, cost=2, least=2),
         "substitute": Kind(substitute),
         "delete": Kind(delete),
         "insert": Kind(insert),
@@ -163,12 +171,12 @@ def kinds(popular: Sequence[str]) -> dict[str, Kind]:
         "zero_width": Kind(zero_width),
         "punctuation": Kind(punctuation),
         "case": Kind(case),
-        "shuffle": Kind(shuffle, "words"),
+        "shuffle": Kind(shuffle, "words", least=2),
         "truncate": Kind(truncate, "words"),
         "stuffing": Kind(partial(add, phrases=popular), "words"),
         "positive": Kind(partial(add, phrases=POSITIVE), "words"),
-        "sentence": Kind(partial(add, phrases=SENTENCES), "words"),
-        "prompt": Kind(partial(add, phrases=PROMPTS), "words"),
+        "sentence": Kind(partial(add, phrases=SENTENCES), "words", least=_shortest(SENTENCES)),
+        "prompt": Kind(partial(add, phrases=PROMPTS), "words", least=_shortest(PROMPTS)),
     }
 
 
