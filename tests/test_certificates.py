@@ -77,9 +77,9 @@ def proof(name: str, **changes: Any) -> Certificate:
     return certificates.build(configured("certify", name, **changes))
 
 
-def spread(name: str, data: Data = DATA, *, seed: int = 0) -> RecModel:
+def spread(name: str, data: Data = DATA, *, seed: int = 0, **changes: Any) -> RecModel:
     """A model whose vectors are far apart, so that lists are not a matter of rounding."""
-    model = build(name, data, seed=seed)
+    model = build(name, data, seed=seed, **changes)
     with torch.no_grad():
         for each in model.parameters():
             if each.ndim == 2:
@@ -248,6 +248,44 @@ class TestRadius:
             for row, budget in enumerate(budgets):
                 assert found[row, pair] == sum(distance[i].item() <= budget for i in others)
 
+    @pytest.mark.parametrize("dim", [2, 3, 16])
+    def test_the_best_step_of_all_vectors_lets_as_many_items_pass_as_it_says(self, dim: int) -> None:
+        judge, model = judging(), spread("mf", dim=dim)
+        users, items, scores = self.of(model, judge)
+        owners, columns = pairs(judge)
+        rivals = scores.isfinite().index_put((owners, columns), torch.tensor(False))[owners]  # [P, n_items]
+
+        def passed(budget: float) -> Tensor:
+            """How many can be let pass: steps of the user and of the two items, each the best against the others."""
+            apart = items[columns][:, None] - items  # [P, n_items, D]
+            there = users[owners][:, None].expand_as(apart)
+            step = budget * torch.nn.functional.normalize(torch.randn(apart.shape, dtype=torch.double), dim=2)
+            for _ in range(2000):
+                other = apart - 2 * budget * torch.nn.functional.normalize(there + step, dim=2)
+                step = -budget * torch.nn.functional.normalize(other, dim=2)
+            return ((((there + step) * other).sum(2) < 0) & rivals).sum(1)
+
+        torch.manual_seed(0)
+        budgets = [0.05, 0.2, 0.5, 0.8]
+        found = proof("radius", vectors="all", budgets=budgets).certify(loaded(model), judge, "test").above
+        for budget, above in zip(budgets, found, strict=True):
+            assert (above >= passed(budget)).all()
+            assert (above <= passed(1.001 * budget)).all()
+        assert (found[-1] > found[0]).any()
+
+    def test_vectors_in_one_line_are_turned_by_all_three_steps(self) -> None:
+        """p = q_t − q_k = e₁: the angles asin(r) and asin(2r) make a right one where r² + 4r² = 1."""
+        judge, model = judging(make_data(test=1), k=1), build("mf", make_data(test=1), dim=2)
+        with torch.no_grad():
+            for each in model.parameters():
+                each.zero_()
+            model.get_parameter("user.weight")[:, 0] = 1
+            model.get_parameter("item.weight")[pairs(judge)[1][0], 0] = 1
+        budgets = [5**-0.5 * (1 - 1e-6), 5**-0.5 * (1 + 1e-6)]
+        found = proof("radius", vectors="all", budgets=budgets).certify(loaded(model, judge.data), judge, "test").above
+        assert found[0, 0] == 0
+        assert found[1, 0] > 0
+
     def test_an_item_vector_that_moves_by_its_radius_leaves_the_list(self) -> None:
         judge = judging(make_data(test=1), k=3)
         model = spread("mf", judge.data)
@@ -320,11 +358,12 @@ class TestRadius:
         with pytest.raises(RrecError, match="empirical"):
             proof("radius", vectors="item").attack(loaded(build("mf")), judging(), "test", 0.1)
 
-    def test_more_users_than_certified_cannot_be_shown_a_target(self) -> None:
+    @pytest.mark.parametrize("vectors", ["all", "user"])
+    def test_more_users_than_certified_cannot_be_shown_a_target(self, vectors: str) -> None:
         judge, model = judging(), spread("mf")
         users, items = model.get_parameter("user.weight"), model.get_parameter("item.weight")
         target, budget = 7, 1.5
-        found = proof("radius", vectors="user", budgets=[0, budget], items=[DATA.item_ids[target]])
+        found = proof("radius", vectors=vectors, budgets=[0, budget], items=[DATA.item_ids[target]])
         told = found.certify(loaded(model), judge, "test").notes
         clean = judge.exposure(Shifted(model), "test", torch.tensor([target]))
         assert told["t_hr@5@0"] == pytest.approx(clean.metrics["t_hr@5"])

@@ -19,6 +19,7 @@ from robustbench_rec.targets import targets
 from robustbench_rec.threat import Threat
 
 VECTORS = ("all", "item", "user")
+ROUNDING = 1e-13  # of a squared length in double precision, at most
 
 
 @certificates.register
@@ -29,11 +30,12 @@ class Radius(Certificate):
     of users and items at once. items: original ids of items for which it is certified too how many users they can enter
     the lists of (null: none). attack: what is run for the empirical side, its eps, surface and modules are set.
 
-    For one pair of items the distance is exact: gap/‖q_t − q_k‖ (user), gap/‖p‖ (item), and the root of
-    2‖p‖r + ‖q_t − q_k‖r + 2r² = gap (all). That an item leaves the first K needs the K-th smallest of them; for `item`
-    that is exact, for the others a lower bound, exact for K = 1. Whoever has several relevant items is certified for
-    the worst of each, though no one perturbation may do all that. Computed in double precision from the vectors of the
-    model.
+    For one pair of items, d = q_t − q_k, the distance is exact: gap/‖d‖ (user), gap/‖p‖ (item), and for all, from two
+    dimensions on, the r at which steps of r turn p, and of 2r turn d, until they are at right angles:
+    ∠(p, d) + asin(r/‖p‖) + asin(2r/‖d‖) = π/2, which is gap/√(4‖p‖² + ‖d‖² + 4√(‖p‖²‖d‖² − gap²)). That an item leaves
+    the first K needs the K-th smallest of them; for `item` that is exact, for the others a lower bound, exact for
+    K = 1. Whoever has several relevant items is certified for the worst of each, though no one perturbation may do all
+    that. Computed in double precision from the vectors of the model.
     """
 
     @dataclass
@@ -138,15 +140,17 @@ class Radius(Certificate):
             row, own = rows[part], columns[part]
             others = scores[row]
             gap = scores[row, own][:, None] - others
-            between = (squares[own, None] + squares - 2 * items[own] @ items.T).clamp_min(0).sqrt()
+            sums = squares[own, None] + squares
+            between = (sums - 2 * items[own] @ items.T).clamp_min(0)  # ‖q_t − q_k‖²
             size = users[row].norm(dim=1, keepdim=True)
             if self.config.vectors == "user":
-                distance = gap / between
+                distance = gap / between.sqrt()
             elif self.config.vectors == "item":
                 distance = gap / size
             else:
-                slope = 2 * size + between
-                distance = 2 * gap / (slope + (slope.square() + 8 * gap.clamp_min(0)).sqrt())
+                # for vectors nearly in one line a difference of almost equal numbers: never too small
+                area = (size.square() * (between + ROUNDING * sums) - gap.square()).clamp_min(0).sqrt()
+                distance = gap / (4 * size.square() + between + 4 * area).sqrt()
             distance = torch.where(gap > 0, distance, 0.0)
             yield row, own, distance.masked_fill(others.isinf(), float("inf"))
 
