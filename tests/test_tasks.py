@@ -282,6 +282,11 @@ class TestAttack:
     def attacked(self, runs: Runs, out: Path, name: str, *overrides: str) -> dict[str, float]:
         return run("attack", out, f"ckpt='{runs[name][0]}'", *JUDGED, *overrides)
 
+    def test_a_score_above_0_is_taken_for_no_rating(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="labels=own with protocol=ratings: .* labels=true") as caught:
+            run("attack", tmp_path, f"ckpt='{runs['mf'][0]}'", "protocol=ratings", "labels=own", "device=cpu")
+        assert "\n" not in str(caught.value)
+
     @pytest.mark.parametrize("name", ["mf", "kgat"])
     @pytest.mark.parametrize("kind", ["embedding", "weight"])
     def test_it_reports_clean_attacked_drop_and_budget(self, runs: Runs, tmp_path: Path, name: str, kind: str) -> None:

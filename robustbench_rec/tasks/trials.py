@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.config import RESUMABLE_WITH, Attack
-from robustbench_rec.errors import unknown
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import Evaluator, Result
 from robustbench_rec.evaluation.base import Predicted, Shown
 from robustbench_rec.evaluation.worst import attacked, judged
@@ -28,9 +28,14 @@ Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
 
 
 def labelled(cfg: Attack) -> None:
-    """RrecError where the config names no labels that there are."""
+    """RrecError where the config names no labels that there are, or a model's own where it decides nothing."""
     if cfg.labels not in LABELS:
         raise unknown("labels", cfg.labels, LABELS)
+    if cfg.labels == "own" and cfg.protocol == "ratings":
+        raise RrecError(
+            "labels=own with protocol=ratings: a score above 0 says what is relevant, not how it is rated; "
+            "take labels=true"
+        )
 
 
 @dataclass
