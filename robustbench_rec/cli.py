@@ -304,7 +304,7 @@ def leaderboard_fill(
 
     def work() -> None:
         from robustbench_rec.errors import RrecError
-        from robustbench_rec.tasks.leaderboard import fill
+        from robustbench_rec.filling import fill
 
         if not all(each.isdecimal() for each in seeds.split(",")):
             raise RrecError(f"seeds={seeds}: comma separated numbers are needed")

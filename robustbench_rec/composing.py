@@ -127,21 +127,39 @@ def with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[str
 
 
 def refuse_used(verb: str, overrides: Sequence[str]) -> None:
-    """RrecError where `hydra.run.dir` names a place that holds a run with other settings.
-
-    The same run may go on there or be done again, and a run that left nothing may be done with other settings.
-    """
+    """RrecError where `hydra.run.dir` names a place that holds a run with other settings."""
     if not any(each.lstrip("+").startswith("hydra.run.dir=") for each in overrides):
         return
+    with suppress(HydraException, OmegaConfBaseException):  # they are told when it is run
+        if (composed := _with_place(verb, overrides)).hydra.mode != RunMode.MULTIRUN:
+            _refuse_other(verb, composed, config.RESUMABLE_WITH)
+
+
+def kept(verb: str, overrides: Sequence[str], *, but: Sequence[str]) -> bool:
+    """Whether the place that `hydra.run.dir` names has the results of this run.
+
+    but: settings that may be others there. RrecError where they are those of another run, or make no configuration.
+    """
     try:
-        with session():
-            composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
-            place, mode = Path(composed.hydra.run.dir), composed.hydra.mode
-    except (HydraException, OmegaConfBaseException):
-        return  # it is told when it is run
+        composed = _with_place(verb, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RrecError(explain(error, verb, overrides)) from error
+    _refuse_other(verb, composed, but)
+    return (Path(composed.hydra.run.dir) / "metrics.json").is_file()
+
+
+def _with_place(verb: str, overrides: Sequence[str]) -> DictConfig:
+    with session():
+        composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
+        composed.hydra.run.dir = str(composed.hydra.run.dir)  # resolved while Hydra's resolvers are there
+    return composed
+
+
+def _refuse_other(verb: str, composed: DictConfig, but: Sequence[str]) -> None:
+    """The same run may go on in its place or be done again; one that left nothing may be done with other settings."""
+    place = Path(composed.hydra.run.dir)
     found = reading.read(place)
-    kept = found.record.get("status") in ("running", "done") or any((place / each).exists() for each in KEPT)
-    if mode == RunMode.MULTIRUN or not kept:
+    if found.record.get("status") not in ("running", "done") and not any((place / each).exists() for each in KEPT):
         return
     instead = "name another hydra.run.dir, or remove it"
     if found.verb != verb:
@@ -151,7 +169,7 @@ def refuse_used(verb: str, overrides: Sequence[str]) -> None:
     plain = OmegaConf.to_container(composed)
     assert isinstance(plain, dict)
     ours = reading.filled({str(key): each for key, each in plain.items() if key != "hydra"})
-    if changed := config.difference(ours, found.config, but=(*config.RESUMABLE_WITH, "resume")):
+    if changed := config.difference(ours, found.config, but=(*but, "resume")):
         name, one, other = changed
         raise RrecError(f"{place} holds a run with other settings ({name} is {other} there, not {one}): {instead}")
 

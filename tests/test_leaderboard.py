@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.models import models
 from robustbench_rec.reports import cards
-from robustbench_rec.tasks.leaderboard import add, build, fill, verify
+from robustbench_rec.tasks.leaderboard import add, build, verify
 
 SMALL = {**cards.STANDARD, "attack": {**cards.STANDARD["attack"], "steps": 3, "queries": 3, "rivals": 1}}
 BUDGET = ("attack=rank_autoattack", "attack.steps=3", "attack.queries=3", "attack.rivals=1")
@@ -303,47 +302,3 @@ def test_the_script_of_the_page_runs_and_offers_what_there_is_to_choose(carded: 
     build(carded, tmp_path / "out.html")
     dump = dumped(tmp_path / "out.html", tmp_path / "browser")
     assert {"mf", "none", "apr"} <= set(re.findall(r'<option value="(.*?)">', dump))
-
-
-@pytest.mark.parametrize("left", ["metrics.json", "resume"])
-def test_filling_does_not_take_a_run_of_other_settings_for_what_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
-) -> None:
-    began: list[list[str]] = []
-
-    def stopped(command: list[str], **_: Any) -> CompletedProcess[str]:
-        began.append(command)
-        out = tmp_path / "work" / "mf-none-0"
-        (out / left).mkdir() if left == "resume" else (out / left).write_text("{}")
-        return CompletedProcess(command, 1, "", "rrec: stopped")
-
-    monkeypatch.setattr("robustbench_rec.tasks.leaderboard.subprocess.run", stopped)
-    asked = (tmp_path / "cards", tmp_path / "work", ["mf"], ["none"], [0])
-    for words, message in (
-        (["epochs=1", "device=cpu"], "stopped"),
-        (["epochs=20", "device=cpu"], "holds a run with epochs=1, not epochs=20; name another --work"),
-        (["epochs=1", "lr=0.05"], "holds a run with no lr, not lr=0.05; name another --work"),
-    ):
-        (failed,) = fill(*asked, words)
-        assert message in failed
-    assert len(began) == 1
-    (tmp_path / "work" / "mf-none-0" / "asked.json").unlink()
-    (failed,) = fill(*asked, ["epochs=1"])
-    assert "does not say what it was asked for" in failed
-
-
-@pytest.mark.slow
-def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cards, "LIMITS", {})
-    words = [*DATA, "epochs=2", "model.dim=8", "device=cpu", "threads=1"]
-    asked = (tmp_path / "cards", tmp_path / "work", ["mf", "pop"], ["none", "rawp_ft"], [0], words)
-    failed = fill(*asked)
-    assert {each.partition(":")[0] for each in failed} == {"pop-none-0", "pop-rawp_ft-0"}
-    assert all("\n" not in each for each in failed)
-    assert {cards.load(each).defense for each in (tmp_path / "cards").iterdir()} == {"none", "rawp_ft"}
-    stamps = {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
-    assert len(stamps) == 4
-    fill(*asked)
-    assert stamps == {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}

@@ -1,9 +1,7 @@
 """rrec leaderboard."""
 
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -14,14 +12,11 @@ import torch
 from rich.console import Console
 
 from robustbench_rec import checkpoint
-from robustbench_rec.config import Attack, Base, typed_attack
+from robustbench_rec.config import Attack, typed_attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
-from robustbench_rec.files import read_json, write_json, write_text
-from robustbench_rec.finetunes import finetunes
+from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
-from robustbench_rec.models import models
-from robustbench_rec.progress import Bar
 from robustbench_rec.reports import cards
 from robustbench_rec.reports.cards import STANDARD, Card
 from robustbench_rec.reports.reading import LOCAL, Book, Found, parameters, read, without_seeds
@@ -32,12 +27,6 @@ from robustbench_rec.tasks.attack import run as attack
 
 LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_user")
 """Of the configuration of an attack, what a card does not keep: where it ran, and what it wrote beside."""
-
-
-ASKED = "asked.json"
-"""What a run of `fill` was asked for, in its directory."""
-ELSEWHERE = ("device", "threads", "data_dir", "tracker", "ckpt")
-"""Of that, what may change when `fill` is called again: where things run and lie."""
 
 
 def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
@@ -135,97 +124,6 @@ def build(folder: Path, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, html("report.html.j2", page=cards.board(found), drawn={}))
     Console().print(f"{out}: {len(found)} cards", markup=False, highlight=False, soft_wrap=True)
-
-
-def fill(
-    folder: Path, work: Path, chosen: Sequence[str], defenses: Sequence[str], seeds: Sequence[int], words: Sequence[str]
-) -> list[str]:
-    """Train, fine-tune, attack and add every combination; what is there is not done again, what was killed goes on.
-
-    What is there with other settings is not taken for what is asked for: that combination fails.
-    words: overrides of the training; those that say where it runs count for every step. Each step is a process of its
-    own. Returns a line for each that failed; the others go on.
-    """
-    shared = [each for each in words if each.partition("=")[0] in {field.name for field in fields(Base)} - {"seed"}]
-    wanted = [(m, d, s) for m in chosen or models.names() for d in defenses for s in seeds]
-    failed = []
-    with Bar("leaderboard", total=len(wanted), steps=1) as bar:
-        for number, (model, defense, seed) in enumerate(wanted):
-            name = f"{model}-{defense}-{seed}"
-            try:
-                _entry(folder, work, model, defense, seed, words, shared)
-                bar.note(number, name)
-            except RrecError as error:
-                failed.append(f"{name}: {error}")
-                bar.note(number, f"{name}: {error}")
-    return failed
-
-
-def _entry(
-    folder: Path, work: Path, model: str, defense: str, seed: int, words: Sequence[str], shared: Sequence[str]
-) -> None:
-    tuned = defense in finetunes.names()  # of the undefended model
-    start = work / f"{model}-{'none' if tuned else defense}-{seed}"
-    _run("train", start, [f"model={model}", f"defense={'none' if tuned else defense}", f"seed={seed}", *words])
-    ckpt = start
-    if tuned:
-        ckpt = work / f"{model}-{defense}-{seed}"
-        _run("finetune", ckpt, [f"ckpt={_quoted(start)}", f"finetune={defense}", f"seed={seed}", *shared])
-    attacked = work / f"{model}-{defense}-{seed}-attack"
-    standard = [f"{key}={_said(each)}" for key, each in STANDARD.items() if not isinstance(each, Mapping)]
-    inner = {key: each for key, each in STANDARD["attack"].items() if key not in ("name", "eps")}
-    standard += [f"attack={STANDARD['attack']['name']}", *(f"attack.{key}={_said(e)}" for key, e in inner.items())]
-    _run("attack", attacked, [f"ckpt={_quoted(ckpt)}", *standard, *shared])
-    data_dir = next((each.partition("=")[2] for each in shared if each.startswith("data_dir=")), None)
-    add(attacked, folder, data_dir)
-
-
-def _run(verb: str, out: Path, words: Sequence[str]) -> None:
-    """`rrec` in a process of its own, so that time and memory are of this run alone; resumed where it was killed.
-
-    RrecError where a run of other settings is there.
-    """
-    done, begun = (out / "metrics.json").is_file(), (out / "resume").is_dir()
-    settings = {
-        key: value
-        for key, _, value in (each.partition("=") for each in words)
-        if key.partition(".")[0] not in ELSEWHERE
-    }
-    if done or begun:
-        _same(out, settings)
-    if done:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / ASKED, settings)
-    go_on = begun and verb != "attack"
-    told = [f"resume={_quoted(out)}"] if go_on else [*words, f"hydra.run.dir={_quoted(out)}"]
-    command = [sys.executable, "-m", "robustbench_rec", verb, *told]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode or not (out / "metrics.json").is_file():
-        lines = [each.strip() for each in ended.stderr.splitlines() if each.strip()]
-        raise RrecError(lines[-1].removeprefix("rrec: ") if lines else f"rrec {verb} ended with {ended.returncode}")
-
-
-def _same(out: Path, settings: Mapping[str, str]) -> None:
-    """RrecError where what is kept was not asked for with these settings."""
-    if not (out / ASKED).is_file():
-        raise RrecError(f"{out} holds a run that does not say what it was asked for; name another --work")
-    told = read_json(out / ASKED, "leaderboard")
-    for key in sorted(told.keys() | settings.keys()):
-        if told.get(key) != settings.get(key):
-            before, now = (f"{key}={each[key]}" if key in each else f"no {key}" for each in (told, settings))
-            raise RrecError(f"{out} holds a run with {before}, not {now}; name another --work")
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path.resolve()).replace("'", r"\'") + "'"
-
-
-def _said(value: Any) -> str:
-    """As a word of the command line."""
-    if value is None:
-        return "null"
-    return f"'{value}'" if isinstance(value, str) else str(value).lower()
 
 
 def _attack(config: Mapping[str, Any], ckpt: Path, data_dir: str | None) -> Attack:

@@ -1,0 +1,71 @@
+"""rrec leaderboard fill."""
+
+from pathlib import Path
+from subprocess import CompletedProcess
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_tasks import DATA
+
+from robustbench_rec.filling import fill
+from robustbench_rec.launch import launch
+from robustbench_rec.reports import cards
+
+WORDS = [*DATA, "model.dim=8", "device=cpu", "threads=1"]
+
+
+@pytest.fixture
+def began(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of the steps, none of which is run."""
+    commands: list[list[str]] = []
+
+    def stopped(command: list[str], **_: Any) -> CompletedProcess[str]:
+        commands.append(command[3:])
+        return CompletedProcess(command, 1, "", "rrec: stopped")
+
+    monkeypatch.setattr("robustbench_rec.filling.subprocess", SimpleNamespace(run=stopped))
+    return commands
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_filling_does_not_take_a_run_of_other_settings_for_what_is_asked(
+    tmp_path: Path, began: list[list[str]], finished: bool
+) -> None:
+    out = tmp_path / "work" / "mf-none-0"
+    assert launch("train", ["model=mf", "defense=none", "seed=0", *WORDS, "epochs=1", f"hydra.run.dir={out}"]) == 0
+    if not finished:
+        (out / "metrics.json").unlink()
+        (out / "resume").mkdir()
+    asked = (tmp_path / "cards", tmp_path / "work", ["mf"], ["none"], [0])
+    for words, message in (
+        ([*WORDS, "epochs=20"], "holds a run with other settings (epochs is 1 there, not 20)"),
+        ([*WORDS, "epochs=1", "lr=0.05"], "(lr is 0.002 there, not 0.05)"),
+        ([*WORDS, "epochs=1", "lrr=0.05"], "unknown key 'lrr'"),
+    ):
+        (failed,) = fill(*asked, words)
+        assert failed.startswith("mf-none-0: ")
+        assert message in failed
+    assert not began
+    (failed,) = fill(*asked, [*WORDS, "epochs=1", "threads=2"])
+    assert failed == "mf-none-0: stopped"
+    (went_on,) = began
+    assert went_on[0] == ("attack" if finished else "train")
+    assert finished or went_on[1] == f"resume='{out}'"
+
+
+@pytest.mark.slow
+def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "LIMITS", {})
+    words = [*DATA, "epochs=2", "model.dim=8", "device=cpu", "threads=1"]
+    asked = (tmp_path / "cards", tmp_path / "work", ["mf", "pop"], ["none", "rawp_ft"], [0], words)
+    failed = fill(*asked)
+    assert {each.partition(":")[0] for each in failed} == {"pop-none-0", "pop-rawp_ft-0"}
+    assert all("\n" not in each for each in failed)
+    assert {cards.load(each).defense for each in (tmp_path / "cards").iterdir()} == {"none", "rawp_ft"}
+    stamps = {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
+    assert len(stamps) == 4
+    fill(*asked)
+    assert stamps == {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
