@@ -467,6 +467,31 @@ class TestRankAutoAttack:
         assert flags["mf"]["zero_gradients"] == flags["mf"]["random"] == flags["mf"]["saturated"] == 0
         assert flags["masked"]["zero_gradients"] == 1
 
+    def test_saturation_is_that_of_the_labels_that_the_attacker_has(self) -> None:
+        class Sure(RecModel):
+            """Certain of the first item, which is relevant to almost nobody."""
+
+            def __init__(self, inner: RecModel) -> None:
+                super().__init__()
+                self.inner = inner
+
+            def forward(self, batch: Batch, encoded: None) -> Output:
+                scores = self.inner(batch, None).scores
+                first = torch.arange(scores.shape[1]) == 0
+                return Output(scores * 1e-6 + torch.where(first, 50.0, -50.0))
+
+        at = Shifted(Sure(build("mf")).requires_grad_(False).eval())
+        judging = evaluator(DATA, judge(metrics=["ndcg"], seen=True))
+        goal = goals.build(configured("goal", "untargeted"), DATA)
+        chosen = [each for each in members(judging, suite("embedding"), goal) if each.name == "apgd_softmax"]
+        clean = judged(judging, at, "test", goal)
+        true, own = (
+            masking(judging, at, chosen, [clean], clean, "test", goal, own_labels=each)["saturated"]
+            for each in (False, True)
+        )
+        assert true < 0.2
+        assert own == 1
+
 
 def suite(kind: str) -> Any:
     return attacks.build(configured("attack", "rank_autoattack", surface=kind, eps=0.3, steps=5, queries=5, rivals=2))

@@ -10,6 +10,7 @@ from robustbench_rec.ascent import Perturbation, climb, zeros
 from robustbench_rec.attack import Member
 from robustbench_rec.batch import Batch
 from robustbench_rec.evaluation.base import Evaluator, Result
+from robustbench_rec.evaluation.worst import marking
 from robustbench_rec.goal import Goal
 from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.objective import Scalar
@@ -26,21 +27,24 @@ def masking(
     clean: Result,
     part: str,
     goal: Goal,
+    *,
+    own_labels: bool = False,
 ) -> dict[str, float]:
     """Flags of an ensemble, each 0 where nothing is suspicious.
 
     zero_gradients: share of the attacked tensors (of the users, where each has a perturbation of its own) whose
     gradient is all zero. saturated: share of the users whose loss is too small to have a gradient. random: 1 where
     judging the same model twice gives two results. black_box: share of the users whom an attack that sees scores alone
-    harmed more than every attack that sees gradients.
+    harmed more than every attack that sees gradients. own_labels: the attacks did not know the labels.
     """
     first = members[0]
     assert isinstance(first.attack, Perturbation)
     probe = Probe(surface=first.attack.surface, modules=first.attack.modules, ball=first.attack.ball)
     climbed = judging.climbed(first.loss, goal)
-    _, found = judging.attack(at, probe, part, climbed, mark=goal.mark)
+    mark = marking(at, goal, own_labels=own_labels)
+    _, found = judging.attack(at, probe, part, climbed, mark=mark)
     with torch.no_grad():
-        losses = [climbed(at(batch), batch) for batch in map(goal.mark, judging.batches(at.model, part))]
+        losses = [climbed(at(batch), batch) for batch in map(mark, judging.batches(at.model, part))]
     again = judging.evaluate(at, part).metrics
     flags = {
         "zero_gradients": found["zero"],

@@ -64,13 +64,19 @@ def attacked(
     """
     if member.rival is None:
         climbed = judging.climbed(member.loss or loss, goal)
-
-        def mark(batch: Batch) -> Batch:
-            return goal.mark(_decided(batch, _scored(at, batch)) if own_labels else batch)
-
+        mark = marking(at, goal, own_labels=own_labels)
         return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass)
     rivals = _rivals(judging, at, part, goal.k, member.rival, own_labels=own_labels)
     return judging.attack(at, member.attack, part, aimed("promote", k=goal.k), mark=rivals, on_pass=on_pass)
+
+
+def marking(at: Shifted, goal: Goal, *, own_labels: bool) -> Callable[[Batch], Batch]:
+    """What the attacker sees of a batch: own_labels as in `attacked`, and the goal's marks."""
+
+    def mark(batch: Batch) -> Batch:
+        return goal.mark(_decided(batch, _scored(at, batch)) if own_labels else batch)
+
+    return mark
 
 
 def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Result:

@@ -88,7 +88,8 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             told |= _improvement(clean, after, undefended, judging)
         if len(chosen) > 1:
             told |= _shared(chosen, found, clean, goal, judging)
-            flags = masking(judging, at, chosen, left, clean, cfg.part, goal)
+            own = cfg.labels == "own"
+            flags = masking(judging, at, chosen, left, clean, cfg.part, goal, own_labels=own)
             show("signs of a weak attack (0: none)", list(flags), [list(flags.values())])
             told |= {f"flag/{name}": value for name, value in flags.items()}
         else:
