@@ -60,9 +60,14 @@ def held(path: Path) -> Iterator[None]:
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                raise FileExistsError(path)  # removed by the one who had it, and made anew
         except OSError as error:
             raise RrecError(f"{path.parent}: another process is still at it") from error
-        yield
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # still held, so that nobody gets hold of a file without a name
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

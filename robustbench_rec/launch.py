@@ -174,10 +174,8 @@ class Job:
         swept = settings.mode == RunMode.MULTIRUN
         where = f"job {settings.job.num} ({' '.join(settings.overrides.task)}): " if swept else ""
         try:
-            if not swept:
-                return self._run(composed, self.out)
             with files.held(self.out / sweeping.LOCK):  # a worker may outlive the sweep that started it
-                if not sweeping.finished(self.out, composed, settings.overrides.task):
+                if not swept or not sweeping.finished(self.out, composed, settings.overrides.task):
                     return self._run(composed, self.out)
                 metrics = files.read_json(self.out / "metrics.json", "sweep")
                 return _worth(composing.typed(composed, self.verb), metrics)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SWEEP, JOB = "sweep.json", "job.json"
 """What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
 LOCK = "lock"
-"""What a process has that is at a job of a sweep."""
+"""What a process has that is at a run, or at a job of a sweep."""
 
 
 def asked(directory: Path) -> tuple[str, list[str]]:

@@ -17,6 +17,7 @@ import pytest
 from robustbench_rec import config
 from robustbench_rec.composing import complete
 from robustbench_rec.errors import RrecError
+from robustbench_rec.files import held
 from robustbench_rec.launch import launch
 from robustbench_rec.reports.summary import Job, Summary
 
@@ -227,6 +228,16 @@ def test_a_directory_that_holds_another_run_is_refused_and_left_as_it_was(
     assert fragment in err
     assert "name another hydra.run.dir" in err
     assert contents("run") == before
+
+
+@pytest.mark.parametrize("words", [["hydra.run.dir=run"], ["resume=run"]])
+def test_a_run_that_another_process_is_at_is_left_to_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["hydra.run.dir=run", "seed=14"]) == 130
+    metrics = Path("run/metrics.json")
+    with held(Path("run/lock")):
+        assert launch("train", [*words, "threads=2"] if "resume=run" in words else [*words, "seed=14"]) == 1
+    assert "run: another process is still at it" in capsys.readouterr().err
+    assert not metrics.exists()
 
 
 def test_a_run_whose_settings_cannot_be_read_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
