@@ -99,7 +99,9 @@ class Ranking(Evaluator[Lists]):
         users, items, best, hits, relevant = (torch.cat(each) for each in zip(*lists, strict=True))
         shown = Shown(users, items, best, hits)
         per_list = {name: torch.cat(each) for name, each in values.items()}
-        spread: dict[str, float] = {}
+        means: dict[str, float] = {}
+        depths = {k for name, k in cut.items() if name.partition("@")[0] in popularity.OF_ALL}
+        exposure = {k: popularity.exposure(items[:, :k], self.data.n_items) for k in depths}
         for name, k in cut.items():
             kind = name.partition("@")[0]
             if kind in ranking.TOP_K:
@@ -107,10 +109,10 @@ class Ranking(Evaluator[Lists]):
             elif kind in popularity.OF_LISTS:
                 per_list[name] = popularity.OF_LISTS[kind](items[:, :k], self.popularity)
             else:
-                exposure = popularity.exposure(items[:, :k], self.data.n_items)
-                spread[name] = popularity.OF_ALL[kind](exposure).item()
+                means[name] = popularity.OF_ALL[kind](exposure[k]).item()
         owners, per_user = means_by_user(users, per_list)
-        means = spread | {name: each.nanmean().item() for name, each in per_user.items()}
+        if per_user:
+            means |= dict(zip(per_user, torch.stack(list(per_user.values())).nanmean(1).tolist(), strict=True))
         ordered = {name: per_user[name] for name in names if name in per_user}
         return Result({name: means[name] for name in names}, owners, ordered, shown=shown)
 
@@ -270,8 +272,14 @@ def over_targets(values: Tensor) -> float:
 def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Who there is `[N]`, in order, and the mean of each user's values `[R]`: `[N]`."""
     owners, row, counts = torch.unique(users, return_inverse=True, return_counts=True)
-    nothing = torch.zeros(len(owners), dtype=torch.double, device=users.device)
-    return owners, {name: nothing.index_add(0, row, each.double()) / counts for name, each in values.items()}
+    if not values:
+        return owners, {}
+    table = torch.stack([each.double() for each in values.values()])  # [M, R]
+    if len(owners) == len(users):  # one list a user, as always in full ranking
+        found = table[:, row.argsort()]
+    else:
+        found = torch.stack([each.new_zeros(len(owners)).index_add(0, row, each) for each in table]) / counts
+    return owners, dict(zip(values, found, strict=True))
 
 
 def _ranked(scores: Tensor, chunk: Lists, depth: int, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

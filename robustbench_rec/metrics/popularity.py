@@ -43,14 +43,13 @@ def tail(popularity: Tensor) -> Tensor:
     """
     ordered = popularity.double().sort(descending=True).values
     before = ordered.cumsum(0) - ordered  # events of the more popular ones
-    inside = before < HEAD * ordered.sum()
-    least = ordered[inside].amin() if bool(inside.any()) else float("inf")
-    return popularity < least
+    head = int((before < HEAD * ordered.sum()).sum())
+    return popularity < (ordered[head - 1] if head else float("inf"))
 
 
 def exposure(lists: Tensor, n_items: int) -> Tensor:
     """In how many lists each item stands, int `[n_items]`."""
-    return torch.bincount(lists[lists >= 0], minlength=n_items)
+    return torch.bincount(lists.flatten() + 1, minlength=n_items + 1)[1:]  # -1 where a list ends
 
 
 def coverage(exposure: Tensor) -> Tensor:
