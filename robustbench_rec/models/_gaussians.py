@@ -47,10 +47,12 @@ def nearness(points: Tensor, others: Tensor, items: Tensor | None) -> Tensor:
     """-W₂² of Gaussians `[N, 2D]` and candidates `[N, C]` among others `[n, 2D]`, or all of these `[N, n]`."""
     with torch.autocast(points.device.type, enabled=False):  # a small difference of large numbers
         points, others = points.float(), others.float()
-        size, sizes = points.square().sum(1), others.square().sum(1)
+        size, sizes = points.square().sum(1, keepdim=True), others.square().sum(1, keepdim=True)
+        left = torch.cat([2 * points, -size, torch.ones_like(size)], 1)
+        right = torch.cat([others, torch.ones_like(sizes), -sizes], 1)
         if items is None:
-            return torch.addmm(-sizes, points, others.T, alpha=2) - size[:, None]
-        return 2 * pairs(points, None, others, items) - sizes[items] - size[:, None]
+            return left @ right.T  # one product, without a pass over all pairs beside it
+        return pairs(left, None, right, items)
 
 
 def distance_deviation(users: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:
