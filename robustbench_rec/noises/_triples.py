@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.data import KG, Data
-from robustbench_rec.noise import Noise, repeated
+from robustbench_rec.noise import Noise
 
 
 class KGNoise(Noise):
@@ -35,10 +35,9 @@ def rows(kg: KG, index: Tensor) -> KG:
     return replace(kg, heads=kg.heads[index], relations=kg.relations[index], tails=kg.tails[index])
 
 
-def changed(kg: KG, places: Tensor, other: KG) -> KG:
-    """The graph with other triples at some places; what is a triple already stays what it was."""
-    right = ~repeated(keys(other), keys(kg))
-    fields = {name: getattr(kg, name).clone() for name in ("heads", "relations", "tails")}
-    for name, each in fields.items():
-        each[places[right]] = getattr(other, name)[right]
-    return replace(kg, **fields)
+def together(one: KG, other: KG) -> KG:
+    """The triples of both, which have the same entities and relations."""
+    heads, relations, tails = (
+        torch.cat([getattr(one, name), getattr(other, name)]) for name in ("heads", "relations", "tails")
+    )
+    return replace(one, heads=heads, relations=relations, tails=tails)
