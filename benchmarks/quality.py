@@ -132,7 +132,7 @@ def _run(chosen: argparse.Namespace, peer: str) -> None:
                     found[f"{JUDGED} judged by RecBole"] = judged["metrics"]
             record["seeds"][seed] = found
     sections = [_quality(record["seeds"], track, cases) for track in tracks]
-    sections.append(_reaching(record["seeds"], cases))
+    sections += _reaching(record["seeds"], cases)
     if JUDGED in cases:
         sections.append(_agreement(record["seeds"]))
     harness.keep("quality", chosen.out, record, sections)
@@ -180,13 +180,13 @@ def _row(name: str, seeds: dict[int, Result], shown: Sequence[str]) -> list[str]
     return [name, *metrics, *costs]
 
 
-def _reaching(seeds: dict[int, Result], cases: dict[str, Case]) -> str:
-    """How long RecBole takes to its best state on validation, and we to one that is as good."""
+def _reaching(seeds: dict[int, Result], cases: dict[str, Case]) -> list[str]:
+    """How long RecBole takes to its best state on validation, and we to one that is as good; of what has epochs."""
     rows = []
     for name, case in cases.items():
         for seed, found in seeds.items():
             peer = found.get(f"RecBole {case.peer}", {}).get("curve")
-            if peer and TRACKS[case.track].metrics[0] != "auc":
+            if peer and found[name]["curve"] and TRACKS[case.track].metrics[0] != "auc":
                 took, best = max(peer, key=lambda each: each[1])
                 own = next((seconds for seconds, score in found[name]["curve"] if score >= best), None)
                 ratio = "never" if own is None else f"{took / own:.1f}"
@@ -194,7 +194,7 @@ def _reaching(seeds: dict[int, Result], cases: dict[str, Case]) -> str:
                     [name, str(seed), f"{best:.4f}", f"{took:.0f}", "–" if own is None else f"{own:.0f}", ratio]
                 )
     columns = ("", "seed", "RecBole's best on validation", "its seconds", "ours to as good a state", "ratio")
-    return harness.show("Seconds to RecBole's best state", columns, rows)
+    return [harness.show("Seconds to RecBole's best state", columns, rows)] if rows else []
 
 
 def _agreement(seeds: dict[int, Result]) -> str:

@@ -270,7 +270,7 @@ class Ascent(Perturbation):
         """Value at θ + δ, its gradient in δ by name and in `weights`."""
         own = at.tensors(base) if delta is None and not at.delta.keys() & base.keys() else {}
         if own and all(each.requires_grad for each in own.values()):  # at δ = 0 the gradient in δ is that in θ
-            leaves, point = own, Shifted(at.model, at.delta)
+            leaves, point = own, replace(at)
         else:
             leaves = {name: each.detach().requires_grad_() for name, each in (delta or zeros(base)).items()}
             point = at.shift(leaves)

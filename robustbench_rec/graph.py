@@ -25,6 +25,12 @@ class Csr(NamedTuple):
         places = self.starts[index][row] + torch.arange(len(row), device=row.device) - starts[row]
         return Csr(starts, self.columns[places], None if self.values is None else self.values[places])
 
+    def transposed(self, width: int) -> "Csr":
+        """The transpose, of a matrix that is `width` wide."""
+        order = self.columns.argsort(stable=True)
+        values = None if self.values is None else self.values[order]
+        return Csr(pointers(self.columns, width), torch.repeat_interleave(self.starts.diff())[order], values)
+
     def dense(self, width: int) -> Tensor:
         """All of it, `[n, width]`, a pair that stands twice summed."""
         sizes = self.starts.diff()

@@ -42,6 +42,8 @@ class RecModel(nn.Module):
     counts_events: ClassVar[bool] = False
     """Whether the loss of an event depends on which items have training events, as where the others are no candidates
     in training."""
+    piecewise: ClassVar[bool] = False
+    """Whether `forward`, given None for `encoded` and a batch with items, computes what these need and no more."""
     newcomers: ClassVar[tuple[str, ...]] = ()
     """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
     row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""
@@ -75,7 +77,7 @@ class RecModel(nn.Module):
     def text_reader(self, data: Data) -> Reader:
         """How texts of items reach the model, for one that reads them.
 
-        Given None for `encoded`, such a model scores a batch with items too, by reading the texts of these alone.
+        Such a model is `piecewise`.
         """
         raise NotImplementedError
 

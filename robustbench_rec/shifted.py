@@ -47,11 +47,13 @@ class Shifted:
     """A model at θ + δ; δ names parameters, `feature_*` buffers or sites.
 
     A value: nothing is written into the model, so there is nothing to restore. It holds for one point θ: after an
-    optimiser step, or between training and evaluation mode, take a new one.
+    optimiser step, or between training and evaluation mode, take a new one. sparing: a `piecewise` model computes for
+    each batch what that needs and no more, instead of everything once: for a point at which few items are scored once.
     """
 
     model: RecModel
     delta: Delta = field(default_factory=dict)
+    sparing: bool = False
 
     def __call__(self, batch: Batch) -> Output:
         if not self.delta:
@@ -63,6 +65,8 @@ class Shifted:
     @cached_property
     def encoded(self) -> Encoded:
         """`model.encode()` at this point, computed once for this value."""
+        if self.sparing and self.model.piecewise:
+            return None
         if not self.delta or type(self.model).encode is RecModel.encode:
             return self.model.encode()
         tensors = {f"model.{name}": each for name, each in self.tensors(self.delta).items()}
@@ -79,7 +83,7 @@ class Shifted:
     def shift(self, delta: Delta) -> "Shifted":
         """The same model, further away: θ + δ + `delta`."""
         summed = {name: self.delta[name] + each if name in self.delta else each for name, each in delta.items()}
-        return Shifted(self.model, {**self.delta, **summed})
+        return replace(self, delta={**self.delta, **summed})
 
     def weighed(self, weights: Tensor) -> "Shifted":
         """The model on its graph with weights for the edges `[n_edges]`."""

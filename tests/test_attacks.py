@@ -554,6 +554,19 @@ class TestEachUserByItself:
             torch.testing.assert_close(point(batch).scores, found)
         assert spent["max_relative"] == pytest.approx(0.3, rel=1e-4)
 
+    def test_nothing_is_computed_for_items_that_are_no_candidates(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, seen = build("deepcf_mlp").requires_grad_(False).eval(), []
+        monkeypatch.setattr(model, "encode", lambda: pytest.fail("all users and items are encoded"))
+        model.item_site.register_forward_hook(lambda _, __, found: seen.append(len(found)))
+        judging = evaluator(DATA, judge(protocol="sampled", n_negatives=4, metrics=["ndcg"]), alone=True)
+        judging.attack(
+            Shifted(model),
+            single(configured("attack", "fgm", surface="weight", scope="user", eps=0.1)),
+            "test",
+            loss("bce"),
+        )
+        assert set(seen) == {5}
+
     def test_no_user_is_better_off_than_with_one_perturbation_for_all(self) -> None:
         model = build("mf").requires_grad_(False).eval()
         climbed = {}

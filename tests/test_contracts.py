@@ -49,7 +49,7 @@ from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.poisons import poisons
 from robustbench_rec.registry import Registry
 from robustbench_rec.sampling import epoch_generator, sampler
-from robustbench_rec.shifted import Shifted
+from robustbench_rec.shifted import Shifted, surface
 from robustbench_rec.teacher import Taught
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -178,6 +178,24 @@ class TestModel:
         torch.testing.assert_close(together[:, [4]], scores(model, items[:, [4]]))
         torch.testing.assert_close(together.flip(1), scores(model, items.flip(1)))
         torch.testing.assert_close(together[[3]], scores(model, items[[3]], USERS[[3]]))
+
+    def test_computing_no_more_than_a_batch_needs_changes_nothing(self, name: str) -> None:
+        model, users = build(name).eval(), torch.tensor([4, 1, 4])
+        items = torch.tensor([[5, 0, 5], [0, 2, 7], [1, 1, 3]])
+        names = surface(model, "embedding") if "embedding" in surfaces(model) else []
+        delta = {each: 0.1 * torch.randn_like(tensor) for each, tensor in Shifted(model).tensors(names).items()}
+        for batch in (question(model, users, items), question(model, users)):
+            whole = Shifted(model, delta)(batch).scores
+            outer = torch.randn_like(whole)
+            for point in (Shifted(model, delta, sparing=True), Shifted(model, sparing=True).shift(delta)):
+                assert (point.encoded is None) == (model.piecewise or Shifted(model).encoded is None)
+                found = point(batch).scores
+                torch.testing.assert_close(found, whole)
+                if found.requires_grad:
+                    ours = gradients(model, (found * outer).sum())
+                    asked = gradients(model, (Shifted(model, delta)(batch).scores * outer).sum())
+                    for key, each in asked.items():
+                        torch.testing.assert_close(ours[key], each, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("training", [True, False])
     def test_a_forward_keeps_no_state(self, name: str, training: bool) -> None:

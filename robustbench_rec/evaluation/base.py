@@ -211,7 +211,7 @@ class Evaluator(ABC, Generic[P]):
         Returns the attacked portions and the budget spent.
         """
         with _judged(at.model):
-            start, inputs = Shifted(at.model, at.delta), list(self.inputs(at.model, part))
+            start, inputs = Shifted(at.model, at.delta, sparing=self.alone), list(self.inputs(at.model, part))
             first = mark(self.label(self.portions(part)[0], inputs[0]))
             scope = attack.scope(start, first)
             if scope == "all":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.graph import Sparse, clicked, product
+from robustbench_rec.graph import Csr, Sparse, clicked, product
 from robustbench_rec.lookup import rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
@@ -24,7 +24,8 @@ class DeepCFMLP(RecModel):
     PyTorch's default initialisation of the laboratory's released code [F]. As there, a training event is part of its
     own input, which makes training events easier than new ones. Unlike there, rows and columns are read as sparse sums
     of tables, for all users and items once a step, so that a row of the two first matrices is what belongs to one item
-    or one user, not to one output. A step costs dim numbers for each training event, whatever the batch.
+    or one user, not to one output. A step costs dim numbers for each training event, whatever the batch; where every
+    user is attacked by itself, for each event of that user and of the candidates.
     """
 
     @dataclass
@@ -34,6 +35,7 @@ class DeepCFMLP(RecModel):
 
     loss = "bce"
     negatives: ClassVar[int] = 4
+    piecewise: ClassVar[bool] = True
 
     reads_events: ClassVar[bool] = True
 
@@ -57,13 +59,18 @@ class DeepCFMLP(RecModel):
 
     def encode(self) -> tuple[Tensor, Tensor]:
         row, column = self.row.csr, self.column.csr
-        users = self.user_site(product(self.user.weight, row, column) + self.user_bias)  # [n_users, D]
-        items = self.item_site(product(self.item.weight, column, row) + self.item_bias)  # [n_items, D]
-        return self.hidden.user_part(users), self.hidden.item_part(items)
+        return self._parts((row, column), (column, row))
 
-    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
-        users, items = encoded
-        scores = self.hidden.score(rows(users, batch.users), items, batch.items, self.out.weight[0])
+    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor] | None) -> Output:
+        user, item = batch.users, batch.items
+        if encoded is None and item is not None:
+            users, user = user.unique(return_inverse=True)
+            items, item = item.unique(return_inverse=True)
+            row, column = self.row.csr.rows(users), self.column.csr.rows(items)
+            n_items, n_users = len(self.user.weight), len(self.item.weight)
+            encoded = self._parts((row, row.transposed(n_items)), (column, column.transposed(n_users)))
+        user_part, item_part = self.encode() if encoded is None else encoded
+        scores = self.hidden.score(rows(user_part, user), item_part, item, self.out.weight[0])
         return Output(scores + self.out.bias)
 
     def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,3 +78,9 @@ class DeepCFMLP(RecModel):
 
     def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return rows(encoded[1], items)
+
+    def _parts(self, row: tuple[Csr, Csr], column: tuple[Csr, Csr]) -> tuple[Tensor, Tensor]:
+        """What users and items bring to the first hidden layer; of each side the matrix and its transpose."""
+        users = self.user_site(product(self.user.weight, *row) + self.user_bias)  # [U, D]
+        items = self.item_site(product(self.item.weight, *column) + self.item_bias)  # [I, D]
+        return self.hidden.user_part(users), self.hidden.item_part(items)

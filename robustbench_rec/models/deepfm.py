@@ -43,6 +43,7 @@ class DeepFM(RecModel):
         item_columns: list[str] | None
 
     loss: ClassVar[str] = "bce"
+    piecewise: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()

@@ -58,6 +58,7 @@ class LSTMText(RecModel):
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     loss: ClassVar[str] = "bce"
+    piecewise: ClassVar[bool] = True
 
     tokens: Tensor
     lengths: Tensor

@@ -32,6 +32,7 @@ class NeuMF(RecModel):
         dropout: float
 
     loss = "bce"
+    piecewise: ClassVar[bool] = True
     newcomers: ClassVar[tuple[str, ...]] = ("user_mf.weight", "user_mlp.weight")
 
     def __init__(self, config: Config, data: Data) -> None:

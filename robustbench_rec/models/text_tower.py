@@ -77,6 +77,7 @@ class TextTower(RecModel):
     negatives: ClassVar[int] = 0
     causal: ClassVar[bool] = True
     counts_events: ClassVar[bool] = True
+    piecewise: ClassVar[bool] = True
     body: ClassVar[tuple[str, ...]] = ("backbone",)
 
     centre: Tensor
