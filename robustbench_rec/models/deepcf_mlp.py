@@ -23,9 +23,8 @@ class DeepCFMLP(RecModel):
     defaults are the nine weight matrices that RAWP is published on (Qian et al., KBS 2025), with the four negatives and
     PyTorch's default initialisation of the laboratory's released code [F]. As there, a training event is part of its
     own input, which makes training events easier than new ones. Unlike there, rows and columns are read as sparse sums
-    of tables, for all users and items once a step, so that a row of the two first matrices is what belongs to one item
-    or one user, not to one output. A step costs dim numbers for each training event, whatever the batch; where every
-    user is attacked by itself, for each event of that user and of the candidates.
+    of tables, so that a row of the two first matrices is what belongs to one item or one user, not to one output. A
+    step costs dim numbers for each training event of the users and the items of a batch.
     """
 
     @dataclass
@@ -57,30 +56,39 @@ class DeepCFMLP(RecModel):
         self.hidden = Pairs(config.dim, config.dim, config.hidden, dropout=0.0)
         self.out = nn.Linear(config.hidden[-1], 1)
 
-    def encode(self) -> tuple[Tensor, Tensor]:
-        row, column = self.row.csr, self.column.csr
-        return self._parts((row, column), (column, row))
+    def encode(self) -> tuple[Tensor, Tensor] | None:
+        """What all users and items bring to the first hidden layer; None in training, where a batch names few."""
+        return None if self.training else (self._users(None), self._items(None))
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor] | None) -> Output:
-        user, item = batch.users, batch.items
-        if encoded is None and item is not None:
-            users, user = user.unique(return_inverse=True)
-            items, item = item.unique(return_inverse=True)
-            row, column = self.row.csr.rows(users), self.column.csr.rows(items)
-            n_items, n_users = len(self.user.weight), len(self.item.weight)
-            encoded = self._parts((row, row.transposed(n_items)), (column, column.transposed(n_users)))
-        user_part, item_part = self.encode() if encoded is None else encoded
-        scores = self.hidden.score(rows(user_part, user), item_part, item, self.out.weight[0])
-        return Output(scores + self.out.bias)
+        users, items, named = batch.users, batch.items, None
+        if encoded is None:
+            asked, users = users.unique(return_inverse=True)
+            if items is not None:
+                named, items = items.unique(return_inverse=True)
+            encoded = self._users(asked), self._items(named)
+        return Output(self.hidden.score(rows(encoded[0], users), encoded[1], items, self.out.weight[0]) + self.out.bias)
 
-    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[0], batch.users)
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor] | None) -> Tensor:
+        return self._users(batch.users) if encoded is None else rows(encoded[0], batch.users)
 
-    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[1], items)
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor] | None) -> Tensor:
+        return self._items(items) if encoded is None else rows(encoded[1], items)
 
-    def _parts(self, row: tuple[Csr, Csr], column: tuple[Csr, Csr]) -> tuple[Tensor, Tensor]:
-        """What users and items bring to the first hidden layer; of each side the matrix and its transpose."""
-        users = self.user_site(product(self.user.weight, *row) + self.user_bias)  # [U, D]
-        items = self.item_site(product(self.item.weight, *column) + self.item_bias)  # [I, D]
-        return self.hidden.user_part(users), self.hidden.item_part(items)
+    def _users(self, chosen: Tensor | None) -> Tensor:
+        """What users bring to the first hidden layer `[n, H]`; None for all."""
+        row, column = _read(self.row, self.column, chosen, len(self.user.weight))
+        return self.hidden.user_part(self.user_site(product(self.user.weight, row, column) + self.user_bias))
+
+    def _items(self, chosen: Tensor | None) -> Tensor:
+        """The same of items."""
+        column, row = _read(self.column, self.row, chosen, len(self.item.weight))
+        return self.hidden.item_part(self.item_site(product(self.item.weight, column, row) + self.item_bias))
+
+
+def _read(matrix: Sparse, transpose: Sparse, chosen: Tensor | None, width: int) -> tuple[Csr, Csr]:
+    """The chosen rows, None for all, and their transpose."""
+    if chosen is None:
+        return matrix.csr, transpose.csr
+    found = matrix.csr.rows(chosen)
+    return found, found.transposed(width)
