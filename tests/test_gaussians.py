@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DATA, batch_for, build
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
@@ -114,7 +114,7 @@ class TestBlock:
     @pytest.mark.parametrize("span", [None, 2, 5, 100])
     def test_attention_sums_to_one_over_what_a_step_sees(self, span: int | None) -> None:
         block = WassersteinBlock(8, 2, 0.0, span)
-        weights = block.attention(torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8))
+        weights = block.attention(torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8), seen(7, span, torch.device("cpu")))
         torch.testing.assert_close(weights.sum(3), torch.ones(3, 2, 7))
         for step in range(7):
             for other in range(7):
@@ -126,8 +126,24 @@ class TestBlock:
         block = WassersteinBlock(8, 1, 0.0)
         query, key = gaussian(5, 8), gaussian(5, 8)
         expected = (-distances(query, key) / math.sqrt(8)).masked_fill(~torch.ones(5, 5).bool().tril(), -math.inf)
-        found = block.attention(query.point()[None, None], key.point()[None, None])[0, 0]
+        sees = seen(5, None, torch.device("cpu"))
+        found = block.attention(query.point()[None, None], key.point()[None, None], sees)[0, 0]
         torch.testing.assert_close(found, expected.softmax(1))
+
+    @pytest.mark.parametrize("span", [None, 2])
+    @pytest.mark.parametrize("steps", [None, [0, 2, 4, 7]])
+    def test_what_a_history_reads_is_computed_alone(self, steps: list[int] | None, span: int | None) -> None:
+        block = WassersteinBlock(8, 2, 0.0, span)
+        for each in block.parameters():
+            nn.init.normal_(each)
+        events, widths = Gaussian(torch.randn(3, 4, 8), torch.rand(3, 4, 8)), []
+        known = history([[1, 2, 3, 4], [5, 6], []], steps).history
+        assert known is not None
+        whole = block(events).read(known)
+        block.mean.hidden.register_forward_hook(lambda _, __, found: widths.append(found.shape[1]))
+        for found, expected in zip(block(events, known), whole, strict=True):
+            torch.testing.assert_close(found, expected)
+        assert widths == [1 if steps is None else 4]
 
     def test_covariances_of_a_block_are_positive(self) -> None:
         block = WassersteinBlock(8, 2, 0.0)

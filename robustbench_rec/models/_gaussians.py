@@ -104,22 +104,31 @@ class WassersteinBlock(nn.Module):
         self.mean, self.covariance = _Path(dim, dropout), _Path(dim, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, events: Gaussian) -> Gaussian:
-        """`[B, L, D]` to `[B, L, D]`."""
-        mean, covariance = events
-        q, k, v = self._heads(self.mean.qkv(mean))
-        q_root, k_root, v_root = self._heads(deviation(self.covariance.qkv(covariance)))
-        weights = self.dropout(self.attention(torch.cat([q, q_root], -1), torch.cat([k, k_root], -1)))
+    def forward(self, events: Gaussian, history: History | None = None) -> Gaussian:
+        """`[B, L, D]` to `[B, L, D]`; given whose history it is, to what speaks for the rows of scores `[N, D]`."""
+        q, k, v = self._heads(self.mean.qkv(events.mean))
+        q_root, k_root, v_root = self._heads(deviation(self.covariance.qkv(events.covariance)))
+        query, asking = torch.cat([q, q_root], -1), events
+        sees = seen(query.shape[2], self.span, query.device)  # [L, L]
+        if history is not None and history.steps is None:  # the last step of each row alone asks: L = 1
+            query = history.read(query.transpose(1, 2))[:, :, None]
+            sees = history.read(sees.expand(len(query), -1, -1))[:, None, None]  # [B, 1, 1, L]
+            asking = Gaussian(*(each[:, None] for each in events.read(history)))
+        weights = self.dropout(self.attention(query, torch.cat([k, k_root], -1), sees))
         around = (weights @ v).transpose(1, 2).flatten(2)
         spread = (weights.square() @ v_root.square()).transpose(1, 2).flatten(2)  # of a sum of independents
-        return Gaussian(self.mean(mean, around), deviation(self.covariance(covariance, spread)).square())
+        mean, raw = self.mean(asking.mean, around), self.covariance(asking.covariance, spread)
+        found = Gaussian(mean, deviation(raw).square())
+        if history is None:
+            return found
+        return Gaussian(*(each[:, 0] for each in found)) if history.steps is None else found.read(history)
 
-    def attention(self, query: Tensor, key: Tensor) -> Tensor:
-        """softmax(-W₂²/√d) over the steps that a step sees; points `[B, H, L, 2d]` to `[B, H, L, L]`."""
+    def attention(self, query: Tensor, key: Tensor, sees: Tensor) -> Tensor:
+        """softmax(-W₂²/√d) over the steps that each sees `[…, T, L]`; points `[B, H, T, 2d]`, `[B, H, L, 2d]`."""
         scale = (query.shape[-1] / 2) ** 0.5
         # ‖q‖² is the same for all keys, so softmax does not need it
         logits: Tensor = (2 * query @ key.transpose(2, 3) - key.square().sum(3)[:, :, None]) / scale
-        return logits.masked_fill(~seen(query.shape[2], self.span, query.device), float("-inf")).softmax(3)
+        return logits.masked_fill(~sees, float("-inf")).softmax(3)
 
     def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Query, key and value, each `[B, H, L, D/H]`."""

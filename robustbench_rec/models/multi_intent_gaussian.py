@@ -129,7 +129,7 @@ class MultiIntentGaussian(RecModel):
         """The users `[N, D]` and their intents `[N, K, D]`."""
         assert batch.history is not None
         events = self.items(batch.history)
-        short = self.recent(events).read(batch.history)
+        short = self.recent(events, batch.history)
         intents = None
         if self.config.fusion == "short":
             user = short

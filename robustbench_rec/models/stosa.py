@@ -78,7 +78,11 @@ class STOSA(RecModel):
         """`[N, D]`."""
         assert batch.history is not None
         states: Gaussian = self.items(batch.history)
-        for block in self.blocks:
-            after = block(states)
-            states = Gaussian(states.mean, after.covariance) if self.config.as_released else after
-        return states.read(batch.history)
+        *blocks, last = self.blocks
+        for block in blocks:
+            states = self._after(states, block(states))
+        return self._after(states.read(batch.history), last(states, batch.history))
+
+    def _after(self, states: Gaussian, found: Gaussian) -> Gaussian:
+        """What a block made of states."""
+        return Gaussian(states.mean, found.covariance) if self.config.as_released else found
