@@ -27,12 +27,13 @@ from torch.distributions import Bernoulli, Categorical, kl_divergence
 from robustbench_rec.ascent import climb
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
+from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.defenses.rat import Previous
 from robustbench_rec.errors import RrecError
 from robustbench_rec.hardware import autocast
 from robustbench_rec.losses import bce, bpr, divergence, mse, softmax, squared_hinge
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import start_epoch
+from robustbench_rec.objective import Objective, start_epoch
 from robustbench_rec.shifted import SURFACES, Shifted, inputs
 
 TITLES = ["sea", "old sea house", None, "red night song", "winter", "song sea"]
@@ -52,6 +53,12 @@ def reader(name: str) -> RecModel:
 def case(name: str) -> tuple[RecModel, Batch]:
     model = reader(name)
     return model, batch_for(model, MIXED if name == "lstm_text" else RAGGED, size=40)
+
+
+def _seeded(objective: Objective, model: RecModel, batch: Batch) -> Tensor:
+    torch.manual_seed(3)
+    value: Tensor = objective(Shifted(model), batch)
+    return value
 
 
 def real(model: RecModel, batch: Batch) -> Tensor:
@@ -94,11 +101,15 @@ class TestDivergence:
 
 
 class TestConformanceOfSMART:
+    @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("name", READERS)
-    def test_no_noise_gives_no_loss(self, name: str) -> None:
+    def test_no_noise_gives_no_loss(self, name: str, training: bool) -> None:
+        """With dropout too: both outputs have the same masks."""
         model, batch = case(name)
-        found = defended("smart", model, eps=0.0)(Shifted(model), batch)
-        plain = usual(model)(Shifted(model), batch)
+        model.train(training)
+        found, plain = (
+            _seeded(objective, model, batch) for objective in (defended("smart", model, eps=0.0), usual(model))
+        )
         assert torch.equal(found, plain)
         assert_gradients(gradients(model, found), gradients(model, plain), rtol=0, atol=1e-9)
 
@@ -115,7 +126,7 @@ class TestConformanceOfSMART:
         base = objective.noise.base(at, batch)
         _, flat = climb(at, batch, apart, {key: torch.zeros_like(each) for key, each in base.items()})
         assert not any(each is not None and each.abs().max() > 1e-6 for each in flat.values())
-        steep = objective.perturbation(at, batch, clean)
+        steep = objective.perturbation(at, batch, clean, Masks(at, batch))
         assert all(each.isfinite().all() for each in steep.values())
         assert max(each.abs().max() for each in steep.values()) > 0
 
@@ -128,7 +139,7 @@ class TestConformanceOfSMART:
         objective, at = defended("smart", model, eps=0.1, norm=norm), Shifted(model)
         with torch.no_grad():
             clean = at(batch)
-        delta = objective.perturbation(at, batch, clean)
+        delta = objective.perturbation(at, batch, clean, Masks(at, batch))
         base, ball = objective.noise.base(at, batch), objective.noise.ball
         draw = torch.Generator().manual_seed(1)
         random = {key: ball.radius(each) * ball.surface(each, draw) for key, each in base.items()}
@@ -151,7 +162,8 @@ class TestConformanceOfSMART:
             clean = at(batch)
         changes: dict[str, Any] = {"eps": 0.1, "norm": norm, "start": 0.5}
         start, end = (
-            defended("smart", model, steps=steps, **changes).perturbation(at, batch, clean) for steps in (0, 1)
+            defended("smart", model, steps=steps, **changes).perturbation(at, batch, clean, Masks(at, batch))
+            for steps in (0, 1)
         )
 
         def apart(at: Shifted, batch: Batch) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
+from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.defenses._noise import drawn, read, real
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence
@@ -19,7 +20,8 @@ class Gaussian(Objective):
 
     sigma: ξ is sigma · rms(e) · N(0, 1) for each embedding e, of each event as it is read, where a model reads
     histories (never on padding), else of each row of the embedding tables. consistency: a. noisy: b. The divergence is
-    that of `robustbench_rec.losses.divergence`. The random control of `smart`.
+    that of `robustbench_rec.losses.divergence`, between outputs with the same dropout masks. The random control of
+    `smart`.
     """
 
     @dataclass
@@ -47,7 +49,9 @@ class Gaussian(Objective):
             return value
         there = at.shift(self.noise(at, batch))
         if self.config.consistency:
-            value = value + self.config.consistency * divergence(there(batch), at(batch), batch, self.loss).mean()
+            masks = Masks(at, batch)
+            apart = divergence(masks(there, batch), masks(at, batch), batch, self.loss).mean()
+            value = value + self.config.consistency * apart
         return value + self.config.noisy * self.inner(there, batch) if self.config.noisy else value
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from robustbench_rec.ascent import climb
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._inputs import kept, read
+from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence
 from robustbench_rec.model import RecModel
@@ -26,8 +27,8 @@ class SMART(Objective):
     start: size of the random start in radii. steps: of the ascent. weight: λ.
 
     The divergence is of Bernoulli distributions for losses of single candidates, of softmaxes over a list for the
-    others, squared for mse. All of it is computed in single precision: bf16 does not see such a δ. No Bregman proximal
-    term.
+    others, squared for mse. Both outputs have the same dropout masks. All of it is computed in single precision: bf16
+    does not see such a δ. No Bregman proximal term.
     """
 
     @dataclass
@@ -60,12 +61,13 @@ class SMART(Objective):
         device = batch.users.device.type
         here = replace(at) if torch.is_autocast_enabled(device) else at  # its own `encoded`, in single precision
         with torch.autocast(device, enabled=False):
-            clean = here(batch)
-            noisy = here.shift(self.perturbation(here, batch, Output(clean.scores.detach())))(batch)
-            apart = divergence(noisy, clean, batch, self.loss).mean()
+            masks = Masks(here, batch)
+            clean = masks(here, batch)
+            delta = self.perturbation(here, batch, Output(clean.scores.detach()), masks)
+            apart = divergence(masks(here.shift(delta), batch), clean, batch, self.loss).mean()
         return value + self.config.weight * apart
 
-    def perturbation(self, at: Shifted, batch: Batch, clean: Output) -> dict[str, Tensor]:
+    def perturbation(self, at: Shifted, batch: Batch, clean: Output, masks: Masks) -> dict[str, Tensor]:
         """δ of a batch, away from the clean output."""
         ball, base = self.noise.ball, self.noise.base(at, batch)
         radii = self.noise.radii(base)
@@ -74,7 +76,7 @@ class SMART(Objective):
         }
 
         def apart(at: Shifted, batch: Batch) -> Tensor:
-            return divergence(at(batch), clean, batch, self.loss).sum()
+            return divergence(masks(at, batch), clean, batch, self.loss).sum()
 
         for _ in range(self.config.steps):
             _, found = climb(at, batch, apart, delta)
