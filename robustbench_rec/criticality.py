@@ -1,5 +1,6 @@
 """Module robust criticality: how much the loss can be raised by moving one module alone."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,16 +13,19 @@ from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted, label, surface
 
 
-def criticality(at: Shifted, batch: Batch, objective: Scalar, *, eps: float, steps: int) -> dict[str, float]:
+def criticality(
+    at: Shifted, batch: Batch, objective: Scalar, *, eps: float, steps: int, names: Sequence[str] | None = None
+) -> dict[str, float]:
     """MRC of every weight matrix by its module's name: max over ‖δ_r‖ ≤ eps‖w_r‖ of L(θ + δ) − L(θ), largest first.
 
+    names: of the matrices; None for all.
     All modules are measured on the same batch; every step is projected and the largest loss seen counts, the start
     included, so a value is never negative and grows with eps and, by and large, with steps, whose size depends on their
     number. It is an estimate from below of a maximum. A module that does not reach the loss has 0. After RiFT (Zhu et
     al., ICCV 2023) and the released RAWP-FT code; unlike both, the data are training events, the ball holds at every
     step, and rows are projected, not rescaled to its surface.
     """
-    names = surface(at.model, "weight")
+    names = surface(at.model, "weight") if names is None else names
     delta = {name: torch.zeros_like(each).requires_grad_() for name, each in at.tensors(names).items()}
     start = objective(at.shift(delta), batch)
     reached: tuple[Tensor | None, ...] = torch.autograd.grad(start, [*delta.values()], allow_unused=True)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Toy, batch_of, build, compose, configured
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_rec import checkpoint, composing
@@ -135,6 +136,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return runs
 
 
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a sequence model with LoRA on a body that stays."""
+    plain, out = (tmp_path_factory.mktemp(name) for name in ("plain", "lora"))
+    words = (*SYNTHETIC, "split=leave_one_out", "model=sasrec", "model.dim=8", "epochs=2", "top_k=[5]")
+    train.run(composing.typed(compose("train", *words), "train"), plain)
+    train.run(composing.typed(compose("train", *words, f"start='{plain}'", "adaptation=lora"), "train"), out)
+    return out
+
+
 def config(ckpt: Path, *overrides: str) -> Finetune:
     words = (
         "epochs=3",
@@ -212,6 +223,26 @@ class TestTask:
         assert [float(row["alpha"]) for row in trace] == [0.0, 0.5, 1.0]
         scores = [float(row["score"]) for row in trace]
         assert max(scores) >= scores[0] == float(trace[0]["attacked_ndcg@5"])  # α = 0 is feasible
+
+    def test_the_best_of_the_interpolation_is_what_is_kept(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        """With steps that ruin the model the best is the start, and that is what is saved and judged."""
+        found = finetune.run(config(trained["mf"], "lr=5", "tolerance=0"), tmp_path)
+        trace = rows(tmp_path / "alpha.csv")
+        scores = [float(row["score"]) for row in trace]
+        assert scores.index(max(scores)) == 0 > scores[-1] - scores[0]
+        assert found["valid/ndcg@5"] == pytest.approx(float(trace[0]["ndcg@5"]))
+        before, after = (load_file(each / "model.safetensors") for each in (trained["mf"], tmp_path))
+        assert all(torch.equal(each, after[name]) for name, each in before.items())
+
+    def test_a_frozen_body_stays_frozen(self, adapted: Path, tmp_path: Path) -> None:
+        """The most critical modules of a model with adapters are those that its training left alone."""
+        finetune.run(config(adapted, "epochs=2", "lr=0.1", "finetune.modules=2"), tmp_path)
+        measured = {row["module"] for row in rows(tmp_path / "criticality.csv")}
+        assert measured
+        assert not any("base" in each or each == "item" for each in measured)
+        before, after = (load_file(each / "model.safetensors") for each in (adapted, tmp_path))
+        moved = {name for name, each in before.items() if not torch.equal(each, after[name])}
+        assert not any(".base." in name or name.startswith(("item.", "position.")) for name in moved)
 
     def test_tuning_the_layers_of_kgat_is_possible(self, trained: dict[str, Path], tmp_path: Path) -> None:
         """Every weight module, one after the other: also those that the TransR phase does not train."""

@@ -63,7 +63,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     for part in PARTS:
         judging.portions(part)
     attack = single(cfg.attack).prepared(model, data)
-    tuning.modules(dict.fromkeys(map(label, surface(model, "weight")), 0.0))
+    tuning.modules(dict.fromkeys(map(label, _tunable(model)), 0.0))
     scoring = evaluator(data, cfg, alone=attack.alone)
     (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
     wanted = cfg.loss or model.loss
@@ -128,6 +128,7 @@ class Rounds:
     ) -> None:
         self.cfg, self.out, self.tuning, self.model = cfg, out, tuning, model
         self.batches, self.climbed, self.score = batches, climbed, score
+        self.tunable, self.trained = _tunable(model), {n for n, each in model.named_parameters() if each.requires_grad}
         self.trainers: list[Trainer] = []
         self.tuned: set[str] = set()
 
@@ -149,10 +150,11 @@ class Rounds:
         found = self._criticality()
         chosen = self.tuning.modules(found)
         _show_criticality(found, chosen, folder)
-        names = {name: found[label(name)] for name in surface(self.model, "weight") if label(name) in chosen}
+        names = {name: found[label(name)] for name in self.tunable if label(name) in chosen}
         owners = {name.rpartition(".")[0] for name in names} - {""}
         for name, each in self.model.named_parameters():  # a module is tuned with its bias
-            each.requires_grad_(name in names or (each.ndim < 2 and name.rpartition(".")[0] in owners))
+            bias = each.ndim < 2 and name.rpartition(".")[0] in owners and name in self.trained
+            each.requires_grad_(name in names or bias)
             if each.requires_grad:
                 self.tuned.add(name)
         trainer = Trainer(
@@ -186,7 +188,15 @@ class Rounds:
                 start, _ = Ascent(surface="embedding", ball=ball, steps=10, step_size=0.25)(
                     start, batches[0], objective
                 )
-            return criticality(start, batches[0], objective, eps=asked.eps, steps=asked.steps)
+            return criticality(start, batches[0], objective, eps=asked.eps, steps=asked.steps, names=self.tunable)
+
+
+def _tunable(model: RecModel) -> list[str]:
+    """The weight matrices that training may change: where a body is frozen, those of the rest."""
+    found = [name for name in surface(model, "weight") if model.get_parameter(name).requires_grad]
+    if not found:
+        raise RrecError("finetune: the weight matrices of this model are all frozen (adaptation), none can be tuned")
+    return found
 
 
 def _show_criticality(found: Mapping[str, float], chosen: Sequence[str], folder: Path) -> None:
