@@ -77,8 +77,15 @@ class Lesson:
         return self.data.n_items - int(counts.max())
 
     def best(self, k: int) -> Tensor:
-        """The teacher's best candidates of every user, fewer than k where a user has fewer: `[n_users, k]`."""
-        return torch.cat([self.unseen(users).topk(min(k, self.free), 1).indices for users in self.portions()])
+        """The teacher's best candidates of every user, the best of what a user has after them: `[n_users, k]`."""
+        return torch.cat([self._order(users).topk(min(k, self.data.n_items), 1).indices for users in self.portions()])
+
+    def _order(self, users: Tensor) -> Tensor:
+        """The teacher's scores, those of what is no candidate moved below all others."""
+        candidates, scores = self.unseen(users).isfinite(), self.teacher.scores(users, None)
+        lowest = torch.where(candidates, scores, torch.inf).amin(1, keepdim=True)
+        highest = torch.where(candidates, -torch.inf, scores).amax(1, keepdim=True)
+        return torch.where(candidates, scores, scores - (highest - lowest).clamp_min(0).nan_to_num(0) - 1)
 
 
 class Term(Objective):

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from robustbench_rec import composing, distillation
 from robustbench_rec.batch import Batch
-from robustbench_rec.data import Data
+from robustbench_rec.data import Data, Interactions
 from robustbench_rec.defenses import defenses
 from robustbench_rec.distillation import Distillation, Lesson
 from robustbench_rec.distills import distilled, distills
 from robustbench_rec.distills._lists import OverLists, by_rank
+from robustbench_rec.distills._vectors import Entities
 from robustbench_rec.distills.contrastive import alike, infonce
 from robustbench_rec.distills.crd import nce
 from robustbench_rec.distills.rrd import plackett_luce
-from robustbench_rec.distills.topology import apart
+from robustbench_rec.distills.topology import Topology, apart
 from robustbench_rec.errors import RrecError
 from robustbench_rec.hardware import autocast
 from robustbench_rec.losses import loss
@@ -282,10 +283,6 @@ class TestLists:
         assert torch.equal(lists[0][:, :6], lists[1][:, :6])
         assert not torch.equal(lists[0], lists[1])
 
-    def test_they_are_as_short_as_keeps_training_items_out_of_them(self) -> None:
-        found = [lists_of(distil(top=top, uniform=0)).lists.shape[1] for top in (15, 16)]
-        assert found == [15, 15]
-
     def test_portions_do_not_change_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
         teacher, whole = teacher_of(), lists_of(distil())
         monkeypatch.setattr(distillation, "CELLS", DATA.n_items * 5)
@@ -309,6 +306,22 @@ class TestLists:
         assert bool((places.diff(dim=1) > 0).all())
         counts = torch.bincount(places.flatten(), minlength=30)
         assert counts[0] > 1.5 * counts[8] > 2 * counts[20]
+
+    def test_a_user_who_has_nearly_all_items_shortens_no_list_but_the_own(self) -> None:
+        kept = (DATA.train.users != 0).nonzero().squeeze(1)
+        others = {name: each[kept] for name, each in vars(DATA.train).items() if each is not None}
+        heavy = torch.arange(DATA.n_items - 2)
+        own = {"users": torch.zeros_like(heavy), "items": heavy, "values": torch.ones(len(heavy))}
+        train = Interactions(**{name: torch.cat([own[name].to(others[name].dtype), others[name]]) for name in own})
+        data = replace(DATA, train=train)
+        lesson = Lesson(teacher_of(data=DATA), build("mf", DATA), data, 10)
+        found = lesson.best(8)
+        assert found.shape == (DATA.n_users, 8)
+        scores = lesson.teacher.scores(torch.arange(DATA.n_users), None)
+        for user, row in enumerate(found.tolist()):
+            taken = set(train.items[train.users == user].tolist())
+            order = sorted(range(DATA.n_items), key=lambda item: (item in taken, -scores[user, item].item()))
+            assert row == order[:8]
 
     def test_uninteresting_items_are_neither_ranked_nor_seen(self) -> None:
         data = make_data(n_items=40)
@@ -378,9 +391,26 @@ class TestVectors:
         turned = 3 * t @ torch.linalg.qr(torch.randn(4, 4)).Q
         assert apart(turned, turned, t, t).item() == pytest.approx(0, abs=1e-10)
 
-    def test_htd_compares_inside_groups_and_with_the_groups(self) -> None:
-        found = distil("topology", groups=3)(Shifted(build("mf")), batch_of())
-        assert found.isfinite()
+    def test_htd_is_the_brute_force_inside_groups_and_with_the_groups(self) -> None:
+        term = distil("topology", groups=3, assignment=0.7).terms[0]
+        assert isinstance(term, Topology)
+        assert term.experts is not None
+        s, t = (torch.randn(9, term.sizes["user"][side]) for side in (0, 1))
+        term.generator = torch.Generator().manual_seed(5)
+        shares = term.experts.choose(t, term.config.temperature, torch.Generator().manual_seed(5))
+        groups = [int(each.argmax()) for each in shares]
+        assert len(set(groups)) > 1
+
+        def far(i: Tensor, j: Tensor, k: Tensor, m: Tensor) -> float:
+            return float(F.cosine_similarity(i, j, 0) - F.cosine_similarity(k, m, 0)) ** 2
+
+        inside = [far(s[i], s[j], t[i], t[j]) for i, j in product(range(9), repeat=2) if groups[i] == groups[j]]
+        means = [[each[[g == group for g in groups]].mean(0) for group in sorted(set(groups))] for each in (s, t)]
+        beside = [far(s[i], one, t[i], two) for i in range(9) for one, two in zip(*means, strict=True)]
+        rebuilt = (t - term.experts(s, shares)).square().sum(1).mean().item()
+        expected = np.mean(inside) + np.mean(beside) + 0.7 * rebuilt
+        found = term.compare([Entities("user", torch.arange(9), s, t)])
+        assert found.item() == pytest.approx(expected, rel=1e-4)
 
     @pytest.mark.parametrize("masked", [False, True])
     def test_infonce_is_the_brute_force_and_symmetric(self, masked: bool) -> None:
@@ -593,6 +623,12 @@ class TestAgreement:
         one, two = torch.tensor([[5.0, 4, 3, 2, 1]]), torch.tensor([[5.0, 1, 4, 2, 3]])
         assert overlap(one, two, 2).item() == 0.5
         assert overlap(one, one, 3).item() == 1
+
+    def test_kendall_does_not_count_what_is_not_there(self) -> None:
+        one, two = torch.randn(4, 9), torch.randn(4, 9)
+        holed = [each.index_fill(1, torch.tensor([2, 5]), torch.nan) for each in (one, two)]
+        there = torch.tensor([0, 1, 3, 4, 6, 7, 8])
+        torch.testing.assert_close(kendall(*holed), kendall(one[:, there], two[:, there]))
 
     def test_kendall_is_that_of_scipy(self) -> None:
         from scipy.stats import kendalltau

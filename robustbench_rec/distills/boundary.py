@@ -56,7 +56,7 @@ class Boundary(OverLists):
         there = scores.isfinite()
         spread = standard_deviation(scores, there)
         away = torch.where(there, (scores - bar).abs() / spread, torch.inf)
-        nearest = away.topk(min(self.config.size, self.lesson.free), 1, largest=False)
+        nearest = away.topk(min(self.config.size, scores.shape[1]), 1, largest=False)
         return nearest.indices, nearest.values <= self.config.delta
 
 

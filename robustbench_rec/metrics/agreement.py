@@ -10,8 +10,12 @@ def overlap(scores: Tensor, others: Tensor, k: int) -> Tensor:
 
 
 def kendall(scores: Tensor, others: Tensor) -> Tensor:
-    """Kendall's τ-b of two orders of the same C items, `[B]`; NaN where one of them has ties only."""
-    one, two = ((each[:, :, None] - each[:, None]).sign() for each in (scores.double(), others.double()))  # [B, C, C]
+    """Kendall's τ-b of two orders of the same C items, `[B]`; NaN where one of them has ties only.
+
+    An item whose score is NaN in both is not there.
+    """
+    signs = ((each[:, :, None] - each[:, None]).sign() for each in (scores.double(), others.double()))  # [B, C, C]
+    one, two = (each.nan_to_num(0.0) for each in signs)
     both = (one * two).sum((1, 2))
     untied = one.abs().sum((1, 2)) * two.abs().sum((1, 2))
     return both / untied.sqrt()

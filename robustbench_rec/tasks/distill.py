@@ -89,9 +89,11 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
         theirs = lesson.unseen(users)
         own = student.scores(users, None).masked_fill(theirs.isinf(), float("-inf"))
         for name, k in zip(names, cfg.top_k, strict=True):
-            sums[name].append(overlap(own, theirs, min(k, lesson.free)))
-        first = theirs.topk(min(FIRST, lesson.free), 1).indices
-        sums["kendall"] += [kendall(*pair) for pair in _pieces(own.gather(1, first), theirs.gather(1, first))]
+            enough = theirs.isfinite().sum(1) >= k
+            sums[name].append(overlap(own, theirs, k).where(enough, torch.nan))
+        first = theirs.topk(min(FIRST, theirs.shape[1]), 1).indices
+        lists = (each.gather(1, first).masked_fill(each.gather(1, first).isinf(), torch.nan) for each in (own, theirs))
+        sums["kendall"] += [kendall(*pair) for pair in _pieces(*lists)]
     found = {f"agreement/{name}": torch.cat(each).nanmean().item() for name, each in sums.items()}
     parameters = [student.parameters, lesson.teacher.parameters]
     found |= {
