@@ -157,7 +157,7 @@ class Trainer:
             each.grad = None
         loss.backward()
         if self.fit.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.fit.clip_norm)
+            nn.utils.clip_grad_norm_(self.weights, self.fit.clip_norm)
         optimizer.step()
 
     def _waited(self) -> int:

@@ -227,6 +227,20 @@ class TestEvents:
         assert len(data.train) == 225
         assert int(data.train.times.max()) < 230  # a user's first event may be later than others that went
 
+    @pytest.mark.parametrize(("name", "level"), [("temporal_shift", 0.8), ("edge_drop", 0.8), ("sparsify", 0.8)])
+    def test_nobody_loses_the_last_liked_event(self, name: str, level: float) -> None:
+        clean = replace(CLICKS, train=replace(CLICKS.train, times=torch.arange(len(CLICKS.train))))
+        before, after = (each.train.liked().users.unique() for each in (clean, noisy(name, clean, level=level)))
+        assert torch.equal(before, after)
+
+    @pytest.mark.parametrize("bias", ["none", "degree"])
+    def test_an_edge_is_a_click_and_not_a_refusal(self, bias: str) -> None:
+        clicks = int(CLICKS.train.values.sum())
+        for name in ("edge_add", "edge_rewire"):
+            data = noisy(name, CLICKS, level=0.4, bias=bias)
+            assert data.train.values[data.truth["train/noise"]].all()
+            assert int(data.truth["train/noise"].sum()) == pytest.approx(0.4 * clicks, abs=2)
+
     def test_popularity_shift_keeps_rare_items(self) -> None:
         users, items = torch.arange(1000) % 30, torch.arange(1000) % 2
         clean = replace(CLEAN, test=interactions(users, items), truth={})

@@ -55,13 +55,14 @@ class RWP(Adversarial):
 
     sigma: σ. variant: what σ is multiplied with to make the standard deviation of an element of a matrix W, isotropic
     1, layer ‖W‖, element |W_ij|, row ‖W_i‖ (LPF-SGD, σ = √γ), row_width ‖W_i‖/√n with n the length of a row (Flat-LoRA;
-    a row of v is then expected to be σ times as long as W's), fisher the same over √(1 + η F), F the running mean of
-    the squared gradients, so that what matters moves less (Li et al., 2024: ARWP). growth: epochs in which σ grows from
-    0 as a half cosine, 0 for at once. eta: η. decay: of the running mean. clean_weight: c in c · L(θ) + (1 − c) ·
-    L(θ + v).
+    a row of v is then expected to be σ times as long as W's), fisher the same over √(1 + η F/F̄), F the running mean of
+    the squared gradients and F̄ its mean over the matrix, so that what matters moves less (Li et al., 2024: ARWP).
+    growth: epochs in which σ grows from 0 as a half cosine, 0 for at once. eta: η. decay: of the running mean.
+    clean_weight: c in c · L(θ) + (1 − c) · L(θ + v).
 
-    Only parameters with at least two dimensions move. The two terms see the same batch; m-RWP takes half a batch for
-    each. For noise of exactly the norm of AWP use defense=awp defense.direction=random.
+    Only parameters with at least two dimensions move. ARWP has no F̄: squared gradients of a mean loss are so small here
+    (below 1e-4) that an η of 1 would do nothing. The two terms see the same batch; m-RWP takes half a batch for each.
+    For noise of exactly the norm of AWP use defense=awp defense.direction=random.
     """
 
     @dataclass
@@ -114,4 +115,6 @@ class RWP(Adversarial):
         scale = SCALES[self.config.variant](weight)
         if not self.index:
             return scale
-        return scale / (1 + self.config.eta * self.get_buffer(f"fisher_{self.index[name]}")).sqrt()
+        fisher = self.get_buffer(f"fisher_{self.index[name]}")
+        share = fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)
+        return scale / (1 + self.config.eta * share).sqrt()

@@ -10,7 +10,7 @@ from robustbench_rec.noises._events import with_test
 
 @noises.register
 class PopularityShift(Noise):
-    """A test part in which popular items are as rare as others (after SKEW of Bonner & Vasile, RecSys 2018).
+    """A test part in which popular items are rarer (after SKEW of Bonner & Vasile, RecSys 2018).
 
     level: between the test part as it is (0) and half of it (1): a share of 1 − level / 2 is drawn without replacement,
     in proportion to the inverse of an item's training events. Train and valid stay.

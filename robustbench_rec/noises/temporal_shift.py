@@ -13,7 +13,8 @@ from robustbench_rec.noises._events import without
 class TemporalShift(Noise):
     """A model that is out of date: the latest training events are missing.
 
-    level: share of the training events that go, the latest of all; a user's first one stays. Valid and test stay.
+    level: share of the training events that go, the latest of all; a user's first one stays, the first with label 1
+    where there is one. Valid and test stay.
     """
 
     @dataclass
@@ -28,7 +29,10 @@ class TemporalShift(Noise):
     def change(self, data: Data, generator: torch.Generator) -> Data:
         train = data.train
         assert train.times is not None
-        first = torch.ones(len(train), dtype=torch.bool)
-        first[1:] = train.users[1:] != train.users[:-1]  # events of a part are ordered by user and time
+        n = len(train)
+        turn = torch.arange(n) + n * (train.values == 0)  # events of a part are ordered by user and time
+        first = turn.new_full((data.n_users,), 2 * n).scatter_reduce(0, train.users, turn, "amin")
+        spared = torch.zeros(n, dtype=torch.bool)
+        spared[first[first < 2 * n] % n] = True
         order = train.times.argsort(stable=True, descending=True)
-        return without(data, order[~first[order]][: self.count(len(train))])
+        return without(data, order[~spared[order]][: self.count(n)])
