@@ -71,6 +71,31 @@ def limits(overrides: Sequence[str]) -> list[str]:
     return [*(each for each in overrides if not found[each]), *(f"{k}={{{', '.join(v)}}}" for k, v in said.items())]
 
 
+def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
+    """`nested`, with one name for each of the other groups; `group=null` goes where nothing is the default anyway."""
+    words = []
+    for each in nested(overrides):
+        group, _, value = (part.strip() for part in each.partition("="))
+        names = [path.stem for path in sorted((conf_dir() / group).glob("*.yaml"))] if group.isidentifier() else []
+        if not names or value in names:
+            words.append(each)
+        elif value.startswith("["):
+            several = ", ".join(NESTED)
+            raise RrecError(f"{group} is one choice, not a list: a sweep is -m {group}=a,b (only {several} compose)")
+        elif not re.fullmatch(r"null|~|true|false|[-+.\de]+", value, re.IGNORECASE):
+            words.append(each)
+        elif value != "null" or not _optional(verb, group):
+            raise unknown(group, value, names)
+    return words
+
+
+def _optional(verb: str, group: str) -> bool:
+    """Whether a verb has no choice of a group unless it is told."""
+    with session():
+        composed = hydra.compose(verb, [], return_hydra_config=True)
+    return str(composed.hydra.runtime.choices.get(group)) in ("None", "null")
+
+
 def nested(overrides: Sequence[str]) -> list[str]:
     """`defense=[a,b]` in words of Hydra that compose to a around b, with the keys of b in `defense.inner`."""
     words = []
@@ -228,8 +253,11 @@ def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
     if isinstance(error, RrecError):
         return " ".join(lines)
     if isinstance(error, OverrideParseException):
-        reason = lines[0] if "=" in error.override else "write key=value"
-        return f"cannot read '{error.override}': {reason}"
+        key, sign, value = error.override.partition("=")
+        if not sign:
+            return f"cannot read '{error.override}': write key=value"
+        hint = "" if '"' in value else f"""; a value with other signs is quoted inside: '{key}="{value}"'"""
+        return f"cannot read '{error.override}': {lines[0]}{hint}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         plugins = "; more come with the extras launchers and sweeps" if group.startswith("hydra/") else ""

@@ -66,7 +66,7 @@ def _entry(
 def _run(verb: str, out: Path, words: Sequence[str]) -> None:
     """`rrec` in a process of its own, so that time and memory are of this run alone; resumed where it was killed."""
     placed = [*words, f"hydra.run.dir={_quoted(out)}"]
-    if composing.kept(verb, composing.nested(placed), but=ELSEWHERE):
+    if composing.kept(verb, composing.chosen(verb, placed), but=ELSEWHERE):
         return
     go_on = (out / "resume").is_dir() and verb != "attack"
     told = [f"resume={_quoted(out)}"] if go_on else placed

@@ -45,8 +45,8 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     status, stopped = 0, None
     try:
         if not (multirun or cfg):
-            composing.refuse_used(verb, composing.nested(overrides))
-        words = overrides = composing.nested(composing.with_resume(verb, overrides, multirun))
+            composing.refuse_used(verb, composing.chosen(verb, overrides))
+        words = overrides = composing.chosen(verb, composing.with_resume(verb, overrides, multirun))
         composing.register_schemas()
         main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)
         with _as_a_script(["rrec", *["--multirun"] * multirun, *(["--cfg", cfg] if cfg else []), *words]):
@@ -56,9 +56,6 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     except (RrecError, HydraException, OmegaConfBaseException) as error:
         status, stopped = 2, composing.explain(error, verb, overrides)
     except Exception as error:
-        if str(error).startswith("Config group override must be"):  # Hydra's ValueError for model=3
-            _say(f"{error}: write group=name")
-            return 2
         if Sweep.directory is None or not any(each.error for each in sweeping.jobs_of(verb, Sweep.directory)):
             raise
         status, stopped = 1, f"the sweep stopped: {error}"  # the sweeper, after jobs had failed
@@ -102,8 +99,9 @@ def _answer(verb: str, overrides: Sequence[str], multirun: bool) -> int:
 def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], said: str) -> int:
     """Compose and do, in this process and without a run directory."""
     try:
+        words = composing.chosen(verb, overrides)
         with composing.session():
-            typed = composing.typed(hydra.compose(verb, list(overrides)), verb, said)
+            typed = composing.typed(hydra.compose(verb, words), verb, said)
         task(typed)
     except KeyboardInterrupt:
         _say("interrupted")

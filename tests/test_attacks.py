@@ -537,6 +537,12 @@ def test_every_attack_declares_what_it_may_do() -> None:
         assert isinstance(built, Attack) == (name != "rank_autoattack")
 
 
+@pytest.mark.parametrize("name", ["pgd", "bim"])
+def test_an_attack_that_moves_nothing_is_refused(name: str) -> None:
+    with pytest.raises(RrecError, match="steps=0 moves nothing"):
+        single(configured("attack", name, steps=0))
+
+
 class TestEachUserByItself:
     """The form in which the RAWP line measures weights: nothing adds up across users."""
 

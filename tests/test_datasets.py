@@ -82,7 +82,7 @@ class TestTable:
             {"user_id": [1, 2], "item_id": [7, 8], "rating": [1, 5], "timestamp": pd.to_datetime([9, 10], unit="s")}
         )
         frame.to_parquet(tmp_path / "a.parquet")
-        events = load("table", path=str(tmp_path / "a.parquet"), time_format="iso").events
+        events = load("table", path=str(tmp_path / "a.parquet")).events  # a column that says itself what it is
         assert rows(events, "user", "item", "rating", "time") == [("1", "7", 1.0, 9), ("2", "8", 5.0, 10)]
 
     def test_parquet_ids_that_became_floats_are_still_integers(self, tmp_path):

@@ -157,11 +157,17 @@ def test_the_numbers_are_those_of_rrec_eval_and_rrec_attack(runs: Path, tmp_path
     assert ours["ckpt/attacked/ndcg@10"] == pytest.approx(theirs["attacked/ndcg@10"], abs=1e-12)
 
 
+def test_no_attack_can_be_said(runs: Path, tmp_path: Path) -> None:
+    assert run(runs, tmp_path / "run", "good", None, "at_least.ndcg@10=0", "attack=null") == 0
+
+
 @pytest.mark.parametrize(
     ("baseline", "words", "told"),
     [
         (None, [], "gate checks nothing yet"),
         (None, ["max_drop.ndcg@10=5%"], "add baseline="),
+        (None, ["at_least.ndcg@10=0", "attack=pgd"], "attack=pgd: nothing is checked under it"),
+        ("bad", ["at_least.ndcg@10=0"], "nothing is compared with it"),
         (None, ["max_harm.ndcg@10=5%"], "add attack="),
         (None, ["at_least.colour=1"], "unknown metric 'colour'"),
         (None, ["at_least=1"], "name the metric, at_least.ndcg@10=1"),

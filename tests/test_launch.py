@@ -94,7 +94,17 @@ MISTAKES = {
     "text for a number": ("train", ["lr=abc"], 2, "lr: Value 'abc'"),
     "fraction for a whole number": ("train", ["epochs=1.5"], 2, "epochs: Value '1.5'"),
     "number for a list": ("train", ["top_k=5"], 2, "top_k=[a,b]"),
-    "number for a group": ("train", ["model=3"], 2, "write group=name"),
+    "number for a group": ("train", ["model=3"], 2, "unknown model '3'"),
+    "nothing for a group": ("train", ["noise=null"], 2, "unknown noise 'null'"),
+    "nothing for a group of a question": (
+        "recommend",
+        ["ckpt=x", "user=1", "tracker=null"],
+        1,
+        "unknown tracker 'null'",
+    ),
+    "several of a group of one": ("train", ["noise=[label_flip,sparsify]"], 2, "noise is one choice, not a list"),
+    "several models": ("train", ["model=[mf,lightgcn]"], 2, "a sweep is -m model=a,b"),
+    "signs that Hydra does not read": ("train", ["start=été"], 2, """is quoted inside: 'start="été"'"""),
     "a seed that is too large": (
         "train",
         ["seed=99999999999999999999999"],

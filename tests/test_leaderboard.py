@@ -110,6 +110,8 @@ def test_another_budget_another_attack_and_no_run_are_refused(there: Path, tmp_p
         add(tmp_path / "pgd", tmp_path)
     with pytest.raises(RrecError, match="is no finished run"):
         add(tmp_path, tmp_path)
+    with pytest.raises(RrecError, match="nowhere is no run directory"):
+        add(tmp_path / "nowhere", tmp_path)
 
 
 def test_a_checkpoint_that_changed_since_is_refused(there: Path, tmp_path: Path) -> None:
@@ -289,6 +291,15 @@ def test_the_board_is_sorted_by_what_is_left_and_escapes_what_cards_say(
     values = {row["defence"][0]: row["robust ndcg@10"][1] for row in rows}
     assert float(values["apr"] or "nan") == metrics(there / "apr-attack")["attacked/ndcg@10"]
     assert "<select" in text
+
+
+def test_a_card_counts_once(carded: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cards"
+    shutil.copytree(carded, folder)
+    first = min(folder.glob("*.json"))
+    shutil.copy(first, folder / "copy.json")
+    with pytest.raises(RrecError, match=rf"copy\.json and {first.name}|{first.name} and copy\.json"):
+        build(folder, tmp_path / "out.html")
 
 
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:

@@ -232,6 +232,8 @@ class TestCommand:
             ([], "needs one of user="),
             (["user=u1", "liked=[i1]"], "user and liked given"),
             (["user=u1", "k=0"], "k is at least 1"),
+            (["user=[]"], "user=[]: name at least one user"),
+            (["user=[]", "format=csv"], "user=[]: name at least one user"),
             (["user=u1", "format=xml"], "unknown format 'xml'"),
             (["all=true"], "all=true writes a file"),
             (["all=true", "out=lists.txt"], "ends with .csv or .parquet"),

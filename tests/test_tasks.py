@@ -530,6 +530,19 @@ class TestDistill:
         assert len(list((tmp_path / "data" / "teachers").glob("*.npy"))) == 1
 
     @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("model=ease",), "model=ease is computed, not trained: no teacher can change it"),
+            (("model=mf", "task_weight=0", "defense=apr"), "defense=apr is about the task, which task_weight=0"),
+        ],
+    )
+    def test_what_a_teacher_cannot_change_is_refused(
+        self, runs: Runs, tmp_path: Path, words: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(RrecError, match=message):
+            run("distill", tmp_path, f"teacher='{runs['kgat'][0]}'", *TRAINED, *words)
+
+    @pytest.mark.parametrize(
         ("teacher", "message"),
         [
             ("[]", "a run directory, a list of them, a file of scores or ema is needed"),
@@ -566,6 +579,10 @@ class TestStart:
         assert all(torch.equal(old[key], plain[key]) for key in body)
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'moved'}'", *JUDGED)
         assert all(moved[key] == value for key, value in again.items())
+
+    def test_a_body_that_nobody_trained_is_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        run("train", tmp_path, *TRAINED, "model=sasrec", "model.dim=8", "adaptation=lora", "epochs=1")
+        assert "adaptation=lora without start=<run>" in caplog.text
 
     def test_a_body_that_changes_is_an_error(
         self, sequences: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

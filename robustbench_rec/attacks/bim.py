@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from robustbench_rec.ascent import Ascent, Budget
 from robustbench_rec.attacks import attacks
+from robustbench_rec.errors import RrecError
 
 
 @attacks.register
@@ -17,4 +18,6 @@ class BIM(Ascent):
         steps: int
 
     def __init__(self, config: Config) -> None:
+        if not config.steps:
+            raise RrecError("bim with steps=0 moves nothing: at least 1")
         super().__init__(**config.ascent(), steps=config.steps, step_size=1 / max(config.steps, 1))

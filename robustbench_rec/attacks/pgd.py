@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from robustbench_rec.ascent import Ascent, Budget
 from robustbench_rec.attacks import attacks
+from robustbench_rec.errors import RrecError
 
 
 @attacks.register
@@ -25,6 +26,8 @@ class PGD(Ascent):
         momentum: float
 
     def __init__(self, config: Config) -> None:
+        if not (config.steps or config.random_start or config.restarts > 1):
+            raise RrecError("pgd with steps=0 moves nothing: at least 1, or random_start=true")
         super().__init__(
             **config.ascent(),
             steps=config.steps,

@@ -92,6 +92,8 @@ class Sheet:
         style: `seconds`, `milliseconds`, `iso` or a strptime pattern such as %d/%m/%Y; without a zone it is UTC.
         """
         column = self.pick(name)
+        if pd.api.types.is_datetime64_any_dtype(column):  # Parquet says what they are
+            style = "iso"
         if style in ("seconds", "milliseconds"):
             values = _numbers(column) / (1000 if style == "milliseconds" else 1)
             self._refuse(~((values > _EARLIEST) & (values < _LATEST)), column, f"is not a time in {style}")
@@ -212,7 +214,7 @@ def decode(path: Path, encoding: str) -> str:
         return content.decode("utf-8-sig" if re.fullmatch("utf-?8", encoding, re.IGNORECASE) else encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise RrecError(f"{path}, line {line} is not {encoding}; name its encoding, e.g. encoding=latin-1") from error
+        raise RrecError(f"{path}, line {line} is not {encoding}; e.g. dataset.encoding=latin-1 reads others") from error
     except (LookupError, UnicodeError) as error:
         raise RrecError(f"{path} cannot be read as {encoding}: {error}") from error
 

@@ -34,7 +34,8 @@ def clean(events: pd.DataFrame, raw: Raw, report: Report) -> pd.DataFrame:
     for rule, find in rules.items():
         bad = find(events)
         if bad.all() and report.mode == "drop":
-            raise RrecError(f"dataset '{report.name}' has no event left: all {len(bad):,} are {DEFECTS[rule]}")
+            hint = "; is dataset.time_format right?" if rule == "impossible_times" else ""
+            raise RrecError(f"dataset '{report.name}' has no event left: all {len(bad):,} are {DEFECTS[rule]}{hint}")
         if report.defect(rule, int(bad.sum())):
             events = events[~bad]
     return events

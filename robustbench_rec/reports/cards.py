@@ -136,7 +136,13 @@ def load_all(folder: Path) -> list[Card]:
     """All cards of a folder, by the names of their files."""
     if not folder.is_dir():
         raise RrecError(f"{folder} is no directory: rrec leaderboard add makes cards")
-    return [load(path) for path in sorted(folder.glob("*.json"))]
+    found: dict[Path, Card] = {path: load(path) for path in sorted(folder.glob("*.json"))}
+    first: dict[str, Path] = {}
+    for path, card in found.items():
+        entry = json.dumps([card.name, card.fingerprint, card.seeds, card.config, card.recipe], sort_keys=True)
+        if (other := first.setdefault(entry, path)) is not path:
+            raise RrecError(f"{other.name} and {path.name} in {folder} are cards of the same checkpoint: remove one")
+    return list(found.values())
 
 
 def _fits(value: Any, kind: Any) -> bool:

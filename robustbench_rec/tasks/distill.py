@@ -41,6 +41,10 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
     """
 
     def wrap(objective: Objective, model: RecModel, data: Data) -> Objective:
+        if not model.trainable:
+            raise RrecError(f"model={cfg.model['name']} is computed, not trained: no teacher can change it")
+        if not cfg.task_weight and cfg.defense["name"] != "none":
+            raise RrecError(f"defense={cfg.defense['name']} is about the task, which task_weight=0 leaves out")
         teacher = teacher_of(cfg, model, data)
         return distilled(cfg.distill, objective, Lesson(teacher, model, data, cfg.epochs), task=cfg.task_weight)
 

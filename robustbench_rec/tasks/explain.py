@@ -69,6 +69,8 @@ def answer(cfg: Explain) -> None:
 def run(cfg: Explain, out: Path) -> dict[str, float]:
     """Explain the first item of many users' lists: how faithful that is, and how stable under an attack."""
     _checked(cfg)
+    if cfg.format != "table":
+        raise RrecError(f"format={cfg.format}: for one user; sample= writes its numbers to the run directory")
     if cfg.user is not None or cfg.item is not None:
         raise RrecError("sample= draws the users and takes the first item of each: drop user= and item=")
     asked = _asked(cfg)

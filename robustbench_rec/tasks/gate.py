@@ -103,6 +103,11 @@ def _limits(cfg: Gate) -> dict[str, dict[str, float]]:
         raise RrecError("max_drop is against another model: add baseline=<run directory>")
     if found["max_harm"] and cfg.attack is None:
         raise RrecError("max_harm is what an attack takes: add attack=pgd eps=0.1, or another one")
+    if cfg.baseline is not None and not found["max_drop"]:
+        raise RrecError(f"baseline={cfg.baseline}: nothing is compared with it; add max_drop.<metric>=5%")
+    if cfg.attack is not None and not (found["max_drop"] or found["max_harm"]):
+        name = cfg.attack["name"]
+        raise RrecError(f"attack={name}: nothing is checked under it; add max_harm.<metric>=30% or a baseline")
     return found
 
 

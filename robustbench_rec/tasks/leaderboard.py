@@ -31,6 +31,8 @@ LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_u
 
 def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
     """Make a card of a finished run of the standard attack, if its model is eligible; RrecError says why not."""
+    if not path.is_dir():
+        raise RrecError(f"{path} is no run directory")
     run = read(path.resolve())
     if run.metrics is None:
         raise RrecError(f"{path} is no finished run: {run.error}")

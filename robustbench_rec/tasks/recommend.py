@@ -88,6 +88,8 @@ def _checked(cfg: Recommend) -> str | None:
 
 def _known(cfg: Recommend, asked: Recommender, names: Names) -> list[Answer]:
     users = names.users(cfg.user)
+    if not len(users):
+        raise RrecError("user=[]: name at least one user")
     found = asked.of(users, cfg.k)
     history = asked.histories.of(users, cfg.history)
     latest = [row[:n] for row, n in zip(history.items.tolist(), history.lengths.tolist(), strict=True)]

@@ -1,5 +1,6 @@
 """rrec train."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import RESUME, Trainer
+
+log = logging.getLogger(__name__)
 
 Wrap = Callable[[Objective, RecModel, Data], Objective]
 Finish = Callable[[Trainer, Evaluator[Any]], dict[str, float]]
@@ -131,6 +134,10 @@ def trainer_of(
     model = checkpoint.build(cfg.model, data)
     if cfg.start is not None:
         begin(model, cfg, data)
+    elif cfg.adaptation["name"] != "none" and "backbone" not in model.body:  # which comes pretrained
+        log.warning(
+            "adaptation=%s without start=<run>: its body stays as it was drawn at random", cfg.adaptation["name"]
+        )
     began = {} if cfg.start is None else {"start": cfg.start}
     name = cfg.loss or model.loss
     inner = defended(cfg.defense, Plain(trained(name)), model)
