@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_json
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.noise import invented
 from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
 
@@ -134,6 +135,9 @@ def load(
     if noise is not None:
         tell_unread(noise, config)
     trained, data = data, data if noise is None else noises.build(noise)(data)
+    changed = data.train is not trained.train
+    if data is not trained:
+        data = replace(data, invented=invented(trained, data))
     if data.edges is not None and data is not trained:
         raise RrecError(
             f"{key}={path}: its graph was made by cleaning, which noise={noise and noise['name']} cannot reach"
@@ -147,6 +151,9 @@ def load(
             raise
         told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
         raise RrecError(f"{error}; {told}") from error
+    if changed and not (model.window or model.reads_events or model.reads_graph):
+        told = "changes training events, which this model does not read again: its results are those without noise"
+        log.warning("noise=%s %s", noise and noise["name"], told)
     uncleaned = uncleaned.to(device)
     return Loaded(model.to(device), data, config, recipe, uncleaned, card.get("training"), card["sha256"])
 

@@ -473,6 +473,22 @@ class TestRecipe:
         values = [evaluator(each.data, judge()).evaluate(Shifted(each.model), "test").metrics for each in loaded]
         assert (len(fingerprints) == 1) == (noise == "none") == (values[0] == values[1])
 
+    @pytest.mark.parametrize("protocol", ["full", "sampled"])
+    @pytest.mark.parametrize("noise", ["label_flip", "edge_add", "edge_rewire", "sparsify", "history"])
+    def test_noise_on_events_that_a_model_does_not_read_changes_no_result_and_is_told(
+        self, noise: str, protocol: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """What it invents stays a candidate: else wrong candidates would go, and every model look better."""
+        clean = load(RECIPE, None)
+        checkpoint.save(tmp_path, build("mf", clean), configured("model", "mf"), RECIPE, clean)
+        values = []
+        for each in (None, configured("noise", noise, level=0.7)):
+            loaded = checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=each)
+            judging = evaluator(loaded.data, judge(protocol=protocol))
+            values.append(judging.evaluate(Shifted(loaded.model), "test").metrics)
+            assert ("does not read again" in caplog.text) == (each is not None)
+        assert values[0] == values[1]
+
     def test_noise_that_changes_the_sizes_of_a_model_is_refused(self, tmp_path: Path) -> None:
         clean, config = load(RECIPE, None), configured("model", "kgat", min_triples=3)
         torch.manual_seed(0)

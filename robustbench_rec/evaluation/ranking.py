@@ -62,10 +62,9 @@ class Ranking(Evaluator[Lists]):
         return [f"{name}@{k}" for k in self.judge.top_k for name in chosen if name not in whole] + whole
 
     def known(self, part: str) -> Tensor:
-        """Keys of what users had before a part, or had there before a noise, in order."""
-        data = self.data
-        before = [data.train, *([] if part == "valid" else [data.valid])]
-        return _keys(data, *before, *([] if data.hidden is None else [data.hidden]))
+        """Keys of what users had before a part, whatever a noise put there or took away, in order."""
+        before = [self.data.train, *([] if part == "valid" else [self.data.valid])]
+        return _noiseless(self.data, before)
 
     def wanted(self, part: str) -> Interactions:
         """The relevant events of a part: without `seen` those of items that their users did not have before."""
@@ -208,8 +207,9 @@ class Sampled(Ranking):
 
     def split(self, part: str) -> Iterator[Lists]:
         data, n = self.data, self.n
-        nowhere = [*map(data.part, ("train", *PARTS)), *([] if data.hidden is None else [data.hidden])]
-        keys = _keys(data, *([data.part(part)] if self.judge.seen else nowhere))
+        keys = _keys(data, data.part(part))
+        if not self.judge.seen:
+            keys = _noiseless(data, [data.part(each) for each in ("train", *PARTS)])
         owned = torch.bincount(keys // data.n_items, minlength=data.n_users)
         wanted = self.wanted(part)
         users, items = wanted.users, wanted.items
@@ -257,6 +257,12 @@ def _keys(data: Data, *parts: Interactions) -> Tensor:
     """User and item of each event as one number, sorted, each once."""
     keys: Tensor = torch.unique(torch.cat([each.users * data.n_items + each.items for each in parts]))
     return keys
+
+
+def _noiseless(data: Data, parts: list[Interactions]) -> Tensor:
+    """`_keys` with what a noise hid and without what it invented."""
+    keys = _keys(data, *parts, *([] if data.hidden is None else [data.hidden]))
+    return keys if data.invented is None else keys[~torch.isin(keys, _keys(data, data.invented))]
 
 
 def _lists_of_keys(keys: Tensor, n_items: int, n_users: int) -> _Lists:
