@@ -77,7 +77,7 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
     for each in nested(overrides):
         group, _, value = (part.strip() for part in each.partition("="))
         names = [path.stem for path in sorted((conf_dir() / group).glob("*.yaml"))] if group.isidentifier() else []
-        if not names or value in names:
+        if not names or value in names or (value.startswith("[") and group == "experiment"):
             words.append(each)
         elif value.startswith("["):
             several = ", ".join(NESTED)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from robustbench_rec import config
+from robustbench_rec import composing, config
 from robustbench_rec.composing import complete
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
@@ -142,6 +142,12 @@ def test_a_mistake_is_one_line_on_stderr_and_leaves_nothing_but_the_log(
     assert err.count("\n") == 1
     assert fragment in err
     assert files(Path()) <= {f"{verb}.log"}
+
+
+def test_experiments_compose_and_no_choice_can_be_said_where_it_is_the_default() -> None:
+    assert composing.chosen("train", ["experiment=[ctr,kgat_rawp]"]) == ["experiment=[ctr,kgat_rawp]"]
+    assert composing.chosen("gate", ["attack=null", "seed=1"]) == ["seed=1"]
+    assert composing.chosen("train", ["defense=[apr,rawp]", "seed=null"])[0] == "defense=apr"
 
 
 def test_an_error_that_is_no_mistake_keeps_its_traceback_in_the_log() -> None:
