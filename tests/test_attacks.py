@@ -447,7 +447,7 @@ class TestRankAutoAttack:
                 return Output((scores * 1e4).round() / 1e4)
 
         flags = {}
-        for name, model in (("mf", build("mf")), ("masked", Masked(build("mf")))):
+        for name, model in (("mf", build("mf")), ("kgat", build("kgat")), ("masked", Masked(build("mf")))):
             model = model.requires_grad_(False).eval()
             judging, goal = (
                 evaluator(DATA, judge(metrics=["ndcg"])),
@@ -457,7 +457,7 @@ class TestRankAutoAttack:
                 each for each in members(judging, suite("embedding"), goal) if each.name in ("apgd_softmax", "square")
             ]
             at, results = Shifted(model), []
-            if name == "mf":
+            if name != "masked":
                 for member in chosen:
                     moved, _ = attacked(judging, at, member, "test", goal, None)
                     results.append(judged(judging, moved, "test", goal))
@@ -465,6 +465,7 @@ class TestRankAutoAttack:
                 results = [judged(judging, at, "test", goal)] * 2
             flags[name] = masking(judging, at, chosen, results, judged(judging, at, "test", goal), "test", goal)
         assert flags["mf"]["zero_gradients"] == flags["mf"]["random"] == flags["mf"]["saturated"] == 0
+        assert flags["kgat"]["zero_gradients"] == 0  # scores do not depend on the relations at all
         assert flags["masked"]["zero_gradients"] == 1
 
     def test_saturation_is_that_of_the_labels_that_the_attacker_has(self) -> None:

@@ -32,10 +32,10 @@ def masking(
 ) -> dict[str, float]:
     """Flags of an ensemble, each 0 where nothing is suspicious.
 
-    zero_gradients: share of the attacked tensors (of the users, where each has a perturbation of its own) whose
-    gradient is all zero. saturated: share of the users whose loss is too small to have a gradient. random: 1 where
-    judging the same model twice gives two results. black_box: share of the users whom an attack that sees scores alone
-    harmed more than every attack that sees gradients. own_labels: the attacks did not know the labels.
+    zero_gradients: share of the attacked tensors that the scores depend on (of the users, where each has a perturbation
+    of its own) whose gradient is all zero. saturated: share of the users whose loss is too small to have a gradient.
+    random: 1 where judging the same model twice gives two results. black_box: share of the users whom an attack that
+    sees scores alone harmed more than every attack that sees gradients. own_labels: the attacks did not know the labels.
     """
     first = members[0]
     assert isinstance(first.attack, Perturbation)
@@ -77,11 +77,20 @@ class Probe(Perturbation):
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
         base = self.base(at, batch)
         value, gradients = climb(at, batch, objective, zeros(base))
-        flat = [each.flatten(value.ndim) for each in gradients.values() if each is not None]
         if value.ndim:
+            flat = [each.flatten(1) for each in gradients.values() if each is not None]
             return {"zero": (torch.cat(flat, 1) == 0).all(1).double()}
-        unreached = len(gradients) - len(flat)
-        return {"zero": torch.tensor([*(float(not each.any()) for each in flat), *[1.0] * unreached])}
+        zero = {name: each is None or not bool(each.any()) for name, each in gradients.items()}
+        counted = [each for name, each in zero.items() if not each or _matters(at, batch, name, base[name])]
+        return {"zero": torch.tensor(counted or [False]).double()}
 
     def summary(self, spent: Mapping[str, Tensor]) -> dict[str, float]:
         return {"zero": spent["zero"].mean().item()}
+
+
+@torch.no_grad()
+def _matters(at: Shifted, batch: Batch, name: str, tensor: Tensor) -> bool:
+    """Whether scores change with a tensor at all: noise as large as it is."""
+    drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor)
+    noise = drawn * tensor.square().mean().sqrt().clamp_min(1e-3)
+    return not torch.equal(at.shift({name: noise})(batch).scores, at(batch).scores)
