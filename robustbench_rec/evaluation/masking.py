@@ -35,7 +35,7 @@ def masking(
     zero_gradients: share of the attacked tensors that the scores depend on (of the users, where each has a perturbation
     of its own) whose gradient is all zero. saturated: share of the users whose loss is too small to have a gradient.
     random: 1 where judging the same model twice gives two results. black_box: share of the users whom an attack that
-    sees scores alone harmed more than every attack that sees gradients. own_labels: the attacks did not know the labels.
+    sees scores alone harmed more than every attack that sees gradients. own_labels: the attacks did not know labels.
     """
     first = members[0]
     assert isinstance(first.attack, Perturbation)
