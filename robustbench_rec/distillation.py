@@ -64,11 +64,16 @@ class Lesson:
 
     def unseen(self, users: Tensor) -> Tensor:
         """The teacher's scores of consecutive users for the whole catalogue, −∞ for what is no candidate."""
-        scores, n = self.teacher.scores(users, None).clone(), self.data.n_items
+        scores = self.teacher.scores(users, None).clone()
+        scores[self._had(users)] = float("-inf")
+        return scores
+
+    def _had(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and columns of what is no candidate of consecutive users."""
+        n = self.data.n_items
         first, last = torch.searchsorted(self.taken, torch.stack([users[0], users[-1] + 1]) * n).tolist()
         keys = self.taken[first:last]
-        scores[keys // n - users[0], keys % n] = float("-inf")
-        return scores
+        return keys // n - users[0], keys % n
 
     @cached_property
     def free(self) -> int:
@@ -82,7 +87,9 @@ class Lesson:
 
     def _order(self, users: Tensor) -> Tensor:
         """The teacher's scores, those of what is no candidate moved below all others."""
-        candidates, scores = self.unseen(users).isfinite(), self.teacher.scores(users, None)
+        scores = self.teacher.scores(users, None)
+        candidates = scores.isfinite()
+        candidates[self._had(users)] = False
         lowest = torch.where(candidates, scores, torch.inf).amin(1, keepdim=True)
         highest = torch.where(candidates, -torch.inf, scores).amax(1, keepdim=True)
         return torch.where(candidates, scores, scores - (highest - lowest).clamp_min(0).nan_to_num(0) - 1)

@@ -207,8 +207,9 @@ class Sampled(Ranking):
 
     def split(self, part: str) -> Iterator[Lists]:
         data, n = self.data, self.n
-        keys = _keys(data, data.part(part))
-        if not self.judge.seen:
+        if self.judge.seen:
+            keys = _keys(data, data.part(part))
+        else:
             keys = _noiseless(data, [data.part(each) for each in ("train", *PARTS)])
         owned = torch.bincount(keys // data.n_items, minlength=data.n_users)
         wanted = self.wanted(part)
