@@ -63,12 +63,38 @@ def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
 
 def limits(overrides: Sequence[str]) -> list[str]:
     """`max_drop.ndcg@10=5%` as a mapping with all of the key, since Hydra reads an @ in a key as a package."""
-    key = re.compile(rf"({'|'.join(config.LIMITS)})\.([^=]+)=([^,]+)")
-    found = {each: key.fullmatch(each) for each in overrides}
-    said: dict[str, list[str]] = {}
+    keys = "|".join(config.LIMITS)
+    forms = [re.compile(rf"({keys})\.([^=]+)=([^,]+)"), re.compile(rf"({keys})=\{{([^{{}}]*)\}}")]
+    found = {each: next(filter(None, (form.fullmatch(each) for form in forms)), None) for each in overrides}
+    said: dict[str, dict[str, str]] = {}
     for match in filter(None, found.values()):
-        said.setdefault(match[1], []).append(f"{match[2]}: {match[3]}")
-    return [*(each for each in overrides if not found[each]), *(f"{k}={{{', '.join(v)}}}" for k, v in said.items())]
+        pairs = [match.groups()[1:]] if match.re is forms[0] else [each.split(":", 1) for each in match[2].split(",")]
+        for name, value in ((each[0].strip(), each[-1].strip()) for each in pairs if any(each)):
+            if said.setdefault(match[1], {}).setdefault(name, value) != value:
+                raise RrecError(f"{match[1]}.{name} has two limits, {said[match[1]][name]} and {value}: leave one out")
+    mappings = (
+        f"{key}={{{', '.join(f'{name}: {value}' for name, value in each.items())}}}" for key, each in said.items()
+    )
+    return [*(each for each in overrides if not found[each]), *mappings]
+
+
+def ids(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Ids as texts, for Hydra reads 1e5, 1_000 or true as what they are in YAML."""
+    if verb not in config.IDS:
+        return list(overrides)
+    plain = r"""[^\s,"'\[\]{}\\][^,"'\[\]{}\\]*"""
+    words = []
+    for each in overrides:
+        key, _, value = each.partition("=")
+        listed = re.fullmatch(rf"\[\s*({plain}(?:,\s*{plain})*)\]", value)
+        if key not in config.IDS[verb] or value == "null":
+            words.append(each)
+        elif listed:
+            quoted = ",".join(f'"{one.strip()}"' for one in listed[1].split(","))
+            words.append(f"{key}=[{quoted}]")
+        else:
+            words.append(f'{key}="{value}"' if re.fullmatch(plain, value) else each)
+    return words
 
 
 def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
@@ -214,10 +240,16 @@ def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
         word = f"{done.pop()}={word}"
     try:
         with session():
-            found = sorted(each for each in _candidates(verb, nested(done)) if each.startswith(word))
+            words = nested(limits([_first(each) for each in done]))
+            found = sorted(each for each in _candidates(verb, words) if each.startswith(word))
     except (RrecError, HydraException, OmegaConfBaseException):
         return []
     return found if word == incomplete else [each.partition("=")[2] for each in found]
+
+
+def _first(override: str) -> str:
+    """Of the values of a sweep the first."""
+    return re.sub(r"^([^=]+=[^,\[({\"']*),.*", r"\1", override)
 
 
 def _candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:
@@ -237,7 +269,11 @@ def _leaves(composed: DictConfig, prefix: str = "") -> Iterator[str]:
     for key, value in ((str(key), value) for key, value in composed.items_ex(resolve=False)):
         if prefix and key == "name":
             continue  # the choice of the group
-        if isinstance(value, DictConfig):
+        if isinstance(value, DictConfig) and OmegaConf.is_missing(composed, key):
+            yield f"{prefix}{key}="
+        elif isinstance(value, DictConfig) and value._is_none():
+            yield f"{prefix}{key}=null"
+        elif isinstance(value, DictConfig):
             yield from _leaves(value, f"{prefix}{key}.")
         elif value == "???":
             yield f"{prefix}{key}="

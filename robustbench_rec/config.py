@@ -298,6 +298,8 @@ class Gate(Judge, Base):
 
 LIMITS = ("max_drop", "max_harm", "at_least")
 """Keys of `Gate` that hold a limit for each metric."""
+IDS = {"recommend": ("user", "liked"), "explain": ("user", "item")}
+"""Keys of a verb that hold original ids."""
 
 
 @dataclass

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.batch import Batch, History
-from robustbench_rec.data import Interactions
+from robustbench_rec.data import Data, Interactions
 
 
 class Histories:
@@ -43,3 +43,14 @@ class Histories:
         inside = places < lengths[:, None]
         items = self.items[at.clamp_max(len(self.items) - 1)].masked_fill(~inside, self.n_items)
         return History(items, lengths)
+
+
+def overtaken(data: Data) -> float:
+    """Share of the held-out events before which their user's history does not end; 0 where times are not known."""
+    latest, early, count = torch.full((data.n_users,), -(2**62), device=data.train.users.device), 0, 0
+    for before, part in ((data.train, data.valid), (data.valid, data.test)):
+        if before.times is None or part.times is None:
+            return 0.0
+        latest = latest.scatter_reduce(0, before.users, before.times, "amax")
+        early, count = early + int((part.times < latest[part.users]).sum()), count + len(part)
+    return early / max(1, count)

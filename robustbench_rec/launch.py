@@ -34,7 +34,11 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     0: done. 1: a job failed. 2: the overrides make no configuration. 130: interrupted. Every mistake of the person at
     the keyboard is one line on stderr; anything else keeps its traceback.
     """
-    overrides = composing.limits(overrides)
+    try:
+        overrides = composing.ids(verb, composing.limits(overrides))
+    except RrecError as error:
+        _say(str(error))
+        return 2
     if not cfg and _answers(verb, overrides):
         return _answer(verb, overrides, multirun)
     if multirun and cfg:

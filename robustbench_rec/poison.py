@@ -58,11 +58,13 @@ class View:
     """What the attacker has.
 
     data: training events of the users that are known, with users counted anew; no validation, no test, no truth.
-    pushed: items that every fake user has `[P]`. n: fake users. length: events of each, at most.
+    pushed: items that every fake user has `[P]`. spared: those that none may have `[Q]`, the targets of fake users who
+    demote by clicks. n: fake users. length: events of each, at most.
     """
 
     data: Data
     pushed: Tensor
+    spared: Tensor
     n: int
     length: int
 
@@ -99,8 +101,9 @@ class View:
 
     @property
     def open(self) -> Tensor:
-        """Items that are not pushed, bool `[n_items]`."""
-        return torch.ones(self.data.n_items, dtype=torch.bool, device=self.device).index_fill(0, self.pushed, False)
+        """Items that are neither pushed nor spared, bool `[n_items]`."""
+        taken = torch.cat([self.pushed, self.spared])
+        return torch.ones(self.data.n_items, dtype=torch.bool, device=self.device).index_fill(0, taken, False)
 
 
 class Shilling(Poison):
@@ -167,7 +170,7 @@ class Shilling(Poison):
     def choose(self, view: View, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         """Selected items `[S]`, which all fake users have, and fillers `[n, M]` of each, S + M ≤ `view.room`.
 
-        No item twice in a row, none that is pushed; -1 stands for none.
+        No item twice in a row, none that is not `view.open`; -1 stands for none.
         """
 
     def aims(self, data: Data) -> Tensor:
@@ -182,10 +185,11 @@ class Shilling(Poison):
             raise RrecError(f"poison.feedback=ratings: dataset '{data.name}' has none; use feedback=clicks")
         known = _known(data, c.knowledge, c.seed)
         mean = round(len(clicked(known)[0]) / known.n_users)
-        view = View(known, aims, max(1, round(c.size * data.n_users)), mean if c.length is None else c.length)
+        n, length = max(1, round(c.size * data.n_users)), mean if c.length is None else c.length
+        view = View(known, aims, aims[:0], n, length)
         if c.direction == "nuke" and c.feedback == "clicks":
-            view = replace(view, pushed=rivals(view))
-        most = data.n_items - 1  # an item that the user does not have is left to compare with
+            view = replace(view, pushed=rivals(view), spared=aims)
+        most = data.n_items - max(1, len(view.spared))  # an item that the user does not have is left to compare with
         if not len(view.pushed) <= view.length <= most:
             told = "the mean of the genuine users" if c.length is None else f"poison.length={c.length}"
             raise RrecError(
@@ -253,7 +257,13 @@ def rivals(view: View) -> Tensor:
         after = order[:, None].expand(-1, rank.shape[1], -1).gather(2, below.clamp_max(scores.shape[1] - 1))
         inside &= scores[:, None].expand(-1, rank.shape[1], -1).gather(2, after).isfinite()
         found.index_add_(0, after.flatten(), (inside / (1.0 + rank[:, :, None])).flatten())
-    return found.masked_fill(~view.open, -1).topk(RIVALS * len(view.pushed)).indices
+    there, wanted = view.open & (view.counts > 0), RIVALS * len(view.pushed)
+    if int(there.sum()) < wanted:
+        raise RrecError(
+            f"direction=nuke of {len(view.pushed)} targets by clicks needs {wanted} other items with an event, "
+            f"the data has {int(there.sum())}: name fewer targets"
+        )
+    return found.masked_fill(~there, -1).topk(wanted).indices
 
 
 def _known(data: Data, share: float, seed: int) -> Data:

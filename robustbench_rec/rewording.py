@@ -234,9 +234,14 @@ class Probe:
         self.old = column.texts[item]
         (self.read,) = column.joined(item, [self.old])
 
+    @property
+    def left(self) -> int:
+        """Queries that may still be asked."""
+        return self.queries - self.used
+
     def values(self, texts: Sequence[str]) -> list[float]:
         """The loss with each text, as far as the queries reach."""
-        asked = texts[: self.queries - self.used]
+        asked = texts[: self.left]
         self.used += len(asked)
         deltas = self.column.deltas(self.at, self.item, asked) if asked else []
         return [self.objective(self.at.shift(each), self.batch).item() for each in deltas]

@@ -14,7 +14,7 @@ from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.histories import Histories
-from robustbench_rec.losses import POINTWISE
+from robustbench_rec.losses import CLICKED, POINTWISE
 from robustbench_rec.model import RecModel
 from robustbench_rec.negatives import Negatives
 
@@ -54,6 +54,11 @@ def sampler(data: Data, model: RecModel, *, loss: str, batch_size: int, negative
     if count < 0:
         raise RrecError(f"negatives={count}: must not be negative")
     if count == 0 and loss in POINTWISE:
+        if loss in CLICKED and not bool(((data.train.values == 0) | (data.train.values == 1)).all()):
+            raise RrecError(
+                f"loss={loss} with negatives=0 learns from clicks, and dataset '{data.name}' has ratings; "
+                "prepare.label=<rating> makes clicks of them, loss=mse learns them"
+            )
         return Labelled(data, batch_size=batch_size, window=model.window)
     if count == 0 and loss != "softmax":
         raise RrecError(f"negatives=0: loss={loss} compares an item with others; negatives >= 1 or loss=softmax")
@@ -82,6 +87,8 @@ class Events(Sampler):
         self.events = torch.arange(len(self.users), device=starts.device)
         if window:
             self.events = self.events[self.events > starts[self.users]]
+            if not len(self.events):
+                raise _no_step(data)
 
     def __len__(self) -> int:
         return math.ceil(len(self.events) / self.batch_size)
@@ -144,7 +151,7 @@ class Steps(Sampler):
         self.users = (sizes > 0).nonzero().squeeze(1)
         self.sizes = sizes[self.users]  # targets a user
         if not len(self.users):
-            raise RrecError(f"dataset '{data.name}' has no user with two training events: there is no step to learn")
+            raise _no_step(data)
 
     def __len__(self) -> int:
         return math.ceil(int(self.sizes.sum()) / self.batch_size)
@@ -182,6 +189,10 @@ class Steps(Sampler):
         if self.negatives is not None:
             items = torch.cat([items, self.negatives.draw(users[rows], self.count, generator)], 1)
         return _example(users, items, _positives(len(items), items.shape[1], self.device), history)
+
+
+def _no_step(data: Data) -> RrecError:
+    return RrecError(f"dataset '{data.name}' has no user with two training events: there is no step to learn")
 
 
 def _example(users: Tensor, items: Tensor, labels: Tensor, history: History | None) -> Batch:

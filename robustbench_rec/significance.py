@@ -28,8 +28,9 @@ class Estimate:
 
 
 def estimate(value: float, resampled: Tensor) -> Estimate:
-    """Of a value and what it is in bootstrap samples `[R]`; percentile interval."""
-    if len(resampled) < 2:
+    """Of a value and what it is in bootstrap samples `[R]`, those without a value left out; percentile interval."""
+    resampled = resampled[~resampled.isnan()]
+    if len(resampled) < 2 or math.isnan(value):
         return Estimate(value, float("nan"), float("nan"), float("nan"))
     low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
     tail = min((resampled <= 0).double().mean().item(), (resampled >= 0).double().mean().item())

@@ -16,7 +16,7 @@ def targets(data: Data, items: Sequence[str] | None, *, stratum: str, count: int
     """Indices of items by their original ids, or `count` of them drawn from a stratum.
 
     stratum: unpopular and popular are the fifth of the items with the fewest and the most training events, among those
-    that have any. RrecError where an id is unknown or the stratum is too small.
+    that have any; fake users do not count. RrecError where an id is unknown or named twice, or the stratum too small.
     """
     device = data.train.users.device
     if items is not None:
@@ -25,10 +25,13 @@ def targets(data: Data, items: Sequence[str] | None, *, stratum: str, count: int
         if missing or not items:
             told = f"dataset '{data.name}' has no item '{missing[0]}'" if missing else "no item is named"
             raise RrecError(f"targets: {told}; name original item ids, or null and a stratum")
+        if twice := [each for each in items if items.count(each) > 1]:
+            raise RrecError(f"targets: item '{twice[0]}' is named twice")
         return torch.tensor([index[each] for each in items], device=device)
     if stratum not in STRATA:
         raise unknown("stratum of items", stratum, STRATA)
-    counts = torch.bincount(data.train.liked().items, minlength=data.n_items).cpu()
+    liked = data.train.liked()
+    counts = torch.bincount(liked.items[liked.users < data.n_genuine], minlength=data.n_items).cpu()
     known = counts.nonzero().squeeze(1)
     ranked = known[counts[known].argsort(stable=True)]
     size = max(1, round(SHARE * len(ranked)))

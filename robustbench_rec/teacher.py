@@ -87,7 +87,9 @@ class Average(Taught):
     def __init__(self, student: RecModel, data: Data, decay: float) -> None:
         if not 0 <= decay < 1:
             raise RrecError(f"ema={decay}: the share that the average keeps at each step, in [0, 1), is needed")
-        made = Taught.of(deepcopy(student), data)
+        copied = deepcopy(student)
+        copied.fit(data)  # what the student is about to be fitted to: a mean rating is no parameter
+        made = Taught.of(copied, data)
         super().__init__(made.at, made.histories)
         self.decay = decay
 

@@ -1,6 +1,7 @@
 """The training loop, the only one."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -64,12 +65,13 @@ class Trainer:
         fit = self.fit
         optimizers.check(fit)
         counts = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
-        counts = counts and fit.trajectory >= 0
+        counts = counts and fit.trajectory >= 0 and (fit.decay_after is None or 0 <= fit.decay_after <= 1)
         if not (counts and all(0 <= each < float("inf") for each in (fit.lr, fit.weight_decay, fit.momentum))):
             raise RrecError(
                 f"epochs={fit.epochs}, patience={fit.patience}, lr={fit.lr}, weight_decay={fit.weight_decay}, "
-                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}, trajectory={fit.trajectory}: epochs, "
-                "patience >= 1, lr, weight_decay, momentum, trajectory >= 0 and clip_norm > 0 are needed"
+                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}, trajectory={fit.trajectory}, "
+                f"decay_after={fit.decay_after}: epochs, patience >= 1, lr, weight_decay, momentum, trajectory >= 0, "
+                "clip_norm > 0 and decay_after in [0, 1] are needed"
             )
 
     def run(self) -> None:
@@ -95,6 +97,11 @@ class Trainer:
                 with self.passes if counting else nullcontext():
                     row = self._epoch(epoch, bar)
                 self.counted += len(self.sampler) if counting else 0
+                if math.isnan(row[self.monitor]):
+                    raise RrecError(
+                        f"{self.monitor} is not defined on the validation part, so nothing tells which epoch is best; "
+                        "choose another monitor, or a larger validation part"
+                    )
                 self.history.append(row)
                 tracking.epoch(self.out, row)
                 if self.fit.trajectory and (epoch + 1) % self.fit.trajectory == 0:

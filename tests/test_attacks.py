@@ -370,6 +370,14 @@ class TestGoals:
         with pytest.raises(RrecError, match=told):
             goals.build(goal, DATA)
 
+    @pytest.mark.parametrize("goal", ["untargeted", "promote", "fairness"])
+    def test_a_list_that_holds_everything_has_no_cut_to_cross(self, goal: str) -> None:
+        changes = {"promote": {"stratum": "random", "count": 1}, "fairness": {"attribute": "group"}}.get(goal, {})
+        built = goals.build(configured("goal", goal, k=GROUPED.n_items, **changes), GROUPED)
+        with pytest.raises(RrecError, match=f"goal.k={GROUPED.n_items}: between 1 and {GROUPED.n_items - 1}"):
+            evaluator(GROUPED, judge()).climbed(None, built)
+        assert evaluator(GROUPED, judge()).climbed("promote_softmax" if goal == "promote" else "softmax", built)
+
     def test_targets_need_the_whole_catalogue(self) -> None:
         judging = evaluator(DATA, judge(protocol="sampled"))
         goal = goals.build(configured("goal", "promote", stratum="random", count=1), DATA)

@@ -171,6 +171,7 @@ class TestEveryDetector:
         ("dense_block", {"group": 1}),
         ("rules", {"rate": 0}),
         ("rules", {"longest": 1.5}),
+        ("rules", {"longest": 0.0}),
         ("sanitise", {"words": 0}),
         ("rgcf", {"share": 1.0}),
         ("graphda", {"ckpt": "x", "items": 0, "users": 0}),

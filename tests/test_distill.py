@@ -534,6 +534,13 @@ class TestTeachers:
         assert any(key.startswith("average.") for key in built.state_dict())
         assert not any(each.requires_grad for each in built.parameters())
 
+    def test_the_average_knows_what_the_student_is_fitted_to(self) -> None:
+        student = build("biased_mf")
+        teacher = Average(student, DATA, 0.9)
+        student.fit(DATA)
+        assert student.get_buffer("mean") != 0
+        assert torch.equal(teacher.at.model.get_buffer("mean"), student.get_buffer("mean"))
+
     def matrix(self, folder: Path, scores: Tensor, users: list[str], items: list[str]) -> Path:
         np.save(folder / "scores.npy", scores.numpy())
         (folder / "scores.users.txt").write_text("".join(f"{each}\n" for each in users))

@@ -220,6 +220,7 @@ class TestTask:
             ("none", "other", (), "there is nothing to compare"),
             ("none", "plain", ("goal=promote",), "goal=promote: the frontier is about quality"),
             ("none", "plain", ("poison=random",), "frontier and poison"),
+            ("none", "plain", ("slices=[activity]",), "slices says nothing with frontier"),
             ("none", "plain", ("labels=some",), "unknown labels"),
         ],
     )

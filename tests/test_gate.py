@@ -12,12 +12,13 @@ from conftest import DATA, Fixed, compose, judge
 from robustbench_rec import launch
 from robustbench_rec.composing import limits
 from robustbench_rec.config import Gate
+from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.base import Result
 from robustbench_rec.reports.junit import Check, junit, markdown
 from robustbench_rec.reports.tables import show
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks.gate import Side, _checks
+from robustbench_rec.tasks.gate import Side, _checks, _limit
 
 LIMITS: dict[str, dict[str, float]] = {"max_drop": {}, "max_harm": {}, "at_least": {}}
 
@@ -89,6 +90,32 @@ def test_what_cannot_be_measured_does_not_pass() -> None:
     assert not check.passed
 
 
+def test_a_certain_value_is_the_whole_interval() -> None:
+    model = result(0, noise=0.6)
+    value = model.metrics["ndcg@5"]
+    sides = {"ckpt": Side(model, None)}
+    for limit, certain, passes in ((value - 1e-6, False, True), (value - 1e-6, True, False), (0.0, True, True)):
+        (check,) = _checks(gate(certain=certain), {**LIMITS, "at_least": {"ndcg@5": limit}}, sides, frozenset())
+        assert check.passed is passes
+        assert check.wanted.startswith("surely") is certain
+    (check,) = _checks(
+        gate(certain=True), {**LIMITS, "at_least": {"ndcg@5": value + 1e-6}}, sides, frozenset({"ndcg@5"})
+    )
+    assert not check.passed, "of an error the upper end counts"
+
+
+@pytest.mark.parametrize(("new", "smaller", "passes"), [(0.2, False, True), (0.2, True, False), (0.0, False, False)])
+def test_what_is_better_than_nothing_passes(new: float, smaller: bool, passes: bool) -> None:
+    users = torch.arange(4)
+    before, after = (Result({"m": value}, users, {"m": torch.full((4,), value)}) for value in (0.0, new))
+    sides = {"ckpt": Side(after, None), "baseline": Side(before, None)}
+    for certain in (False, True):
+        limits = {**LIMITS, "max_drop": {"m": 0.05}}
+        (check,) = _checks(gate(certain=certain), limits, sides, frozenset({"m"} if smaller else ()))
+        assert check.passed is passes
+        assert check.found == f"from 0 to {new:.4f}"
+
+
 def test_junit_is_xml_with_a_failure_for_each_check_that_failed() -> None:
     checks = [Check("clean", "ndcg@10 <&>", "a", "b", True), Check("robust", 'x "y" | z', "c", "d", False, "e")]
     root = ET.fromstring(junit("rrec gate", checks, 1.5))
@@ -102,6 +129,20 @@ def test_junit_is_xml_with_a_failure_for_each_check_that_failed() -> None:
     page = markdown("Gate", checks, ["note"])
     assert "**FAIL**: 1 of 2 checks" in page
     assert 'x "y" \\| z' in page
+
+
+def test_both_forms_of_a_limit_go_together_and_two_limits_of_one_metric_do_not() -> None:
+    words = ["max_drop={recall@10: 1%, auc: 2%}", "max_drop.ndcg@10=5%", "max_drop.auc=2%"]
+    assert limits(words) == ["max_drop={recall@10: 1%, auc: 2%, ndcg@10: 5%}"]
+    assert compose("gate", *limits(words)).max_drop == {"recall@10": "1%", "auc": "2%", "ndcg@10": "5%"}
+    with pytest.raises(RrecError, match=r"max_drop\.ndcg@10 has two limits, 5% and 1%"):
+        limits(["max_drop.ndcg@10=5%", "max_drop.ndcg@10=1%"])
+
+
+def test_an_error_may_more_than_double() -> None:
+    assert _limit("max_harm", "logloss", "200%") == 2
+    with pytest.raises(RrecError, match="write a share"):
+        _limit("max_harm", "ndcg@10", "200%")
 
 
 def test_the_dotted_form_is_the_mapping() -> None:
@@ -174,6 +215,8 @@ def test_no_attack_can_be_said(runs: Path, tmp_path: Path) -> None:
         ("bad", ["max_drop.ndcg@10=5"], "write a share, 5% or 0.05"),
         ("bad", ["max_drop.ndcg@10=much"], "write a share, 5% or 0.05"),
         ("other", ["max_drop.ndcg@10=5%"], "there is nothing to compare"),
+        ("bad", ["max_drop.gini@10=5%"], "max_drop.gini@10: neither more nor less of it is better"),
+        (None, ["at_least.coverage@10=0", "certain=true"], "coverage@10 is no mean over users"),
     ],
 )
 def test_a_mistake_is_one_line(

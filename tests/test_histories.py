@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Interactions
 from robustbench_rec.evaluation import evaluator
-from robustbench_rec.histories import Histories
+from robustbench_rec.histories import Histories, overtaken
 from robustbench_rec.model import RecModel
 from robustbench_rec.sampling import Events, Labelled
 from robustbench_rec.shifted import Shifted
@@ -91,6 +91,14 @@ class Last(RecModel):
         assert batch.history is not None
         scores = batch.history.read(self.table[batch.history.items])
         return Output(scores if batch.items is None else scores.gather(1, batch.items))
+
+
+def test_how_much_is_asked_about_what_a_history_has_passed() -> None:
+    train, valid, test = timed([0, 0, 1], [1, 2, 3], [5, 20, 7]), timed([0, 1], [3, 4], [10, 8]), timed([0], [5], [30])
+    data = replace(DATA, train=train, valid=valid, test=test)
+    assert overtaken(data) == pytest.approx(1 / 3), "the first of the two events of validation"
+    assert overtaken(replace(data, test=timed([0], [5], [15]))) == pytest.approx(2 / 3)
+    assert overtaken(replace(data, valid=replace(valid, times=None))) == 0, "times are not known"
 
 
 @pytest.mark.parametrize("protocol", ["full", "sampled"])

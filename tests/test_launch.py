@@ -8,11 +8,13 @@ import sys
 import sysconfig
 import tomllib
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import compose
 
 from robustbench_rec import composing, config
 from robustbench_rec.composing import complete
@@ -359,6 +361,10 @@ def test_parallel_launchers_give_the_same_table_and_status(launcher: str, here: 
         ("attack", [], "ck", ["ckpt="]),
         ("attack", [], "model=", []),
         ("train", ["nonsense"], "mod", []),
+        ("train", ["seed=0,1", "model=kgat,mf", "top_k=[5,10]"], "model.la", ["model.layers="]),
+        ("gate", [], "cert", ["certain=false"]),
+        ("gate", ["max_drop.ndcg@10=5%"], "attack=pg", ["attack=pgd"]),
+        ("explain", [], "hop", ["hops=2"]),
     ],
 )
 def test_completion_offers_choices_and_keys_of_the_composed_configuration(
@@ -366,6 +372,37 @@ def test_completion_offers_choices_and_keys_of_the_composed_configuration(
 ) -> None:
     found = complete(verb, words, word)
     assert [each[: len(want)] for each, want in zip(found, expected, strict=True)] == expected
+
+
+@pytest.mark.parametrize("verb", sorted(config.ROOTS))
+def test_every_verb_completes_its_keys_and_choices(verb: str) -> None:
+    found = complete(verb, [], "")
+    roots = {each.partition("=")[0].partition(".")[0] for each in found}
+    assert roots >= {each.name for each in fields(config.ROOTS[verb])}
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("user=1e5", "1e5"),
+        ("user=1_000", "1_000"),
+        ("user=true", "true"),
+        ("user=007", "007"),
+        ("user=a b (c)", "a b (c)"),
+        ("user='x=y'", "x=y"),
+        ("user=[0x1F, 1.0]", ["0x1F", "1.0"]),
+        ("user=null", None),
+    ],
+)
+@pytest.mark.parametrize("verb", ["recommend", "explain"])
+def test_an_id_is_what_was_written(verb: str, said: str, wanted: object) -> None:
+    found = compose(verb, *composing.ids(verb, [said, "ckpt=x"])).user
+    assert found == wanted
+
+
+def test_ids_are_quoted_for_the_keys_of_the_verb_alone() -> None:
+    assert composing.ids("recommend", ["k=10", "item=1e5"]) == ["k=10", "item=1e5"]
+    assert composing.ids("train", ["user=1e5"]) == ["user=1e5"]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from robustbench_rec.poison import Shilling, View, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
 from robustbench_rec.poisons.aush import away
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.targets import targets
 from robustbench_rec.tasks import attack, distill, finetune, train
 from robustbench_rec.tasks import eval as evaluate
 from robustbench_rec.threat import KNOWLEDGE
@@ -71,6 +72,13 @@ class TestEveryPoison:
             assert len(set(row)) == len(row) <= 10
         assert 0 <= int(made.events.items.min()) <= int(made.events.items.max()) < BIG.n_items
         assert set(made.events.values.tolist()) <= set(BIG.train.values.tolist())
+
+    @pytest.mark.parametrize("stratum", ["popular", "unpopular"])
+    @pytest.mark.parametrize("length", [10, 48])
+    def test_fake_users_who_demote_by_clicks_never_click_a_target(self, name: str, stratum: str, length: int) -> None:
+        made = maker(name, direction="nuke", feedback="clicks", stratum=stratum, length=length).profiles(BIG)
+        assert len(made.events)
+        assert not torch.isin(made.events.items, made.targets).any()
 
     def test_a_seed_makes_one_set_of_profiles(self, name: str) -> None:
         torch.manual_seed(1)
@@ -131,6 +139,7 @@ class TestEveryPoison:
             ({"length": 1}, "poison.length=1"),
             ({"length": 50}, "poison.length=50"),
             ({"items": ["i99"]}, "has no item 'i99'"),
+            ({"items": ["i3", "i4", "i3"]}, "item 'i3' is named twice"),
             ({"stratum": "rare"}, "unknown stratum"),
         ],
     )
@@ -150,7 +159,6 @@ class TestRatings:
 
     def test_clicks_demote_by_promoting_rivals(self, name: str) -> None:
         made = maker(name, direction="nuke", stratum="popular").profiles(BIG)
-        assert not torch.isin(made.events.items, made.targets).any() or len(made.events) > 4 * made.n
         pushed = maker(name, direction="nuke", stratum="popular").view(BIG, made.targets).pushed
         assert not set(pushed.tolist()) & set(made.targets.tolist())
 
@@ -159,6 +167,34 @@ class TestRatings:
 def test_a_surrogate_of_clicks_cannot_nuke_by_ratings(name: str) -> None:
     with pytest.raises(RrecError, match="its surrogate reads clicks"):
         maker(name, direction="nuke", feedback="ratings")
+
+
+def test_fake_users_do_not_change_who_is_unpopular() -> None:
+    poisoned = maker("random", size=0.5, length=30)(BIG)
+    assert poisoned.n_users > BIG.n_users
+    for stratum in ("unpopular", "popular"):
+        one, two = (targets(each, None, stratum=stratum, count=4, seed=0) for each in (BIG, poisoned))
+        assert torch.equal(one, two)
+
+
+def test_too_many_targets_to_have_rivals_is_one_line() -> None:
+    many = [f"i{each}" for each in range(30)]
+    with pytest.raises(RrecError, match="nuke of 30 targets by clicks needs 60 other items"):
+        maker("random", direction="nuke", items=many, length=49).profiles(BIG)
+
+
+def test_what_is_disliked_is_the_mean_over_all_events() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clicked = replace(
+        BIG, train=replace(BIG.train, values=(torch.rand(len(BIG.train), generator=generator) > 0.5).float())
+    )
+    built = maker("reverse_bandwagon", feedback="ratings", disliked=3)
+    view = built.view(clicked, built.aims(clicked))
+    selected, _ = built.choose(view, generator)
+    frame = pd.DataFrame({"item": clicked.train.items.numpy(), "value": clicked.train.values.numpy()})
+    told = frame[~frame["item"].isin(built.aims(clicked).tolist())].groupby("item")["value"].agg(["mean", "size"])
+    popular = told[told["size"] >= told["size"].sort_values().iloc[-10]]
+    assert told["mean"][selected.tolist()].max() <= popular["mean"].sort_values().iloc[2] + 1e-6
 
 
 class TestTable:

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import DATA, interactions, make_data
+from conftest import DATA, build, interactions, make_data
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
-from robustbench_rec.sampling import STREAMS, Events, Steps, epoch_generator
+from robustbench_rec.sampling import STREAMS, Events, Steps, epoch_generator, sampler
 
 
 def epoch(seed: int = 0, batch_size: int = 7, negatives: int = 3) -> list[Batch]:
-    sampler = Events(DATA, batch_size=batch_size, negatives=negatives)
-    batches = list(sampler.epoch(torch.Generator().manual_seed(seed)))
-    assert len(batches) == len(sampler)
+    built = Events(DATA, batch_size=batch_size, negatives=negatives)
+    batches = list(built.epoch(torch.Generator().manual_seed(seed)))
+    assert len(batches) == len(built)
     return batches
 
 
@@ -95,6 +95,15 @@ def test_a_user_who_lacks_a_single_item_always_gets_that_one() -> None:
     data = replace(make_data(n_items=9), train=interactions([0] * 8 + [1], [*range(8), 0]))
     for batch in Events(data, batch_size=4, negatives=2).epoch(torch.Generator().manual_seed(0)):
         assert (items_of(batch)[batch.users == 0, 1:] == 8).all()
+
+
+@pytest.mark.parametrize("loss", ["bce", "squared_hinge"])
+def test_losses_of_clicks_want_clicks(loss: str) -> None:
+    rated = replace(DATA, train=replace(DATA.train, values=DATA.train.items % 5 + 1.0))
+    with pytest.raises(RrecError, match=rf"loss={loss} with negatives=0 .* has ratings; prepare.label"):
+        sampler(rated, build("mf"), loss=loss, batch_size=4, negatives=0)
+    clicked = replace(DATA, train=replace(DATA.train, values=(DATA.train.items % 2).float()))
+    assert len(sampler(clicked, build("mf"), loss=loss, batch_size=4, negatives=0))
 
 
 @pytest.mark.parametrize(("batch_size", "negatives"), [(0, 1), (4, -1), (-1, 1)])
@@ -188,3 +197,5 @@ class TestSteps:
     def test_data_without_anything_to_follow_are_refused(self) -> None:
         with pytest.raises(RrecError, match="no user with two training events"):
             Steps(replace(RAGGED, train=interactions([0, 1], [3, 4])), batch_size=4, negatives=0, window=5)
+        with pytest.raises(RrecError, match="no user with two training events"):
+            Events(replace(RAGGED, train=interactions([0, 1], [3, 4])), batch_size=4, negatives=2, window=5)

@@ -69,6 +69,15 @@ class TestPaired:
         assert found.difference.value == 1
         assert math.isnan(found.difference.p)
 
+    def test_what_nobody_has_has_no_p(self) -> None:
+        nothing = torch.full((2, 12), float("nan"))
+        nothing[1, :2] = torch.tensor([0.5, 0.7])
+        none, two = paired(nothing, nothing - 0.1)
+        assert all(math.isnan(each) for each in (none.difference.value, none.difference.low, none.difference.p))
+        assert two.difference.value == pytest.approx(0.1)
+        assert two.difference.low == pytest.approx(0.1), "samples without either of the two do not count"
+        assert two.difference.p < 0.05
+
     def test_means_over_events_are_resampled_by_user(self) -> None:
         generator = torch.Generator().manual_seed(0)
         owner = torch.randint(40, (300,), generator=generator)

@@ -193,6 +193,15 @@ class TestGroups:
         found = groups(replace(DATA, user_table=table), "age")
         assert found.names == groups(DATA, "age").names
 
+    def test_an_empty_text_is_no_value(self) -> None:
+        assert DATA.user_table is not None
+        ages = DATA.user_table["age"].astype(int).astype(str)
+        ages[ages.index[:3]] = [" ", "", "\t"]
+        found = groups(replace(DATA, user_table=DATA.user_table.assign(age=ages)), "age")
+        assert len(found.names) == 4, "numbers, in quarters"
+        assert (found.of[:3] == -1).all()
+        assert (found.of[3:] >= 0).all()
+
     def test_many_names_share_the_rest(self) -> None:
         table = pd.DataFrame({"job": [f"j{each}" for each in range(30)] + ["j0"] * 5})
         data = replace(DATA, user_table=table, user_ids=[str(each) for each in range(35)])

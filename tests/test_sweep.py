@@ -90,8 +90,45 @@ def test_what_is_neither_better_nor_worse_has_no_best() -> None:
         ),
         "train",
     )
-    assert found.best("test/rmse") == (0, set())
-    assert found.best("test/gini@10") == (None, set())
+    assert found.best("test/rmse") == ({0}, set())
+    assert found.best("test/gini@10") == (set(), set())
+
+
+@pytest.mark.parametrize(
+    ("verb", "key", "metric"),
+    [
+        ("train", "protocol", "test/ndcg@10"),
+        ("train", "dataset.n_users", "test/ndcg@10"),
+        ("train", "+noise@noise.inner", "test/ndcg@10"),
+        ("attack", "attack", "attacked/ndcg@10"),
+        ("attack", "attack.steps", "attacked/ndcg@10"),
+        ("attack", "eps", "attacked/ndcg@10"),
+    ],
+)
+def test_what_is_judged_in_different_ways_is_not_compared(verb: str, key: str, metric: str) -> None:
+    values = {("1", "mf"): 0.3, ("1", "kgat"): 0.2, ("2", "mf"): 0.7, ("2", "kgat"): 0.8}
+    found = Summary(jobs({each: {metric: value} for each, value in values.items()}, key, "model"), verb)
+    assert found.best(metric) == ({0, 3}, set()), "one for each way"
+    alone = Summary(jobs({(each,): {metric: values[each, "mf"]} for each in ("1", "2")}, key), verb)
+    assert alone.best(metric) == (set(), set())
+
+
+def test_the_loss_of_a_training_is_no_way_of_judging() -> None:
+    found = Summary(jobs({("bpr",): {"test/auc": 0.3}, ("bce",): {"test/auc": 0.2}}, "loss"), "train")
+    assert found.best("test/auc") == ({0}, set())
+
+
+def test_runs_that_agree_still_have_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    BROKEN.update({(0.2, 0), (0.2, 1)})
+    words = ["lr=0.1,0.2", "seed=0,1", "hydra.sweep.dir=s"]
+    same = {"valid/ndcg@10": 0.25, "test/ndcg@10": 0.75}
+    sys.modules["robustbench_rec.tasks.train"].run = lambda cfg, out: train(cfg, out) and same  # type: ignore[attr-defined]
+    assert launch("train", words, multirun=True) == 1
+    lines = Path("s/summary.md").read_text().splitlines()
+    assert "| 0.1 | 2 | 0.7500 ± 0.0000 |" in lines
+    assert "| 0.2 | 0 of 2 | failed |" in lines
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "0.7500" in capsys.readouterr().out
 
 
 def test_the_monitored_metric_of_the_test_part_is_what_plots_are_about() -> None:

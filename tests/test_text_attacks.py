@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, build, buildable, compose, configured, judge, question
+from conftest import DATA, WORDS, build, buildable, compose, configured, judge, question
 from torch import Tensor
 
 from robustbench_rec import composing
@@ -67,11 +67,17 @@ class Judged:
     """An attack on three items, judged by full ranking."""
 
     def __init__(
-        self, model: RecModel, attack: Rewording, *, goal: str = "promote", items: tuple[str, ...] = ("i3", "i7", "i11")
+        self,
+        model: RecModel,
+        attack: Rewording,
+        *,
+        goal: str = "promote",
+        items: tuple[str, ...] = ("i3", "i7", "i11"),
+        data: Data = DATA,
     ) -> None:
-        self.judging = Full(DATA, judge(top_k=[5]))
+        self.judging = Full(data, judge(top_k=[5]))
         values = {"name": goal, "k": 5, "items": list(items), "stratum": "random", "count": 1, "seed": 0}
-        self.goal = goals.build(values, DATA)
+        self.goal = goals.build(values, data)
         self.climbed = self.judging.climbed(None, self.goal)
         self.model, self.at, self.passes = model, Shifted(model), 0
         self.before = self.value(self.at)
@@ -241,6 +247,17 @@ class TestSearch:
         found = Judged(model, attack_of("text_search", model, recipe="stuffing", queries=3))
         assert found.worse.old == found.worse.new
         assert found.passes == 3
+
+    def test_a_text_of_more_words_than_queries_is_edited_too(self, variant: str) -> None:
+        assert DATA.item_table is not None
+        long = DATA.item_table.assign(title=[f"{each} {' '.join(WORDS * 5)}" for each in DATA.item_table["title"]])
+        data = replace(DATA, item_table=long)
+        model = model_of(variant, data)
+        attack = attack_of("text_search", model, data, recipe="textfooler", queries=90, **LOOSE)
+        found = Judged(model, attack, data=data)
+        assert all(len(Pieces.of(each).editable) > 30 for each in found.worse.old)
+        assert any(old != new for old, new in zip(found.worse.old, found.worse.new, strict=True))
+        assert found.passes <= 90
 
     def test_the_seed_decides(self, variant: str) -> None:
         model = model_of(variant)

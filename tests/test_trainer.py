@@ -277,6 +277,8 @@ class TestRefused:
             {"clip_norm": 0.0},
             {"clip_norm": -1.0},
             {"momentum": -0.5},
+            {"decay_after": -1.0},
+            {"decay_after": 7.0},
             {"optimizer": "adan"},
         ],
         ids=str,
@@ -284,6 +286,11 @@ class TestRefused:
     def test_settings_that_make_no_sense(self, tmp_path: Path, changes: dict[str, Any]) -> None:
         with pytest.raises(RrecError):
             trainer(tmp_path, **changes)
+
+
+def test_a_monitor_that_is_not_defined_is_no_best_epoch(tmp_path: Path) -> None:
+    with pytest.raises(RrecError, match="ndcg@5 is not defined on the validation part"):
+        trainer(tmp_path, validate=lambda: {"ndcg@5": float("nan")}).run()
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error of the code

@@ -235,6 +235,7 @@ class TestFairness:
         low, high = (min(there), max(there)) if there else (math.nan, math.nan)
         assert fairness.gap(means).item() == pytest.approx(high - low, nan_ok=True)
         assert fairness.worst(means).item() == pytest.approx(low, nan_ok=True)
+        assert fairness.worst(means, smaller=True).item() == pytest.approx(high, nan_ok=True)
         assert fairness.ratio(means).item() == pytest.approx(low / high if high else math.nan, nan_ok=True)
 
     @given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=40))

@@ -81,7 +81,8 @@ class HistoryEdit(HistoryAttack):
 
     def prepared(self, model: RecModel, data: Data) -> Self:
         held = super().prepared(model, data)
-        held.counts = torch.bincount(data.train.liked().items, minlength=data.n_items)
+        liked = data.train.liked()
+        held.counts = torch.bincount(liked.items[liked.users < data.n_genuine], minlength=data.n_items)
         return held
 
     def check(self, model: RecModel) -> None:

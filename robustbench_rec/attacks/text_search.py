@@ -120,8 +120,11 @@ class _Search:
     def _replace(self) -> None:
         config, pieces = self.attack.config, Pieces.of(self.best)
         rng, most = self.attack.generator(self.probe.item), self.attack.limits.most(pieces.n_words)
-        without = self.probe.values([pieces.putting(word, "").text for word in pieces.editable])
-        order = sorted(zip(without, pieces.editable, strict=False), key=lambda each: -each[0])
+        asked, room = pieces.editable, max(1, self.probe.left // 2)  # the other half is for what replaces them
+        if len(asked) > room:
+            asked = tuple(asked[each] for each in sorted(rng.permutation(len(asked))[:room]))
+        without = self.probe.values([pieces.putting(word, "").text for word in asked])
+        order = sorted(zip(without, asked, strict=False), key=lambda each: -each[0])
         changed = 0
         for _, word in order:
             if changed >= most:

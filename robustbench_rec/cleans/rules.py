@@ -36,7 +36,9 @@ class Rules(Clean):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         whole = (config.repeat, config.rate, config.constant)
-        if any(each is not None and each < 1 for each in whole) or not 0 < (config.longest or 1) <= 1:
+        if any(each is not None and each < 1 for each in whole) or not (
+            config.longest is None or 0 < config.longest <= 1
+        ):
             raise RrecError(
                 f"clean.repeat={config.repeat}, clean.rate={config.rate}, clean.constant={config.constant}, "
                 f"clean.longest={config.longest}: numbers are at least 1, longest is a quantile in (0, 1]"

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_rec import aims
 from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Moved, Portion, Result, Shown
+from robustbench_rec.goal import Goal
+from robustbench_rec.losses import CUT, Loss
 from robustbench_rec.metrics import popularity, ranking
 from robustbench_rec.shifted import Shifted
 
@@ -49,6 +52,13 @@ class Ranking(Evaluator[Lists]):
     @abstractmethod
     def n_candidates(self) -> int:
         """Of each list."""
+
+    def climbed(self, name: str | None, goal: Goal | None = None) -> Loss:
+        if goal is not None and (name or (goal.losses or self.losses)[0]) in (*CUT, *aims.CUT):
+            most = self.n_candidates - 1  # behind the cut of a list there must be something
+            if not 1 <= goal.k <= most:
+                raise RrecError(f"goal.k={goal.k}: between 1 and {most}, one less than the candidates of a list")
+        return super().climbed(name, goal)
 
     def label(self, portion: Lists, batch: Batch) -> Batch:
         labels = torch.zeros(len(portion.users), self.n_candidates, device=portion.users.device)

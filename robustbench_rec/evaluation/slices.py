@@ -1,6 +1,6 @@
 """Quality by groups of users and of items, and how evenly it is shared out among them."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -57,7 +57,7 @@ def groups(data: Data, attribute: str) -> Groups:
         column = pd.Series(_events(data, items=items).cpu().numpy())
         column = _cold(column) if attribute.startswith("cold") else _quarters(column)
     elif table is not None and attribute in table:
-        items, column = False, _numbers(table[attribute].reset_index(drop=True))
+        items, column = False, numbers(table[attribute].reset_index(drop=True))
         several = column.nunique() > (FEW if pd.api.types.is_numeric_dtype(column) else MANY)
         if several:
             column = _quarters(column) if pd.api.types.is_numeric_dtype(column) else _common(column)
@@ -68,6 +68,14 @@ def groups(data: Data, attribute: str) -> Groups:
     column = column.cat.remove_unused_categories()
     names = [f"{each:g}" if isinstance(each, float) else str(each) for each in column.cat.categories]
     return Groups(attribute, names, torch.tensor(column.cat.codes.to_numpy().astype("int64"), device=device), items)
+
+
+def numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Texts that are all numbers as such, as ages in files without types; an empty text is no value."""
+    if not pd.api.types.is_numeric_dtype(column):
+        column = column.mask(column.astype("string").str.strip().eq("").fillna(value=False).astype(bool))
+    found = pd.to_numeric(column, errors="coerce")
+    return column if bool((found.isna() & column.notna()).any()) else found
 
 
 def sliced(judging: Evaluator[Any], part: str, result: Result, attributes: Sequence[str]) -> Slices:
@@ -117,7 +125,9 @@ def _of_users(judging: Evaluator[Any], part: str, result: Result, of: Groups, ad
     for name, values in result.per_user.items():
         means, _ = fairness.by_group(values, own, n)
         add(name, means, *sizes)
-    return _even(fairness.by_group(result.per_user[main], own, n)[0], main) if main in result.per_user else {}
+    if main not in result.per_user:
+        return {}
+    return _even(fairness.by_group(result.per_user[main], own, n)[0], main, judging.smaller)
 
 
 def _of_items(judging: Evaluator[Any], part: str, result: Result, of: Groups, add: Any) -> dict[str, float]:
@@ -159,13 +169,17 @@ def _of_events(judging: Evaluator[Any], predicted: Predicted, of: Groups, add: A
         means[sizes[1] > 0] = torch.stack(values).double() if values else means[:0]
         add(name, means, *sizes)
         if name == main:
-            even = _even(means, name)
+            even = _even(means, name, judging.smaller)
     return even
 
 
-def _even(means: Tensor, name: str) -> dict[str, float]:
-    measures = {"gap": fairness.gap, "ratio": fairness.ratio, "worst": fairness.worst}
-    return {f"{kind}/{name}": measure(means).item() for kind, measure in measures.items()}
+def _even(means: Tensor, name: str, smaller: Container[str]) -> dict[str, float]:
+    found = {
+        "gap": fairness.gap(means),
+        "ratio": fairness.ratio(means),
+        "worst": fairness.worst(means, smaller=name in smaller),
+    }
+    return {f"{kind}/{name}": value.item() for kind, value in found.items()}
 
 
 def _relevant(judging: Evaluator[Any], part: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,12 +214,6 @@ def _events(data: Data, *, items: bool) -> Tensor:
     return torch.bincount(
         (liked.items if items else liked.users)[genuine], minlength=(data.n_items if items else data.n_users)
     )
-
-
-def _numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """Texts that are all numbers as such, as ages in files without types."""
-    found = pd.to_numeric(column, errors="coerce")
-    return column if bool((found.isna() & column.notna()).any()) else found
 
 
 def _cold(column: "pd.Series[Any]") -> "pd.Series[Any]":

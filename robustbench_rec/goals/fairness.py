@@ -8,6 +8,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import Evaluator, Moved, Result
+from robustbench_rec.evaluation.slices import numbers
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
 from robustbench_rec.losses import Loss
@@ -78,6 +79,7 @@ def _losing(data: Data, attribute: str, value: str | None) -> tuple[Tensor, str]
         if not bool(found.any()):
             raise unknown(f"value of {attribute}", value, sorted(column.astype(str).unique())[:20])
         return torch.tensor(found.to_numpy(dtype=bool)), f"{attribute} {value}"
+    column = numbers(column)
     if pd.api.types.is_numeric_dtype(column):
         middle = column.median()
         return torch.tensor((column <= middle).to_numpy(dtype=bool)), f"{attribute} at most {middle:g}"

@@ -21,18 +21,17 @@ def by_group(values: Tensor, groups: Tensor, n_groups: int) -> tuple[Tensor, Ten
 
 def gap(means: Tensor) -> Tensor:
     """Largest minus smallest mean among groups `[G]`, those without a value left out; NaN where none has one."""
-    return _most(means) - worst(means)
+    return _most(means) - _least(means)
 
 
 def ratio(means: Tensor) -> Tensor:
     """Smallest over largest mean among groups `[G]`: 1 is even; NaN where all are 0."""
-    return worst(means) / _most(means)
+    return _least(means) / _most(means)
 
 
-def worst(means: Tensor) -> Tensor:
-    """The smallest mean among groups `[G]`; NaN where none has one."""
-    found = means.masked_fill(means.isnan(), float("inf")).amin()
-    return found.masked_fill(found.isinf(), float("nan"))
+def worst(means: Tensor, *, smaller: bool = False) -> Tensor:
+    """The mean `[G]` of the group that is served worst; NaN where none has one. smaller: whether less is better."""
+    return _most(means) if smaller else _least(means)
 
 
 def cvar(values: Tensor, share: float = WORST) -> Tensor:
@@ -65,6 +64,11 @@ def true_positive_rates(hit: Tensor, groups: Tensor, n_groups: int) -> Tensor:
     Equal opportunity is the `gap` between them.
     """
     return by_group(hit.double(), groups, n_groups)[0]
+
+
+def _least(means: Tensor) -> Tensor:
+    found = means.masked_fill(means.isnan(), float("inf")).amin()
+    return found.masked_fill(found.isinf(), float("nan"))
 
 
 def _most(means: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """LSTM over the words of item texts, beside profiles and item features."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -136,7 +137,9 @@ class LSTMText(RecModel):
         start = words.new_zeros(1, len(items), self.lstm.hidden_size)
         # nn.LSTM keeps references to its weights, which a shifted model would not reach
         weights = [getattr(self.lstm, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        states, _, _ = torch.lstm(words, [start, start], weights, True, 1, 0.0, self.training, False, True)
+        single = words.device.type == "cpu"  # many CPUs have no LSTM in bf16
+        with torch.autocast("cpu", enabled=False) if single else nullcontext():
+            states, _, _ = torch.lstm(words, [start, start], weights, True, 1, 0.0, self.training, False, True)
         last = states[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
         return last * (lengths > 0)[:, None]
 

@@ -35,12 +35,13 @@ class ReverseBandwagon(Shilling):
         self.disliked = config.disliked
 
     def choose(self, view: View, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-        counts = view.counts.masked_fill(~view.open, -1)
+        train = view.data.train
+        events = torch.bincount(train.items, minlength=view.data.n_items).float()  # the disliked ones too
+        counts = events.masked_fill(~view.open, -1)
         size = max(min(self.disliked, view.room), round(POPULAR * int((counts > 0).sum())))
         among = counts.topk(size).indices
-        train = view.data.train
         sums = torch.zeros_like(counts).index_add_(0, train.items, train.values)
-        means = (sums / view.counts.clamp_min(1))[among]
+        means = (sums / events.clamp_min(1))[among]
         selected = among[means.argsort(stable=True)[: min(self.disliked, view.room)]]
         weights = torch.where(view.open, 1.0, -1.0).index_fill(0, selected, -1.0)
         return selected, sample(weights, view.n, view.room - len(selected), draw)

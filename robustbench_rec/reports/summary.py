@@ -1,6 +1,7 @@
 """What the jobs of a sweep say together: means over seeds, the best, what noise and injections cost."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from robustbench_rec.significance import Spread, over_seeds, within_noise
 
 SIDES = ("attacked", "poisoned", "test", "valid", "clean")
 """Prefixes of qualities, what a sweep is about first."""
+JUDGED = {"dataset", "prepare", "split", "noise", "poison", "protocol", "n_negatives", "seen", "part"}
+"""Keys, or what their names begin with, that decide what the test is."""
+ATTACKED = {"attack", "eps", "goal", "labels", "loss"}
+"""The same of an attack."""
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,27 @@ class Summary:
             return 0
         return -sign(name) if side == "drop" else sign(name)
 
-    def best(self, metric: str) -> tuple[int | None, set[int]]:
-        """The group with the best mean, and those that differ from it by no more than seeds do."""
+    @property
+    def judged(self) -> list[str]:
+        """The swept settings that say what is measured; values of runs that differ in them cannot be compared."""
+        kinds = JUDGED | (ATTACKED if self.verb == "attack" else set())
+        return [key for key in self.settings if re.split(r"[.@/]", key.lstrip("+"))[0] in kinds]
+
+    def best(self, metric: str) -> tuple[set[int], set[int]]:
+        """The groups with the best mean among those that are judged alike, and what differs from it as seeds do."""
         way, spreads = self.sign(metric), [group.spread(metric) for group in self.groups]
-        known = [number for number, each in enumerate(spreads) if each.n]
-        if not way or len({spreads[number].mean for number in known}) < 2:
-            return None, set()
-        best = max(known, key=lambda number: way * spreads[number].mean)
-        return best, {each for each in known if each != best and within_noise(spreads[each], spreads[best])}
+        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for number, group in enumerate(self.groups):
+            if spreads[number].n:
+                alike[tuple(group.settings[key] for key in self.judged)].append(number)
+        best, close = set(), set()
+        for known in alike.values():
+            if not way or len({spreads[number].mean for number in known}) < 2:
+                continue
+            first = max(known, key=lambda number: way * spreads[number].mean)
+            best.add(first)
+            close |= {each for each in known if each != first and within_noise(spreads[each], spreads[first])}
+        return best, close
 
     @cached_property
     def resilience(self) -> list[tuple[dict[str, str], dict[str, Spread]]]:

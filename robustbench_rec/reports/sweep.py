@@ -43,7 +43,7 @@ def report(found: Summary, directory: Path, console: Console) -> None:
     for name in set(PLOTS) - set(drawn):
         (directory / name).unlink(missing_ok=True)  # of a report with fewer jobs
     console.print(_table(found, shown, console.width))
-    if any(found.best(metric)[0] is not None for metric in shown):
+    if any(found.best(metric)[0] for metric in shown):
         console.print(_legend(found, "bold"), style="dim", markup=False, highlight=False, soft_wrap=True)
     if found.resilience:
         console.print(_resilience_table(found))
@@ -95,13 +95,14 @@ def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 
 def _interleaved(found: Summary) -> list[str]:
-    """The metrics that differ: the first of each prefix, then the second, …"""
+    """The metrics that differ: the first of each prefix, then the second, …; where none does, the main one."""
     by_prefix: dict[str, list[str]] = defaultdict(list)
     done = [job.metrics for job in found.jobs if job.metrics is not None]
     for key in found.metrics:
         if len(done) < 2 or len({each.get(key) for each in done}) > 1:
             by_prefix[key.rpartition("/")[0]].append(key)
-    return [key for row in zip_longest(*by_prefix.values()) for key in row if key is not None]
+    apart = [key for row in zip_longest(*by_prefix.values()) for key in row if key is not None]
+    return apart or [each for each in (found.primary,) if each is not None]
 
 
 def _rows(found: Summary, metrics: Sequence[str], bold: tuple[str, str]) -> list[list[str]]:
@@ -112,11 +113,11 @@ def _rows(found: Summary, metrics: Sequence[str], bold: tuple[str, str]) -> list
         cells = []
         for metric in metrics:
             cell = _spread(group.spread(metric))
-            if number == best[metric][0]:
+            if number in best[metric][0]:
                 cell = cell.join(bold)
             cells.append(f"{cell} ≈" if number in best[metric][1] else cell)
         if not group.done:
-            cells = ["failed", *("" for _ in metrics[1:])]
+            cells = ["failed", *("" for _ in metrics)][: len(metrics)]
         settings = [_short(each) for each in group.settings.values()]
         rows.append([*settings, *_seeds(found, group.done, len(group.jobs)), *cells])
     return rows
@@ -151,8 +152,7 @@ def _table(found: Summary, metrics: Sequence[str], width: int) -> Table:
         escaped = [each.replace("[", r"\[") for each in row[: len(left)]]
         table.add_row(*escaped, *row[len(left) : len(left) + shown], style=None if group.done else "red")
     if not metrics:
-        failed = not any(group.done for group in found.groups)
-        table.caption = "every job failed" if failed else "all jobs have the same metrics"
+        table.caption = "every job failed"
     return table
 
 
@@ -188,10 +188,11 @@ def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -
 
 
 def _legend(found: Summary, best: str) -> str:
+    best += ": best of its column" + (f" for each {', '.join(found.judged)}" if found.judged else "")
     if not found.seeds:
-        return f"{best}: best of its column"
+        return best
     return (
-        f"mean ± standard deviation over {', '.join(found.seeds)}; {best}: best of its column; "
+        f"mean ± standard deviation over {', '.join(found.seeds)}; {best}; "
         "≈: differs from it by no more than √(std² + std²), as seeds do"
     )
 

@@ -15,7 +15,8 @@ from robustbench_rec.splits._shares import TRAIN, VALID, Split, by_share, check_
 class Presplit(Split):
     """The parts as the source has them; where it has no valid part, a random share of each user's train events.
 
-    valid: that share, 0 to train on everything (early stopping then has nothing to look at). seed: which events.
+    valid: that share; 0 leaves everything to training, which `rrec train`, as it stops early, refuses. seed: which
+    events.
     """
 
     @dataclass

@@ -36,9 +36,16 @@ from robustbench_rec.tasks.trials import Trial, Trials, labelled
 APART = (*RESUMABLE_WITH, "resume", "deterministic", "ckpt", "baseline", "slices", "metrics", "top_k", "per_user")
 """What may differ from the baseline, beside seeds: whom and where it attacked, and what is told of it."""
 
+UNREAD = {"poison": ("slices", "baseline"), "frontier": ("slices", "baseline", "per_user")}
+"""What only the attack of one checkpoint tells."""
+
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
     """Attack a checkpoint: as it is, in all states that its run has kept, or by training it again on poisoned data."""
+    other = "poison" if cfg.poison["name"] != "none" else "frontier" if cfg.frontier is not None else None
+    unread = [name for name in UNREAD.get(other or "", ()) if getattr(cfg, name)]
+    if unread:
+        raise RrecError(f"{unread[0]} says nothing with {other}: leave one of the two out")
     if cfg.poison["name"] != "none":
         if cfg.frontier is not None:
             raise RrecError("frontier and poison: a poison trains anew, no state is attacked; leave one of them out")

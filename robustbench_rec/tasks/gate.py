@@ -18,6 +18,7 @@ from robustbench_rec.evaluation.worst import attacked, judged, members, worst
 from robustbench_rec.files import write_json, write_text
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
+from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.junit import Check, junit, markdown
 from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
@@ -59,10 +60,17 @@ def run(cfg: Gate, out: Path) -> dict[str, float]:
     for name in sorted(named):
         if name not in judging.names():
             raise unknown("metric", name, judging.names())
+    for key in ("max_drop", "max_harm"):
+        for name in limits[key]:
+            if name.partition("@")[0] in judging.neutral:
+                raise RrecError(f"{key}.{name}: neither more nor less of it is better, so none of it can be lost")
     notes = {"ckpt": cfg.ckpt, "baseline": cfg.baseline, "fingerprint": loaded.data.fingerprint, "attack": cfg.attack}
     seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
     with Run(out, "gate", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
-        sides = {key: _judged(cfg, judging, Shifted(each.requires_grad_(False).eval())) for key, each in models.items()}
+        sides = {
+            key: _judged(cfg, judging, Shifted(each.requires_grad_(False).eval()), named)
+            for key, each in models.items()
+        }
         checks = list(_checks(cfg, limits, sides, judging.smaller))
         told = _told(sides, named)
         told |= {"gate/checks": float(len(checks)), "gate/failed": float(sum(not each.passed for each in checks))}
@@ -117,13 +125,16 @@ def _limit(key: str, name: str, value: Any) -> float:
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         number = math.nan
-    if not (math.isfinite(number) and (key == "at_least" or -1 <= number <= 1)):
+    most = math.inf if sign(name) < 0 else 1  # an error can grow to more than twice what it was
+    if not (math.isfinite(number) and (key == "at_least" or -1 <= number <= most)):
         raise RrecError(f"{key}.{name}={value}: write {'a number' if key == 'at_least' else 'a share, 5% or 0.05'}")
     return number
 
 
-def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted) -> Side:
+def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted, named: set[str]) -> Side:
     clean = judging.evaluate(at, cfg.part)
+    if cfg.certain and (single := sorted(named - set(clean.per_user))):
+        raise RrecError(f"certain=true: {single[0]} is no mean over users, so it has no interval over them")
     if cfg.attack is None:
         return Side(clean, None)
     goal = goals.build(cfg.goal, judging.data)
@@ -153,11 +164,21 @@ def _checks(
         words = f"under {cfg.attack['name']}"
         found.append(_dropped("robust", name, ours.clean, ours.attacked, limit, cfg, smaller, words))
     for name, limit in limits["at_least"].items():
-        value, below = ours.clean.metrics[name], name in smaller
-        passed = value <= limit if below else value >= limit
-        wanted = f"{'at most' if below else 'at least'} {limit:g}"
-        found.append(Check("clean", name, wanted, f"{value:.4f}", passed))
+        found.append(_held(name, ours.clean, limit, cfg, smaller))
     return found
+
+
+def _held(name: str, result: Result, limit: float, cfg: Gate, smaller: frozenset[str]) -> Check:
+    """The value of a metric itself, with its interval over users where it is a mean over them."""
+    value, below = result.metrics[name], name in smaller
+    found, detail = Estimate(value, math.nan, math.nan, math.nan), ""
+    if name in result.per_user:
+        found = estimate(value, bootstrap(result.per_user[name].double().cpu()[None], seed=cfg.seed)[:, 0])
+        detail = f"95 % from {found.low:.4f} to {found.high:.4f}"
+    reached = (found.high if below else found.low) if cfg.certain else value
+    passed = reached <= limit if below else reached >= limit  # a NaN passes nothing
+    wanted = f"{'surely ' if cfg.certain else ''}{'at most' if below else 'at least'} {limit:g}"
+    return Check("clean", name, wanted, f"{value:.4f}", passed, detail)
 
 
 def _dropped(
@@ -170,24 +191,30 @@ def _dropped(
     smaller: frozenset[str],
     words: str,
 ) -> Check:
-    """The relative loss of a metric, with its interval over users where it is a mean over them."""
-    sign = -1.0 if name in smaller else 1.0
+    """The relative loss of a metric, with its interval over users where it is a mean over them.
+
+    Of 0 there is no share: what is better than 0 passes, and what is not does not.
+    """
+    way = -1.0 if name in smaller else 1.0
     old, new = before.metrics[name], after.metrics[name]
-    value = sign * (old - new) / abs(old) if old else math.nan
+    value = way * (old - new) / (abs(old) or 1.0)
     drop = Estimate(value, math.nan, math.nan, math.nan)
     if name in before.per_user:
         values = torch.stack([each.per_user[name].double().cpu() for each in (before, after)])
         sampled = bootstrap(values, seed=cfg.seed)  # [R, 2]
-        ratio = sign * (sampled[:, 0] - sampled[:, 1]) / sampled[:, 0].abs()
-        drop = estimate(value, ratio[ratio.isfinite()])
-    sure = math.isfinite(drop.high)
+        lost = way * (sampled[:, 0] - sampled[:, 1])
+        share = lost / sampled[:, 0].abs()
+        drop = estimate(value, share[share.isfinite()] if old else lost)
+    reached = drop.high if cfg.certain else value
+    passed = reached <= limit if old else reached < 0  # a NaN passes nothing
     detail = f"{old:.4f} → {new:.4f}"
-    if sure:
-        detail += f", 95 % from {drop.low:+.2%} to {drop.high:+.2%}, p of no difference {drop.p:.3g}"
-    reached = drop.high if cfg.certain and sure else value
-    passed = reached <= limit and not (cfg.certain and not sure)  # a NaN passes nothing
+    if math.isfinite(drop.high):
+        shape = "+.2%" if old else "+.4f"
+        detail += f", 95 % from {drop.low:{shape}} to {drop.high:{shape}}, p of no difference {drop.p:.3g}"
     wanted = f"{'surely ' if cfg.certain else ''}at most {limit:.2%} lost"
-    return Check(group, f"{name} {words}", wanted, f"{value:.2%} lost", passed, detail)
+    return Check(
+        group, f"{name} {words}", wanted, f"{value:.2%} lost" if old else f"from 0 to {new:.4f}", passed, detail
+    )
 
 
 def _told(sides: Mapping[str, Side], named: set[str]) -> dict[str, float]:

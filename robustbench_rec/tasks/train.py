@@ -21,6 +21,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import PARTS, Evaluator, Full, Result, by_user, evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
+from robustbench_rec.histories import overtaken
 from robustbench_rec.losses import trained
 from robustbench_rec.metrics.cost import parameters
 from robustbench_rec.model import RecModel
@@ -138,8 +139,22 @@ def trainer_of(
         log.warning(
             "adaptation=%s without start=<run>: its body stays as it was drawn at random", cfg.adaptation["name"]
         )
+    if model.window and (share := overtaken(data)):
+        log.warning(
+            "split=%s: %.0f %% of the held-out events happened before the end of the history that model=%s reads; "
+            "split=leave_one_out, split=temporal or split=ratio split.order=time keep to time",
+            cfg.split["name"],
+            100 * share,
+            cfg.model["name"],
+        )
     began = {} if cfg.start is None else {"start": cfg.start}
     name = cfg.loss or model.loss
+    count = model.negatives if cfg.negatives is None else cfg.negatives
+    if model.trainable and cfg.protocol == "ratings" and (name != "mse" or count):
+        raise RrecError(
+            f"protocol=ratings judges ratings, and loss={name} with negatives={count} learns none; use loss=mse "
+            "negatives=0, as model=biased_mf does"
+        )
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
     if inner.alone and objective is not inner:
