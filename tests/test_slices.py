@@ -424,7 +424,7 @@ class TestVerbs:
     def test_an_attack_with_other_settings_is_no_baseline(
         self, runs: dict[str, Path], tmp_path: Path, word: str, told: str
     ) -> None:
-        words = [f"ckpt='{runs['one']}'", "device=cpu", "n_negatives=5", "top_k=[5]"]
+        words = [f"ckpt='{runs['one']}'", "device=cpu", "n_negatives=15", "top_k=[5]"]
         run(attack, tmp_path / "base", *words, word)
         with pytest.raises(RrecError, match=f"not the same attack on the same data, {told}"):
             run(attack, tmp_path / "a", *words, "attack.steps=10", f"baseline='{tmp_path / 'base'}'")
