@@ -133,7 +133,14 @@ def meets(model: RecModel) -> bool:
     return any(isinstance(each, Meeting) for each in model.modules())
 
 
-DEFENDED = [(name, defense) for name in LEARNERS for defense in defenses if not refused(name, defense)]
+FAMILIES = ("mf", "neumf", "kgat", "sasrec", "deepfm", "text_tower")  # with every defence, in `make check` too
+USUAL = ("none", "at", "apr", "rawp")  # with every model
+DEFENDED = [
+    pytest.param(name, defense, marks=[] if name in FAMILIES or defense in USUAL else pytest.mark.slow)
+    for name in LEARNERS
+    for defense in defenses
+    if not refused(name, defense)
+]
 REFUSED = [(name, defense) for name in LEARNERS for defense in defenses if refused(name, defense)]
 BALLED = [
     each for each in SHIFTING if issubclass(attacks[each], Perturbation) and not issubclass(attacks[each], Minimal)
