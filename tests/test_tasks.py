@@ -230,6 +230,8 @@ class TestTrain:
             ("device=tpu", "tpu"),
             ("device=cuda:99", "cuda"),
             ("protocol=sampled", "n_negatives=99"),
+            ("protocol=ratings", "protocol=ratings judges ratings, and loss=bpr with negatives=1 learns none"),
+            ("decay_after=2", "decay_after=2.0"),
             ("top_k=[61]", "top_k=61"),
             ("model.dim=0", "dim=0"),
             ("dataset.n_users=0", "n_users"),
