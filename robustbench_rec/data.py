@@ -152,6 +152,11 @@ class Data:
         """Users who are no fakes; they come first."""
         return self.n_users - (0 if self.fakes is None else self.fakes.n)
 
+    def clicks(self) -> Interactions:
+        """Training events that are liked, those of fake users left out."""
+        liked = self.train.liked()
+        return liked if self.fakes is None else liked.where(liked.users < self.n_genuine)
+
     @property
     def n_items(self) -> int:
         return len(self.item_ids)

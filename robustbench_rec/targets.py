@@ -30,8 +30,7 @@ def targets(data: Data, items: Sequence[str] | None, *, stratum: str, count: int
         return torch.tensor([index[each] for each in items], device=device)
     if stratum not in STRATA:
         raise unknown("stratum of items", stratum, STRATA)
-    liked = data.train.liked()
-    counts = torch.bincount(liked.items[liked.users < data.n_genuine], minlength=data.n_items).cpu()
+    counts = torch.bincount(data.clicks().items, minlength=data.n_items).cpu()
     known = counts.nonzero().squeeze(1)
     ranked = known[counts[known].argsort(stable=True)]
     size = max(1, round(SHARE * len(ranked)))

@@ -81,8 +81,7 @@ class HistoryEdit(HistoryAttack):
 
     def prepared(self, model: RecModel, data: Data) -> Self:
         held = super().prepared(model, data)
-        liked = data.train.liked()
-        held.counts = torch.bincount(liked.items[liked.users < data.n_genuine], minlength=data.n_items)
+        held.counts = torch.bincount(data.clicks().items, minlength=data.n_items)
         return held
 
     def check(self, model: RecModel) -> None:

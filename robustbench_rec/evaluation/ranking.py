@@ -89,9 +89,7 @@ class Ranking(Evaluator[Lists]):
     @cached_property
     def popularity(self) -> Tensor:
         """Training events of each item `[n_items]`, those of fake users left out."""
-        events = self.data.train.liked()
-        genuine = events.items[events.users < self.data.n_genuine]
-        return torch.bincount(genuine, minlength=self.data.n_items)
+        return torch.bincount(self.data.clicks().items, minlength=self.data.n_items)
 
     def measure(self, scores: Iterator[Tensor], portions: list[Lists], names: list[str]) -> Result:
         cut = {name: int(name.partition("@")[2]) for name in names if "@" in name}

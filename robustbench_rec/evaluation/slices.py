@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robustbench_rec.data import Data, Interactions
+from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import Evaluator, Predicted, Result
 from robustbench_rec.evaluation.prediction import Prediction
@@ -209,11 +209,9 @@ def _count(kind: Tensor, n: int) -> Tensor:
 
 def _events(data: Data, *, items: bool) -> Tensor:
     """Training events of each user or item, without those of fake users."""
-    liked: Interactions = data.train.liked()
-    genuine = liked.users < data.n_genuine
-    return torch.bincount(
-        (liked.items if items else liked.users)[genuine], minlength=(data.n_items if items else data.n_users)
-    )
+    clicks = data.clicks()
+    who, n = (clicks.items, data.n_items) if items else (clicks.users, data.n_users)
+    return torch.bincount(who, minlength=n)
 
 
 def _cold(column: "pd.Series[Any]") -> "pd.Series[Any]":
