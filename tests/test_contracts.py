@@ -1,6 +1,7 @@
 """The laws of every component, over the registries: a new one is tested the moment its file exists."""
 
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,15 @@ def batch_under(defense: str, model: RecModel, data: Data = DATA, *, seed: int =
     return next(iter(built.epoch(torch.Generator().manual_seed(seed))))
 
 
+@cache
+def seen(name: str) -> RecModel:
+    """A model to look at, and no more than that."""
+    return build(name)
+
+
 def refused(name: str, defense: str) -> bool:
     """Whether a model has nothing that a defence could move, or a loss that it cannot take apart."""
-    model, cls = build(name), defenses[defense]
+    model, cls = seen(name), defenses[defense]
     if issubclass(cls, Denoiser):
         return model.loss not in cls.supported
     has = {
@@ -386,17 +393,49 @@ def test_a_defense_refuses_a_model_in_one_line_that_says_what_it_has(name: str, 
     assert "\n" not in str(caught.value)
 
 
+def lifted(model: RecModel) -> Objective:
+    """What attacks climb here."""
+    if not model.negatives and model.loss in POINTWISE:  # one candidate an event: no list to be first in
+        return plain(model)
+    return Plain(loss("softmax" if model.trainable or model.loss == "softmax" else "bce"))
+
+
+BALLS = [  # units are those of the ball, whatever the model: with all of them for six families in `make check` too
+    pytest.param(name, kind, per, relative, marks=[] if per == "row" or name in FAMILIES else pytest.mark.slow)
+    for name, kind in ON
+    for per, relative in zip(UNITS, (*SCALES, "own"), strict=True)
+]
+
+
+@pytest.mark.parametrize("attack", BALLED)
+@pytest.mark.parametrize(("name", "kind", "per", "relative"), BALLS)
+def test_every_attack_stays_in_its_ball(name: str, kind: str, attack: str, per: str, relative: str) -> None:
+    model = build(name).eval()
+    batch = batch_for(model)
+    objective, at = lifted(model), Shifted(model)
+    before = state(model)
+    for norm in [each for each in NORMS if (attack, each) != ("fgsm", "l2")]:
+        built = attack_on(attack, kind, eps=1e-3, per=per, relative=relative, norm=norm)
+        built.check(model)
+        worse, _ = built(at, batch, objective)
+        for key, base in built.base(at, batch).items():
+            over = built.ball.size(worse.delta[key]) - built.ball.radius(base) * (1 + 1e-5)
+            assert (over <= 1e-9).all(), (norm, key)
+        spent = built.summary(built.spent(at, worse, batch, batch, objective))
+        assert spent["mean_norm"] <= spent["max_norm"] * (1 + 1e-5)
+        assert spent["max_norm"] > 0 or attack in ("square", "simba")  # which move only where they find better
+        if attack != "noise":
+            assert objective(worse, batch) >= objective(at, batch) - 1e-6, norm
+    assert_same(before, state(model))
+    assert all(each.grad is None for each in model.parameters())
+
+
 @pytest.mark.parametrize(("name", "kind"), ON)
 class TestSurface:
-    def objective(self, model: RecModel) -> Objective:
-        if not model.negatives and model.loss in POINTWISE:  # one candidate an event: no list to be first in
-            return plain(model)
-        return Plain(loss("softmax" if model.trainable or model.loss == "softmax" else "bce"))
-
     def test_a_small_step_uphill_raises_the_loss(self, name: str, kind: str) -> None:
         model = build(name).eval()
         batch = batch_for(model)
-        objective, at = self.objective(model), Shifted(model)
+        objective, at = lifted(model), Shifted(model)
         ball = Ball(eps=0.01, norm="l2", per="row", relative="median")
         worse, same = Ascent(surface=kind, ball=ball, steps=1)(at, batch, objective)
         assert same is batch
@@ -407,36 +446,14 @@ class TestSurface:
         batch = batch_for(model)
         at = Shifted(model)
         for attack in BALLED:
-            worse, _ = attack_on(attack, kind, eps=0.0)(at, batch, self.objective(model))
+            worse, _ = attack_on(attack, kind, eps=0.0)(at, batch, lifted(model))
             assert torch.equal(worse(batch).scores, at(batch).scores), attack
             assert all(not each.any() for each in worse.delta.values()), attack
-
-    @pytest.mark.parametrize("attack", BALLED)
-    @pytest.mark.parametrize(("per", "relative"), list(zip(UNITS, (*SCALES, "own"), strict=True)))
-    def test_every_attack_stays_in_its_ball(self, name: str, kind: str, attack: str, per: str, relative: str) -> None:
-        model = build(name).eval()
-        batch = batch_for(model)
-        objective, at = self.objective(model), Shifted(model)
-        before = state(model)
-        for norm in [each for each in NORMS if (attack, each) != ("fgsm", "l2")]:
-            built = attack_on(attack, kind, eps=1e-3, per=per, relative=relative, norm=norm)
-            built.check(model)
-            worse, _ = built(at, batch, objective)
-            for key, base in built.base(at, batch).items():
-                over = built.ball.size(worse.delta[key]) - built.ball.radius(base) * (1 + 1e-5)
-                assert (over <= 1e-9).all(), (norm, key)
-            spent = built.summary(built.spent(at, worse, batch, batch, objective))
-            assert spent["mean_norm"] <= spent["max_norm"] * (1 + 1e-5)
-            assert spent["max_norm"] > 0 or attack in ("square", "simba")  # which move only where they find better
-            if attack != "noise":
-                assert objective(worse, batch) >= objective(at, batch) - 1e-6, norm
-        assert_same(before, state(model))
-        assert all(each.grad is None for each in model.parameters())
 
     def test_attacks_are_repeatable_and_the_seed_is_their_own(self, name: str, kind: str) -> None:
         model = build(name).eval()
         batch = batch_for(model)
-        at, objective = Shifted(model), self.objective(model)
+        at, objective = Shifted(model), lifted(model)
         for attack in BALLED:
             built = attack_on(attack, kind)
             torch.manual_seed(1)
@@ -448,13 +465,13 @@ class TestSurface:
     def test_a_frozen_model_can_be_attacked_and_stays_frozen(self, name: str, kind: str) -> None:
         model = build(name).eval().requires_grad_(False)
         batch = batch_for(model)
-        worse, _ = attack_on("fgm", kind)(Shifted(model), batch, self.objective(model))
+        worse, _ = attack_on("fgm", kind)(Shifted(model), batch, lifted(model))
         assert not any(each.requires_grad for each in (*worse.delta.values(), *model.parameters()))
 
     def test_a_random_start_keeps_the_worst_of_several(self, name: str, kind: str) -> None:
         model = build(name).eval()
         batch = batch_for(model)
-        at, objective = Shifted(model), self.objective(model)
+        at, objective = Shifted(model), lifted(model)
         values = []
         for restarts in (1, 3, 5):
             again = attack_on("pgd", kind, random_start=True, steps=2, eps=0.05, restarts=restarts)
@@ -468,7 +485,7 @@ class TestSurface:
         batch = batch_for(model)
         for tensor in surface(model, kind):
             built = attack_on("noise", kind, modules=[label(tensor)])
-            worse, _ = built(Shifted(model), batch, self.objective(model))
+            worse, _ = built(Shifted(model), batch, lifted(model))
             assert list(worse.delta) == [tensor]
 
 
