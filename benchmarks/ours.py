@@ -196,6 +196,34 @@ def evaluate_bare(job: Result) -> Result:
     return {"seconds": {"bare": seconds}, "peak_mib_before": before}
 
 
+def evaluate_ranx(job: Result) -> Result:
+    """The bare ranking, judged by ranx."""
+    import ranx
+
+    cfg, data = _open(job)
+    (chunk,) = Full(data, cfg).portions("test")
+    user, item = _vectors(job)
+    rows, columns = (each.numpy() for each in chunk.relevant)
+    relevant = [
+        np.column_stack([each, np.ones(len(each))])
+        for each in np.split(columns, np.flatnonzero(np.diff(rows)) + 1)  # rows are in order, and none is empty
+    ]
+    theirs = {"hr": "hit_rate"}
+    asked = {f"{theirs.get(each, each)}@{k}": f"{each}@{k}" for each in cfg.metrics or () for k in cfg.top_k}
+    metrics: dict[str, float] = {}
+
+    def judge() -> None:
+        scores = user[chunk.users] @ item.T
+        scores[chunk.excluded] = float("-inf")
+        best = scores.topk(max(cfg.top_k), 1)
+        run = torch.stack([best.indices.double(), best.values.double()], 2).numpy()
+        found = ranx.evaluate(relevant, list(run), list(asked))
+        metrics.update({name: float(found[each]) for each, name in asked.items()})
+
+    seconds = _times(judge, job["warm_up"], job["passes"])
+    return {"seconds": {"ranx": seconds}, "metrics": metrics}
+
+
 def steps(job: Result) -> Result:
     """Seconds of a training step under each defence, taken in turns; random defences draw anew each turn."""
     cfg, data = _open(job)
@@ -421,6 +449,7 @@ TASKS: dict[str, Callable[[Result], Result]] = {
         mf_epoch_bare,
         evaluate,
         evaluate_bare,
+        evaluate_ranx,
         steps,
         profile_epoch,
         profile_evaluate,

@@ -23,7 +23,6 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_json
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.noise import invented
 from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
 
@@ -137,7 +136,7 @@ def load(
     trained, data = data, data if noise is None else noises.build(noise)(data)
     changed = data.train is not trained.train
     if data is not trained:
-        data = replace(data, invented=invented(trained, data))
+        data = replace(data, learnt=trained.train)
     if data.edges is not None and data is not trained:
         raise RrecError(
             f"{key}={path}: its graph was made by cleaning, which noise={noise and noise['name']} cannot reach"

@@ -115,11 +115,11 @@ class Data:
     ordered: the events of a user stand in the order in which they happened. context_sizes: number of codes of each
     context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
     truth: ground truth of synthetic data, named tensors. hidden: events that a noise took out of train, which nothing
-    learns from and which are no candidates of a ranking (None: there are none). invented: events that a noise put into
-    train after a model was trained, which are candidates of a ranking as before. place: folder for what is computed
-    once from the data (None: it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and
-    in train alone. cleaning: what was done to train before. edges: users and items of the edges that models on a graph
-    have, `[2, E]`, where they are not those of the training events.
+    learns from and which are no candidates of a ranking (None: there are none). learnt: what stood in train before a
+    noise that came after training (None: there was none). place: folder for what is computed once from the data (None:
+    it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and in train alone. cleaning:
+    what was done to train before. edges: users and items of the edges that models on a graph have, `[2, E]`, where they
+    are not those of the training events.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Data:
     report: Mapping[str, int] = field(default_factory=dict)
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Interactions | None = None
-    invented: Interactions | None = None
+    learnt: Interactions | None = None
     place: Path | None = None
     fakes: Profiles | None = None
     cleaning: Cleaning | None = None
@@ -152,9 +152,14 @@ class Data:
         """Users who are no fakes; they come first."""
         return self.n_users - (0 if self.fakes is None else self.fakes.n)
 
+    @property
+    def taught(self) -> Interactions:
+        """The training events that the model learnt from, whatever a noise did to them afterwards."""
+        return self.train if self.learnt is None else self.learnt
+
     def clicks(self) -> Interactions:
-        """Training events that are liked, those of fake users left out."""
-        liked = self.train.liked()
+        """Events of `taught` that are liked, those of fake users left out."""
+        liked = self.taught.liked()
         return liked if self.fakes is None else liked.where(liked.users < self.n_genuine)
 
     @property
@@ -191,6 +196,6 @@ class Data:
     def to(self, device: torch.device) -> "Data":
         train, valid, test = (self.part(name).to(device) for name in ("train", "valid", "test"))
         kg, edges = self.kg and self.kg.to(device), None if self.edges is None else self.edges.to(device)
-        hidden, invented = (None if each is None else each.to(device) for each in (self.hidden, self.invented))
-        parts = replace(self, train=train, valid=valid, test=test, hidden=hidden, invented=invented)
+        hidden, learnt = (None if each is None else each.to(device) for each in (self.hidden, self.learnt))
+        parts = replace(self, train=train, valid=valid, test=test, hidden=hidden, learnt=learnt)
         return replace(parts, kg=kg, edges=edges)

@@ -92,12 +92,6 @@ def pairs(part: Interactions, data: Data) -> Tensor:
     return part.users * data.n_items + part.items
 
 
-def invented(old: Data, new: Data) -> Interactions | None:
-    """The training events of users with items that they did not have before a noise; None where there are none."""
-    added = ~torch.isin(pairs(new.train, new), pairs(old.train, old))
-    return new.train.where(added) if bool(added.any()) else None
-
-
 def _hidden(old: Data, new: Data) -> Interactions | None:
     gone = ~torch.isin(pairs(old.train, old), pairs(new.train, new))
     if not bool(gone.any()):

@@ -245,7 +245,7 @@ def judge(**changes: Any) -> Judge:
     values: dict[str, Any] = {
         "protocol": "full",
         "seen": False,
-        "n_negatives": 5,
+        "n_negatives": 5 if changes.get("protocol") in ("sampled", "clicks") else None,
         "metrics": ["ndcg", "recall", "precision", "hr", "mrr", "map", "auc", "coverage"],
         "top_k": [5],
         "per_user": False,

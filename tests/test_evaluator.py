@@ -132,16 +132,16 @@ class TestFullRanking:
         result = evaluated(scores, data, metrics=["mrr"], top_k=[4], seen=True)
         assert result.per_user["mrr@4"].tolist() == pytest.approx([1.0, 1 / 4])
 
-    @pytest.mark.parametrize("protocol", ["full", "sampled"])
-    def test_an_item_bought_again_does_not_give_itself_away_among_new_ones(self, protocol: str) -> None:
+    @pytest.mark.parametrize(("protocol", "n"), [("full", None), ("sampled", 3)])
+    def test_an_item_bought_again_does_not_give_itself_away_among_new_ones(self, protocol: str, n: int | None) -> None:
         data = hand_made(2, 9, [(0, 0), (0, 1), (1, 1)], [(0, 0)], [(0, 0), (0, 2), (1, 0)])
-        result = evaluated(torch.zeros(2, 9), data, metrics=["hr"], top_k=[3], protocol=protocol, n_negatives=3)
-        portions = evaluator(data, judge(protocol=protocol, n_negatives=3, top_k=[3])).portions("test")
+        result = evaluated(torch.zeros(2, 9), data, metrics=["hr"], top_k=[3], protocol=protocol, n_negatives=n)
+        portions = evaluator(data, judge(protocol=protocol, n_negatives=n, top_k=[3])).portions("test")
         assert result.users.tolist() == [0, 1]
         assert [len(each.relevant[0]) for each in portions] == [2]  # type: ignore[attr-defined]
         again = hand_made(1, 9, [(0, 0)], [], [(0, 0)])
         with pytest.raises(RrecError, match="seen=false leaves none"):
-            evaluated(torch.zeros(1, 9), again, metrics=["hr"], top_k=[3], protocol=protocol, n_negatives=3)
+            evaluated(torch.zeros(1, 9), again, metrics=["hr"], top_k=[3], protocol=protocol, n_negatives=n)
 
     def test_sampled_candidates_may_be_known_where_items_come_back(self) -> None:
         data = hand_made(1, 6, [(0, item) for item in range(5)], [], [(0, 0)])
@@ -404,6 +404,7 @@ class TestAttacked:
         ({"protocol": "sampled", "n_negatives": 3, "top_k": [5]}, "top_k=5.* 4 candidates"),
         ({"protocol": "sampled", "n_negatives": 0, "top_k": [1]}, "n_negatives=0"),
         ({"protocol": "sampled", "n_negatives": -3, "top_k": [1]}, "n_negatives=-3"),
+        ({"n_negatives": 3}, "n_negatives=3: protocol=full draws none; .* protocol=clicks or sampled"),
     ],
     ids=str,
 )

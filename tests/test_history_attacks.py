@@ -20,6 +20,8 @@ from robustbench_rec.edits import GAMMA, Draws, _mixed, distance, jaccard, known
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation import ranking as module
+from robustbench_rec.evaluation.worst import members
+from robustbench_rec.goals import goals
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
@@ -334,6 +336,12 @@ class TestJudged:
         judging = evaluator(LONG, self.JUDGE)
         judging.attack(Shifted(model), built, "test", loss("softmax"), on_pass=passes.__next__)
         assert next(passes) == built.passes
+
+    @pytest.mark.parametrize(("name", "told"), [("history", True), ("history_flip", False)])
+    def test_a_loss_that_nothing_climbs_is_told(self, name: str, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+        goal = goals.build(configured("goal", "untargeted"), LONG)
+        members(evaluator(LONG, self.JUDGE), attack(name, small()), goal, "softmax")
+        assert ("loss=softmax says nothing here" in caplog.text) == told
 
     def test_a_budget_of_nothing_leaves_every_score(self) -> None:
         model, batch = small(), labelled(ROWS)

@@ -484,7 +484,7 @@ class TestRecipe:
         values = []
         for each in (None, configured("noise", noise, level=0.7)):
             loaded = checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=each)
-            judging = evaluator(loaded.data, judge(protocol=protocol))
+            judging = evaluator(loaded.data, judge(protocol=protocol, metrics=["ndcg", "auc", "arp", "aplt"]))
             values.append(judging.evaluate(Shifted(loaded.model), "test").metrics)
             assert ("does not read again" in caplog.text) == (each is not None)
         assert values[0] == values[1]
@@ -532,7 +532,7 @@ class TestRecipe:
 def test_an_event_that_noise_took_from_train_is_no_candidate(protocol: str) -> None:
     data = noisy("sparsify", level=0.6)
     assert data.hidden is not None
-    judging = evaluator(data, judge(protocol=protocol, n_negatives=20))
+    judging = evaluator(data, judge(protocol=protocol, n_negatives=20 if protocol == "sampled" else None))
     gone = torch.zeros(data.n_users, data.n_items, dtype=torch.bool)
     gone[data.hidden.users, data.hidden.items] = True
     for portion in judging.portions("test"):

@@ -417,15 +417,15 @@ class TestVerbs:
             ("loss=bce", "its loss is bce, not None"),
             ("part=valid", "its part is valid, not test"),
             ("seen=true", "its seen is True, not False"),
-            ("protocol=sampled", "its protocol is sampled, not full"),
+            ("protocol=sampled n_negatives=15", "its protocol is sampled, not full"),
             ("goal=promote", "its threat is"),
         ],
     )
     def test_an_attack_with_other_settings_is_no_baseline(
         self, runs: dict[str, Path], tmp_path: Path, word: str, told: str
     ) -> None:
-        words = [f"ckpt='{runs['one']}'", "device=cpu", "n_negatives=15", "top_k=[5]"]
-        run(attack, tmp_path / "base", *words, word)
+        words = [f"ckpt='{runs['one']}'", "device=cpu", "top_k=[5]"]
+        run(attack, tmp_path / "base", *words, *word.split())
         with pytest.raises(RrecError, match=f"not the same attack on the same data, {told}"):
             run(attack, tmp_path / "a", *words, "attack.steps=10", f"baseline='{tmp_path / 'base'}'")
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data
-from robustbench_rec.errors import unknown
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
 from robustbench_rec.evaluation.ranking import Full, Sampled
@@ -22,7 +22,14 @@ def evaluator(data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -
     """
     if judge.protocol not in PROTOCOLS:
         raise unknown("protocol", judge.protocol, PROTOCOLS)
-    return PROTOCOLS[judge.protocol](data, judge, seed=seed, alone=alone)
+    protocol = PROTOCOLS[judge.protocol]
+    if judge.n_negatives is not None and not protocol.draws:
+        drawing = " or ".join(name for name, each in PROTOCOLS.items() if each.draws)
+        raise RrecError(
+            f"n_negatives={judge.n_negatives}: protocol={judge.protocol} draws none; leave it out, or take "
+            f"protocol={drawing}"
+        )
+    return protocol(data, judge, seed=seed, alone=alone)
 
 
 def worth(judge: Judge, monitor: str | None, metrics: Mapping[str, float]) -> float | None:

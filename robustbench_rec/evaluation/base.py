@@ -96,6 +96,8 @@ class Evaluator(ABC, Generic[P]):
     """What an attack may climb on these candidates, the default first."""
     ensemble: ClassVar[tuple[str, ...]]
     """What an ensemble of attacks climbs."""
+    draws: ClassVar[bool] = False
+    """Whether candidates are drawn, `n_negatives` of them."""
 
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
         self.data, self.judge, self.seed, self.alone = data, judge, seed, alone

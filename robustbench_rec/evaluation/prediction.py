@@ -74,6 +74,7 @@ class Clicks(Prediction):
         *("ece", "adaptive_ece", "mce", "brier", "sharpness", "aurc", "error_auroc"),
     )
     monitor: ClassVar[str] = "auc"
+    draws: ClassVar[bool] = True
     losses: ClassVar[tuple[str, ...]] = ("bce",)
     ensemble: ClassVar[tuple[str, ...]] = ("bce",)
 

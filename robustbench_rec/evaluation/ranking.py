@@ -73,7 +73,7 @@ class Ranking(Evaluator[Lists]):
 
     def known(self, part: str) -> Tensor:
         """Keys of what users had before a part, whatever a noise put there or took away, in order."""
-        before = [self.data.train, *([] if part == "valid" else [self.data.valid])]
+        before = [self.data.taught, *([] if part == "valid" else [self.data.valid])]
         return _noiseless(self.data, before)
 
     def wanted(self, part: str) -> Interactions:
@@ -203,6 +203,8 @@ class Sampled(Ranking):
     of an item that the user had before is left out, unless `seen` is set: the others may be known items then.
     """
 
+    draws: ClassVar[bool] = True
+
     def __init__(self, data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> None:
         self.n = 99 if judge.n_negatives is None else judge.n_negatives
         if self.n < 1:
@@ -218,7 +220,7 @@ class Sampled(Ranking):
         if self.judge.seen:
             keys = _keys(data, data.part(part))
         else:
-            keys = _noiseless(data, [data.part(each) for each in ("train", *PARTS)])
+            keys = _noiseless(data, [data.taught, *(data.part(each) for each in PARTS)])
         owned = torch.bincount(keys // data.n_items, minlength=data.n_users)
         wanted = self.wanted(part)
         users, items = wanted.users, wanted.items
@@ -269,9 +271,8 @@ def _keys(data: Data, *parts: Interactions) -> Tensor:
 
 
 def _noiseless(data: Data, parts: list[Interactions]) -> Tensor:
-    """`_keys` with what a noise hid and without what it invented."""
-    keys = _keys(data, *parts, *([] if data.hidden is None else [data.hidden]))
-    return keys if data.invented is None else keys[~torch.isin(keys, _keys(data, data.invented))]
+    """`_keys` with what a noise hid."""
+    return _keys(data, *parts, *([] if data.hidden is None else [data.hidden]))
 
 
 def _lists_of_keys(keys: Tensor, n_items: int, n_users: int) -> _Lists:

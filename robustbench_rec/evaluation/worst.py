@@ -1,5 +1,6 @@
 """What an attack, or the worst of several, leaves of a model."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from robustbench_rec.goal import Goal
 from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.shifted import Shifted
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -33,6 +36,8 @@ def members(judging: Evaluator[Any], attack: Any, goal: Goal, loss: str | None =
     own = sorted({each.loss for each in chosen if each.loss is not None})
     if loss is not None and own not in ([], [loss]):
         raise RrecError(f"loss={loss}: this attack climbs {', '.join(own)} whatever is asked; leave loss out")
+    if loss is not None and not any(each.attack.passes for each in chosen):
+        log.warning("loss=%s says nothing here: this attack climbs none", loss)
     rivals = isinstance(judging, Full)  # elsewhere the lists of candidates are drawn, and have no common items
     return [each for each in chosen if each.rival is None or rivals]
 
