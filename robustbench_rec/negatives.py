@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from robustbench_rec.data import Data
+from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
 
 MARKS = 2**26
@@ -13,11 +13,11 @@ MARKS = 2**26
 
 
 class Negatives:
-    """Draws items that a user has no event with in some parts of the data, uniform over the catalogue."""
+    """Draws items that a user has no event with, among those of train or of other parts, uniform over the catalogue."""
 
-    def __init__(self, data: Data, parts: Iterable[str] = ("train",)) -> None:
+    def __init__(self, data: Data, parts: Iterable[Interactions] | None = None) -> None:
         self.n_items = data.n_items
-        owned = [data.part(each).users * self.n_items + data.part(each).items for each in parts]
+        owned = [each.users * self.n_items + each.items for each in ([data.train] if parts is None else parts)]
         self.keys = torch.unique(torch.cat(owned))  # sorted
         self.marks = torch.zeros(min(data.n_users * self.n_items, MARKS), dtype=torch.bool, device=self.keys.device)
         self.marks[self.keys % len(self.marks)] = True

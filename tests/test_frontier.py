@@ -76,6 +76,12 @@ class TestCurves:
         assert advantage(slow, base).value == pytest.approx(0, abs=1e-12)
         assert not advantage(slow, base).above
 
+    def test_errors_are_compared_over_all_that_lose_a_fifth(self) -> None:
+        """Negated errors: from 1.2 times the best undefended one on, and not the best alone."""
+        clean = [-1.15, -1.05, -1.0]
+        found = advantage(trace(clean, [-1.5, -1.1, -1.5]), trace(clean, [-1.5, -1.2, -1.5]))
+        assert found.value == pytest.approx(0.1 * 2 / 3, abs=0.002)  # two thirds of the levels allow the better state
+
     def test_a_state_that_is_cleaner_than_all_is_held_against_the_cleanest(self) -> None:
         base = trace([0.2, 0.4], [0.3, 0.1])
         assert advantage(trace([0.5], [0.15]), base).value == pytest.approx(0.05)

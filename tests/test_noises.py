@@ -250,6 +250,16 @@ class TestEvents:
         assert int(kept.sum()) == 500
         assert kept[1] > 4 * kept[0]
 
+    @pytest.mark.parametrize("name", [each for each in TOUCHED if each not in ("rating_noise", "temporal_shift")])
+    def test_who_liked_something_still_does(self, name: str) -> None:
+        data = noisy(name, CLICKS, level=1.0)
+        before, after = (set(each.train.liked().users.tolist()) for each in (CLICKS, data))
+        assert before <= after
+
+    def test_noise_on_ratings_is_refused_where_there_are_clicks(self) -> None:
+        with pytest.raises(RrecError, match=r"noise 'rating_noise' is for ratings, .* take noise=label_flip"):
+            noisy("rating_noise", CLICKS, level=1.0)
+
     def test_an_unseen_category_is_in_test_alone(self) -> None:
         table = CLEAN.item_table
         assert table is not None
@@ -542,3 +552,14 @@ def test_an_event_that_noise_took_from_train_is_no_candidate(protocol: str) -> N
             excluded = torch.zeros(len(portion.users), data.n_items, dtype=torch.bool)
             excluded[portion.excluded] = True
             assert excluded[gone[portion.users]].all()
+
+
+@pytest.mark.parametrize("name", ["edge_add", "edge_drop", "sparsify"])
+def test_noise_on_a_finished_model_leaves_the_negatives_of_clicks(name: str) -> None:
+    parts = {each: CLEAN.part(each) for each in ("train", "valid", "test")}
+    clicks = replace(CLEAN, **{part: replace(each, values=torch.ones(len(each))) for part, each in parts.items()})  # type: ignore[arg-type]
+    data = replace(noisy(name, clicks, level=0.6), learnt=clicks.train)
+    (one,), (two,) = (
+        evaluator(each, judge(protocol="clicks", metrics=["auc"])).portions("test") for each in (clicks, data)
+    )
+    assert torch.equal(one.items, two.items)

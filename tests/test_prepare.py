@@ -152,6 +152,12 @@ class TestCleaning:
         assert data.fingerprint != ready([("u0", "i0", 5.0, 5), *plain()]).fingerprint
         assert 5.0 not in torch.cat([data.train.values, data.test.values]).tolist()
 
+    @pytest.mark.parametrize("flaw", [("u0", "i0", 9.0, 500), ("u0", "i0", 3.0, 0), ("u0", "i0", float("nan"), 500)])
+    def test_a_defective_copy_does_not_take_a_good_event_away(self, flaw):
+        data = ready([flaw, *plain()], scale=(1.0, 5.0))
+        assert data.fingerprint == ready(plain(), scale=(1.0, 5.0)).fingerprint
+        assert not data.report.get("repeated_pairs")
+
     def test_sequences_may_come_back_to_an_item(self):
         rows = [("u0", "i0"), ("u0", "i1"), ("u0", "i0"), ("u0", "i0"), ("u1", "i1"), ("u1", "i0"), ("u1", "i1")]
         data = ready(rows, columns="user item", repeats=True)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from robustbench_rec import composing
-from robustbench_rec.data import Data
+from robustbench_rec.data import Data, Profiles
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Result, evaluator
 from robustbench_rec.evaluation.alike import alike
@@ -23,6 +23,7 @@ from robustbench_rec.evaluation.slices import groups, sliced
 from robustbench_rec.evaluation.worst import worst
 from robustbench_rec.goals import goals
 from robustbench_rec.metrics import popularity, prediction
+from robustbench_rec.profiles import inject
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, train
 from robustbench_rec.tasks import eval as evaluate
@@ -178,6 +179,20 @@ class TestGroups:
         items = groups(data, "cold_items")
         assert items.items
         assert len(items.of) == N_ITEMS
+
+    @pytest.mark.parametrize("attribute", ["activity", "cold_users"])
+    def test_fake_users_belong_to_no_group_and_move_no_other(self, attribute: str) -> None:
+        data = make_data(n_users=30, train=5)
+        fakes = Profiles(interactions([0, 0, 1], [1, 2, 3]), 2, torch.tensor([1]), {"fingerprint": data.fingerprint})
+        clean, poisoned = groups(data, attribute), groups(inject(data, fakes), attribute)
+        assert poisoned.names == clean.names
+        assert poisoned.of[:30].tolist() == clean.of.tolist()
+        assert poisoned.of[30:].tolist() == [-1, -1]
+
+    def test_a_column_without_a_value_is_refused(self) -> None:
+        table = pd.DataFrame({"age": [float("nan")] * N_USERS})
+        with pytest.raises(RrecError, match=r"slices=\[age\]: the column has no value"):
+            groups(replace(DATA, user_table=table), "age")
 
     def test_columns_of_the_user_table(self) -> None:
         gender, age = groups(DATA, "gender"), groups(DATA, "age")

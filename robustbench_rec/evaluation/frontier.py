@@ -10,7 +10,7 @@ from robustbench_rec.significance import Estimate, estimate, means, resamples
 BEST = "best"
 """The state that early stopping chose, the checkpoint itself."""
 SPAN = 0.2
-"""Share of the best undefended quality that the curves are compared over: nobody ships what lost more."""
+"""Share of the best undefended quality, or error, that the curves are compared over: nobody ships what lost more."""
 LEVELS = 101
 
 
@@ -18,7 +18,8 @@ LEVELS = 101
 class Trace:
     """States of one run, judged clean and attacked; more is better.
 
-    names: what each is called `[E]`. clean, attacked: a metric for each user `[E, N]`; N = 1 for one of the whole part.
+    names: what each is called `[E]`. clean, attacked: a metric for each user `[E, N]`, errors
+    negated; N = 1 for one of the whole part.
     """
 
     names: list[str]
@@ -60,7 +61,7 @@ def _advantage(run: Trace, undefended: Trace, weights: Tensor) -> Tensor:
     base_clean, base_attacked = means(undefended.clean, weights), means(undefended.attacked, weights)
     most = base_clean.amax(1)
     high = torch.minimum(clean.amax(1), most)
-    low = torch.maximum(torch.maximum(clean.amin(1), base_clean.amin(1)), (1 - SPAN) * most).minimum(high)
+    low = torch.maximum(torch.maximum(clean.amin(1), base_clean.amin(1)), most - SPAN * most.abs()).minimum(high)
     levels = low[:, None] + (high - low)[:, None] * torch.linspace(0, 1, LEVELS, dtype=torch.double)  # [R, L]
     levels = levels.minimum(high[:, None])  # rounding must not leave the last level without a state
     return (best_attacked(clean, attacked, levels) - best_attacked(base_clean, base_attacked, levels)).mean(1)

@@ -55,6 +55,8 @@ def groups(data: Data, attribute: str) -> Groups:
     if attribute in (*OF_USERS, *OF_ITEMS):
         items = attribute in OF_ITEMS
         column = pd.Series(_events(data, items=items).cpu().numpy())
+        if not items:
+            column = column.where(column.index < data.n_genuine)  # fake users belong to no group
         column = _cold(column) if attribute.startswith("cold") else _quarters(column)
     elif table is not None and attribute in table:
         items, column = False, numbers(table[attribute].reset_index(drop=True))
@@ -67,6 +69,8 @@ def groups(data: Data, attribute: str) -> Groups:
         column = column.astype("category")
     column = column.cat.remove_unused_categories()
     names = [f"{each:g}" if isinstance(each, float) else str(each) for each in column.cat.categories]
+    if not names:
+        raise RrecError(f"slices=[{attribute}]: the column has no value, there is nothing to break down by")
     return Groups(attribute, names, torch.tensor(column.cat.codes.to_numpy().astype("int64"), device=device), items)
 
 

@@ -4,6 +4,7 @@ from typing import ClassVar
 import torch
 
 from robustbench_rec.data import Data
+from robustbench_rec.errors import RrecError
 from robustbench_rec.noise import Level, Noise
 from robustbench_rec.noises import noises
 from robustbench_rec.noises._events import with_train
@@ -30,6 +31,10 @@ class RatingNoise(Noise):
     def change(self, data: Data, generator: torch.Generator) -> Data:
         train = data.train
         scale = torch.unique(train.values)  # sorted
+        if not bool((scale > 1).any()):
+            raise RrecError(
+                f"noise '{self.name}' is for ratings, dataset '{data.name}' has clicks: take noise=label_flip"
+            )
         moved = train.values + self.level * torch.randn(len(train), generator=generator)
         middles = (scale[1:] + scale[:-1]) / 2
         noisy = replace(train, values=scale[torch.bucketize(moved, middles)])

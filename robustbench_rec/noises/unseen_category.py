@@ -55,7 +55,8 @@ class UnseenCategory(Noise):
 
 
 def _others(data: Data, unseen: torch.Tensor) -> torch.Tensor:
-    """Which training events are of users with an event on another item, bool `[N]`."""
-    users = data.train.users
-    rest = torch.bincount(users[~unseen[data.train.items]], minlength=data.n_users)
-    return rest[users] > 0
+    """Of which training events the user has another one on an item that stays, a liked one if it is, bool `[N]`."""
+    users, liked = data.train.users, data.train.values != 0
+    stays = ~unseen[data.train.items]
+    rest, best = (torch.bincount(users[each], minlength=data.n_users)[users] > 0 for each in (stays, stays & liked))
+    return torch.where(liked, best, rest)

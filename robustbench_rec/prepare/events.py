@@ -18,19 +18,21 @@ DAY = 86_400
 def clean(events: pd.DataFrame, raw: Raw, report: Report) -> pd.DataFrame:
     """Events without their defects, in the order that they had; `row` tells where each stood in the source."""
     scale, repeats = raw.scale, raw.repeats
-    rules: dict[str, Callable[[pd.DataFrame], Array]] = {}
-    if (
-        "time" in events or not repeats
-    ):  # without times, a sequence that comes back to an item repeats itself in everything
-        rules["duplicates"] = lambda left: left.drop(columns="row").duplicated().to_numpy()
-    if not repeats:
-        rules["repeated_pairs"] = _repeated_pairs
+    rules: dict[
+        str, Callable[[pd.DataFrame], Array]
+    ] = {}  # repeats last: a defective copy must not take a good one away
     if "rating" in events:
         rules["nonfinite_ratings"] = lambda left: ~np.isfinite(left["rating"].to_numpy())
     if "rating" in events and scale is not None:
         rules["out_of_scale"] = lambda left: ~left["rating"].between(*scale).to_numpy()
     if "time" in events:
         rules["impossible_times"] = lambda left: ~left["time"].between(1, int(time.time()) + DAY).to_numpy()
+    if (
+        "time" in events or not repeats
+    ):  # without times, a sequence that comes back to an item repeats itself in everything
+        rules["duplicates"] = lambda left: left.drop(columns="row").duplicated().to_numpy()
+    if not repeats:
+        rules["repeated_pairs"] = _repeated_pairs
     for rule, find in rules.items():
         bad = find(events)
         if bad.all() and report.mode == "drop":
