@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -184,6 +185,14 @@ def refuse_used(verb: str, overrides: Sequence[str]) -> None:
     with suppress(HydraException, OmegaConfBaseException):  # they are told when it is run
         if (composed := _with_place(verb, overrides)).hydra.mode != RunMode.MULTIRUN:
             _refuse_other(verb, composed, config.RESUMABLE_WITH)
+
+
+def sweep_place(overrides: Sequence[str]) -> Path | None:
+    """The directory that `hydra.sweep.dir` names, None where it does not."""
+    named = [each for each in overrides if each.lstrip("+").startswith("hydra.sweep.dir=")]
+    with suppress(HydraException):  # it is told when it is run
+        return Path(str(OverridesParser.create().parse_override(named[-1]).value())) if named else None
+    return None
 
 
 def kept(verb: str, overrides: Sequence[str], *, but: Sequence[str]) -> bool:

@@ -5,7 +5,12 @@ from difflib import get_close_matches
 
 
 class RrecError(Exception):
-    """A mistake that the person at the keyboard can mend; shown as one line, without a traceback."""
+    """A mistake that the person at the keyboard can mend; shown as one line, without a traceback.
+
+    status: of the process, where a single run ends with it.
+    """
+
+    status = 1
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> RrecError:

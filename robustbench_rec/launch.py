@@ -31,8 +31,8 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     """Run `robustbench_rec.tasks.<verb>.run` as a script under `@hydra.main` would; the exit status.
 
     A verb that answers a question does so without Hydra's run directory.
-    0: done. 1: a job failed. 2: the overrides make no configuration. 130: interrupted. Every mistake of the person at
-    the keyboard is one line on stderr; anything else keeps its traceback.
+    0: done. 1: a job failed, or as its error says. 2: the overrides make no configuration. 130: interrupted. Every
+    mistake of the person at the keyboard is one line on stderr; anything else keeps its traceback.
     """
     try:
         overrides = composing.ids(verb, composing.limits(overrides))
@@ -51,6 +51,8 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
         if not (multirun or cfg):
             composing.refuse_used(verb, composing.chosen(verb, overrides))
         words = overrides = composing.chosen(verb, composing.with_resume(verb, overrides, multirun))
+        if not cfg and (place := composing.sweep_place(words)):
+            sweeping.refuse_other(place, verb, words)
         composing.register_schemas()
         main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)
         with _as_a_script(["rrec", *["--multirun"] * multirun, *(["--cfg", cfg] if cfg else []), *words]):
@@ -59,6 +61,10 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
         status, stopped = 130, f"interrupted{_continuation(job)}"
     except (RrecError, HydraException, OmegaConfBaseException) as error:
         status, stopped = 2, composing.explain(error, verb, overrides)
+    except OSError as error:
+        if job.out is not None or error.filename is None:
+            raise
+        status, stopped = 2, f"cannot write {error.filename}: {error.strerror}; name another place for the outputs"
     except Exception as error:
         if Sweep.directory is None or not any(each.error for each in sweeping.jobs_of(verb, Sweep.directory)):
             raise
@@ -73,7 +79,7 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
         _say(stopped)
     elif job.out is not None and Sweep.directory is None and not failed:
         Console().print(f"run directory: {os.path.relpath(job.out)}", markup=False, highlight=False, soft_wrap=True)
-    return status or int(failed)
+    return status or (job.status if failed else 0)
 
 
 def data(action: str, overrides: Sequence[str]) -> int:
@@ -169,6 +175,7 @@ class Job:
     verb: str
     out: Path | None = None
     failed: bool = False
+    status: int = 1
 
     def __call__(self, composed: DictConfig) -> float | None:
         settings = HydraConfig.get()
@@ -183,6 +190,7 @@ class Job:
                 return _worth(composing.typed(composed, self.verb), metrics)
         except (RrecError, OmegaConfBaseException) as error:
             log.error("%s%s", where, composing.explain(error, self.verb, settings.overrides.task))
+            self.status = error.status if isinstance(error, RrecError) and not swept else 1
         except Exception as error:
             log.exception("%s%s: %s", where, type(error).__name__, error)
         self.failed = True
@@ -213,8 +221,12 @@ class Sweep(Callback):
     directory: ClassVar[Path | None] = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        Sweep.directory = Path(config.hydra.sweep.dir)
-        Sweep.directory.mkdir(parents=True, exist_ok=True)
+        directory = Path(config.hydra.sweep.dir)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError:  # the first job tells it
+            return
+        Sweep.directory = directory
         asked = config.hydra.overrides
         told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task]}
         files.write_json(Sweep.directory / sweeping.SWEEP, told)

@@ -36,6 +36,7 @@ def inject(data: Data, profiles: Profiles) -> Data:
             f"the fake users were made for data {str(made_for)[:12]}, dataset '{data.name}' is "
             f"{data.fingerprint[:12]}: use the dataset, prepare and split settings that they were made for"
         )
+    _check(data, profiles)
     device, first = data.train.users.device, data.n_users
     ids = [f"{PREFIX}{row}" for row in range(profiles.n)]
     if not set(ids).isdisjoint(data.user_ids):
@@ -52,6 +53,26 @@ def inject(data: Data, profiles: Profiles) -> Data:
         truth=_truth(data.truth, {"user/": profiles.n, "train/": len(events)}, first),
         fakes=profiles,
     )
+
+
+def _check(data: Data, profiles: Profiles) -> None:
+    """RrecError where a file that was made elsewhere says what cannot be."""
+    events = profiles.events
+    lengths = {len(each) for each in vars(events).values() if each is not None}
+    wrong = {
+        "columns of different lengths": len(lengths) != 1,
+        f"users that are not among 0 … {profiles.n - 1}": _outside(events.users, profiles.n),
+        f"items that are not among 0 … {data.n_items - 1}": _outside(events.items, data.n_items),
+        f"targets that are not among 0 … {data.n_items - 1}": _outside(profiles.targets, data.n_items),
+        "values that are no numbers": not bool(events.values.isfinite().all()),
+    }
+    for told, there in wrong.items():
+        if there:
+            raise RrecError(f"the fake users have {told}: they are not what rrec wrote")
+
+
+def _outside(index: Tensor, n: int) -> bool:
+    return bool(((index < 0) | (index >= n)).any())
 
 
 def save(out: Path, profiles: Profiles) -> None:

@@ -157,8 +157,9 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
             raise RrecError(f"{_name(model)} has no module '{missing[0]}' on the {kind} surface (it has: {has})")
         names = [labels[each] for each in wanted]
     if not names:
-        has = ", ".join(each for each, find in SURFACES.items() if find(model)) or "none"
-        raise RrecError(f"{_name(model)} has no {kind} surface to attack (it has: {has})")
+        has = ", ".join(each for each, find in SURFACES.items() if find(model))
+        told = f"it has: {has}" if has else "it has none: poison=… attacks what it is trained on"
+        raise RrecError(f"{_name(model)} has no {kind} surface to attack ({told})")
     return names
 
 

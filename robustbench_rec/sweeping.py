@@ -38,6 +38,19 @@ def asked(directory: Path) -> tuple[str, list[str]]:
     ]
 
 
+def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:
+    """RrecError where a place holds another sweep; how its jobs are launched is no difference."""
+    if not (directory / SWEEP).is_file():
+        return
+    theirs, words = asked(directory)
+    before, now = (
+        [each for each in some if not each.lstrip("+~").startswith(("hydra.", "hydra/"))] for some in (words, overrides)
+    )
+    if (theirs, before) != (verb, now):
+        told = " ".join([f"rrec {theirs} -m", *before])
+        raise RrecError(f"{directory} holds another sweep (`{told}`): name another hydra.sweep.dir, or remove it")
+
+
 def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
     """Whether a job of a sweep has its results already; RrecError where its directory is that of another job."""
     told = {"overrides": list(overrides), "config": sha256(OmegaConf.to_yaml(composed).encode()).hexdigest()}

@@ -64,15 +64,18 @@ class Trainer:
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
         fit = self.fit
         optimizers.check(fit)
-        counts = fit.epochs >= 1 and fit.patience >= 1 and (fit.clip_norm is None or fit.clip_norm > 0)
-        counts = counts and fit.trajectory >= 0 and (fit.decay_after is None or 0 <= fit.decay_after <= 1)
-        if not (counts and all(0 <= each < float("inf") for each in (fit.lr, fit.weight_decay, fit.momentum))):
-            raise RrecError(
-                f"epochs={fit.epochs}, patience={fit.patience}, lr={fit.lr}, weight_decay={fit.weight_decay}, "
-                f"momentum={fit.momentum}, clip_norm={fit.clip_norm}, trajectory={fit.trajectory}, "
-                f"decay_after={fit.decay_after}: epochs, patience >= 1, lr, weight_decay, momentum, trajectory >= 0, "
-                "clip_norm > 0 and decay_after in [0, 1] are needed"
-            )
+        rates = ("lr", "weight_decay", "momentum")
+        asked = (
+            ("epochs", fit.epochs >= 1, "at least 1"),
+            ("patience", fit.patience >= 1, "at least 1"),
+            ("trajectory", fit.trajectory >= 0, "at least 0"),
+            ("clip_norm", fit.clip_norm is None or fit.clip_norm > 0, "above 0"),
+            ("decay_after", fit.decay_after is None or 0 <= fit.decay_after <= 1, "between 0 and 1"),
+            *((name, 0 <= getattr(fit, name) < math.inf, "at least 0, and finite") for name in rates),
+        )
+        for name, fine, words in asked:
+            if not fine:
+                raise RrecError(f"{name}={getattr(fit, name)}: must be {words}")
 
     def run(self) -> None:
         """Train to the end; the model then has the best state seen."""

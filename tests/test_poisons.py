@@ -588,6 +588,26 @@ class TestVerbs:
         for verb, *more in (("train",), ("distill", "teacher=none"), ("attack", "ckpt=none")):
             assert compose(verb, *more, "poison.size=0.03").poison.name == "none"
 
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"users": -1}, "users that are not among 0 … 5"),
+            ({"items": 1000}, "items that are not among 0 … 49"),
+            ({"targets": 50}, "targets that are not among 0 … 49"),
+            ({"values": float("nan")}, "values that are no numbers"),
+        ],
+    )
+    def test_a_file_of_fake_users_that_cannot_be_is_refused(self, changes: dict[str, Any], told: str) -> None:
+        made = maker("random").profiles(BIG)
+        (name, shift), *_ = changes.items()
+        if name == "targets":
+            wrong = replace(made, targets=made.targets + shift)
+        else:
+            wrong = replace(made, events=replace(made.events, **{name: getattr(made.events, name) + shift}))
+        profiles.inject(BIG, made)
+        with pytest.raises(RrecError, match=f"the fake users have {told}"):
+            profiles.inject(BIG, wrong)
+
     def test_a_poison_is_replayed_on_another_model(self, clean: Path, tmp_path: Path) -> None:
         run("attack", tmp_path / "a", f"ckpt='{clean}'", *JUDGED, *poison("bandwagon"))
         run("train", tmp_path / "knn", *WORLD, "model=itemknn")

@@ -194,12 +194,12 @@ class TestCleaning:
         with pytest.raises(RrecError, match=r"'dorp'.*did you mean 'drop'.*drop, keep, refuse"):
             ready(plain(), config=settled(defects="dorp"))
 
-    @pytest.mark.parametrize(("users", "items", "kind"), [(1, 5, "user 'u0'"), (4, 1, "")])
-    def test_one_user_is_too_few(self, users, items, kind):
+    @pytest.mark.parametrize(("users", "told"), [(1, "user, 'u0'"), (4, "item, 'only'")])
+    def test_one_user_or_one_item_is_too_few(self, users, told):
         rows = plain(users, 5)
-        if not kind:
+        if users > 1:
             rows = [(user, "only", rating, when) for user, _, rating, when in rows]
-        with pytest.raises(RrecError, match="has only one user, 'u0'" if kind else "no test event after the split"):
+        with pytest.raises(RrecError, match=f"has only one {told}"):
             ready(rows)
 
     def test_a_split_that_leaves_no_test_event_is_refused(self):
@@ -298,6 +298,11 @@ class TestKG:
         data = ready(plain(), kg=frame("head relation tail\ni1 by i2"), links=frame("item entity\ni0 i1"))
         assert data.kg.entity_ids == ["i1", "i1", "i2", "i3", "i4", "i2"]
         assert data.kg.linked.sum() == 1
+
+    @pytest.mark.parametrize("links", [None, frame("item entity\ni0 zz")])
+    def test_a_graph_that_no_item_is_in_is_refused(self, links):
+        with pytest.raises(RrecError, match="none of its 5 items is in its knowledge graph of 1 triples"):
+            ready(plain(), kg=frame("head relation tail\na by b"), links=links)
 
     def test_items_that_cores_removed_stay_ordinary_entities(self):
         rows = [*plain(), ("u0", "rare", 3.0, 5)]

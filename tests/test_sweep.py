@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -276,9 +277,38 @@ def test_a_job_that_another_process_is_at_is_left_alone() -> None:
 def test_a_job_with_other_settings_is_not_taken_for_done() -> None:
     assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
     RAN.clear()
-    assert launch("train", ["seed=0,2", "hydra.sweep.dir=s"], multirun=True) == 1
+    told = json.loads(Path("s/1/job.json").read_text())
+    Path("s/1/job.json").write_text(json.dumps({**told, "config": "that of another version"}))
+    assert rrec("sweep", "resume", "s")[0] == 1
     assert "holds a job with other settings" in Path("s/1/train.log").read_text()
     assert RAN == []
+
+
+def test_another_sweep_in_the_same_place_is_refused_and_leaves_the_first_as_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["seed=0,1", "hydra.sweep.dir=s"]
+    assert launch("train", words, multirun=True) == 0
+    before = {path: path.read_bytes() for path in Path("s").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for other in (["seed=0,2", "hydra.sweep.dir='s'"], ["lr=0.1,0.2", "hydra.sweep.dir=s"]):
+        assert launch("train", other, multirun=True) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert "s holds another sweep (`rrec train -m seed=0,1`): name another hydra.sweep.dir" in err
+    assert before == {path: path.read_bytes() for path in Path("s").rglob("*") if path.is_file()}
+    assert launch("train", words, multirun=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "multirun"), [(["hydra.run.dir=f/x"], False), (["seed=0,1", "hydra.sweep.dir=f/x"], True)]
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    words: list[str], multirun: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("f").write_text("")
+    assert launch("train", words, multirun=multirun) == 2
+    assert "rrec: cannot write f/x: Not a directory; name another place" in capsys.readouterr().err
 
 
 def test_optuna_takes_up_its_search_where_it_was() -> None:

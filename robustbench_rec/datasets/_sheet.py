@@ -52,7 +52,8 @@ class Sheet:
     def pick(self, name: str) -> pd.Series:
         """A column; RrecError lists the columns that are there and the nearest."""
         if name not in self.frame.columns:
-            raise unknown(f"column of {self.path.name}", name, map(str, self.frame.columns))
+            hint = "; is the separator right?" if len(self.frame.columns) == 1 else ""
+            raise RrecError(f"{unknown(f'column of {self.path.name}', name, map(str, self.frame.columns))}{hint}")
         column: pd.Series = self.frame[name]
         return column
 

@@ -5,6 +5,7 @@ import pandas as pd
 import torch
 
 from robustbench_rec.data import KG
+from robustbench_rec.errors import RrecError
 from robustbench_rec.prepare.report import Report
 from robustbench_rec.raw import Array, Raw
 
@@ -24,6 +25,11 @@ def index_kg(raw: Raw, item_ids: pd.Index, known: pd.Index, report: Report) -> K
     entities = pd.Index(names)
     item_entity = _links(raw, item_ids, known, entities, report)  # [n_items], -1: not linked
     linked = item_entity >= 0
+    if len(kg) and not linked.any():
+        raise RrecError(
+            f"dataset '{report.name}': none of its {len(item_ids):,} items is in its knowledge graph of {len(kg):,} "
+            "triples; are the ids of the links, or the names of the entities, those of the items?"
+        )
     is_item = np.zeros(len(entities), dtype=bool)
     is_item[item_entity[linked]] = True
 

@@ -58,6 +58,10 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
     report = Report(name, config.defects)
     events, known_users, known_items = _encode(raw)
     events = thin(clean(events, raw, report), config, report)
+    for kind, known in (("user", known_users), ("item", known_items)):
+        if events[kind].nunique() < 2:
+            only = known[events[kind].iloc[0]]
+            raise RrecError(f"dataset '{name}' has only one {kind}, '{only}': nothing can be learnt from that")
     events = _assign(events, split, report)
 
     user_codes, users = pd.factorize(events["user"])
@@ -125,7 +129,8 @@ def _assign(events: pd.DataFrame, split: Split, report: Report) -> pd.DataFrame:
     for part in (TRAIN, TEST):
         if not found[part]:
             raise RrecError(
-                f"dataset '{report.name}' has no {PARTS[part]} event after the split: too few events, or shares"
+                f"dataset '{report.name}' has no {PARTS[part]} event after the split: no user has enough events for "
+                "it, or its shares are too small"
             )
     return events
 

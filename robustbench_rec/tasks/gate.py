@@ -34,11 +34,32 @@ class Side:
     attacked: Result | None
 
 
-def run(cfg: Gate, out: Path) -> dict[str, float]:
-    """Check a model against limits; RrecError, and so a status that is not 0, where one is broken.
+class NoVerdictError(RrecError):
+    """Nothing could be checked, which is not to be taken for a gate that is shut."""
 
-    Writes `junit.xml`, `gate.md` and `metrics.json` in either case.
+    status = 2
+
+
+def run(cfg: Gate, out: Path) -> dict[str, float]:
+    """Check a model against limits; RrecError where one is broken, `NoVerdictError` where none could be checked.
+
+    Writes `junit.xml`, `gate.md` and `metrics.json` unless nothing could be checked.
     """
+    try:
+        checks, told = _checked(cfg, out)
+    except RrecError as error:
+        raise NoVerdictError(str(error)) from error
+    broken = [each for each in checks if not each.passed]
+    if broken:
+        first = broken[0]
+        raise RrecError(
+            f"the gate is shut: {len(broken)} of {len(checks)} checks failed, first {first.group}: {first.name} "
+            f"(wanted {first.wanted}, found {first.found}); see {out / 'gate.md'}"
+        )
+    return told
+
+
+def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
     limits = _limits(cfg)
     device, clock = setup(cfg), time.perf_counter()
     named = {name for each in limits.values() for name in each}
@@ -85,14 +106,7 @@ def run(cfg: Gate, out: Path) -> dict[str, float]:
         about += ["intervals: 95 %, paired bootstrap over users"]
         write_text(out / "gate.md", markdown("Gate", checks, about))
         write_json(out / "metrics.json", told)
-    broken = [each for each in checks if not each.passed]
-    if broken:
-        first = broken[0]
-        raise RrecError(
-            f"the gate is shut: {len(broken)} of {len(checks)} checks failed, first {first.group}: {first.name} "
-            f"(wanted {first.wanted}, found {first.found}); see {out / 'gate.md'}"
-        )
-    return told
+    return checks, told
 
 
 def _limits(cfg: Gate) -> dict[str, dict[str, float]]:

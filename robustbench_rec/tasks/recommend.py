@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
 from torch import Tensor
 
 from robustbench_rec import checkpoint
@@ -46,12 +47,15 @@ def answer(cfg: Recommend) -> None:
     with autocast(cfg.precision, device):
         if cfg.all:
             _write(Path(str(cfg.out)), suffix, (_frame(*each, names) for each in asked.everyone(cfg.k)))
+            _tell(cfg, loaded.data.n_genuine)
             return
         answers = [_new(cfg, asked, names)] if cfg.user is None else _known(cfg, asked, names)
     if suffix in (".csv", ".parquet"):
         _write(Path(str(cfg.out)), suffix, iter([_joined(answers, names)]))
+        _tell(cfg, len(answers))
     elif suffix == ".json":
         write_text(Path(str(cfg.out)), _json(cfg, answers, names))
+        _tell(cfg, len(answers))
     elif cfg.format == "json":
         sys.stdout.write(_json(cfg, answers, names))
     elif cfg.format == "csv":
@@ -59,6 +63,10 @@ def answer(cfg: Recommend) -> None:
     else:
         for each in answers:
             _show(each, names)
+
+
+def _tell(cfg: Recommend, lists: int) -> None:
+    Console().print(f"{cfg.out}: {lists:,} lists", markup=False, highlight=False, soft_wrap=True)
 
 
 def _checked(cfg: Recommend) -> str | None:
