@@ -12,14 +12,16 @@ T = TypeVar("T")
 REDRAW = 0.1
 """Seconds between updates: counting must not cost what it counts."""
 SPEAK = 2.0
-"""Seconds between plain lines."""
+"""Seconds between plain lines about rounds."""
+ALIVE = 30.0
+"""Seconds without a plain line after which one tells how far the round is."""
 
 
 class Bar:
     """Progress over `total` rounds of `steps` steps each.
 
     On a terminal one bar shows rounds, steps a second, the latest note and the time left; otherwise the note of a round
-    is printed as a line, at most one every two seconds, and always the last.
+    is printed as a line, at most one every two seconds, and always the last; a long round tells where it is.
     """
 
     def __init__(self, title: str, *, total: int, steps: int, console: Console | None = None) -> None:
@@ -38,7 +40,7 @@ class Bar:
             disable=not self.live,
         )
         self.task = self.bar.add_task(title, total=total, rate="", note="")
-        self.spoken, self.unsaid = 0.0, ""
+        self.spoken, self.unsaid, self.begun = 0.0, "", time.perf_counter()
 
     def __enter__(self) -> "Bar":
         self.bar.start()
@@ -55,10 +57,16 @@ class Bar:
         for done, step in enumerate(steps):
             yield step
             now = time.perf_counter()
+            rate = (done + 1) / (now - start)
             if self.live and now - drawn > REDRAW:
                 drawn = now
-                rate = f"{(done + 1) / (now - start):.0f} steps/s"
-                self.bar.update(self.task, completed=round_ + (done + 1) / max(self.steps, 1), rate=rate)
+                self.bar.update(
+                    self.task, completed=round_ + (done + 1) / max(self.steps, 1), rate=f"{rate:.0f} steps/s"
+                )
+            elif not self.live and now - max(self.spoken, self.begun) > ALIVE:
+                self.spoken = now
+                line = f"{self.title} {round_ + 1}/{self.total}  step {done + 1}/{self.steps}, {rate:.2g} a second"
+                self.console.print(line, highlight=False, markup=False)
 
     def note(self, round_: int, text: str) -> None:
         """A round is over."""
