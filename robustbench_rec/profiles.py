@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustbench_rec.data import Data, Interactions, Profiles
 from robustbench_rec.errors import RrecError
+from robustbench_rec.files import write_text
 from robustbench_rec.sealed import Sealed, as_bytes
 
 KEPT = Sealed("poison", "fake users", format=1)
@@ -78,6 +79,20 @@ def _outside(index: Tensor, n: int) -> bool:
 def save(out: Path, profiles: Profiles) -> None:
     """Write `poison.safetensors` and `poison.json` into a run directory."""
     KEPT.save(out, _tensors(profiles), {**profiles.about, "n": profiles.n})
+
+
+def export(out: Path, profiles: Profiles, data: Data) -> None:
+    """Write `poison.csv` into a run directory: user, original item id and, where the data has ratings, rating."""
+    import pandas as pd
+
+    events = profiles.events
+    columns = {
+        "user": [f"{PREFIX}{each}" for each in events.users.tolist()],
+        "item": [data.item_ids[each] for each in events.items.tolist()],
+    }
+    if "rating" in data.has:
+        columns["rating"] = [f"{each:g}" for each in events.values.tolist()]
+    write_text(out / "poison.csv", pd.DataFrame(columns).to_csv(index=False))
 
 
 def load(path: str, key: str) -> Profiles:

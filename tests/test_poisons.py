@@ -476,6 +476,41 @@ class TestFiles:
         with pytest.raises(RrecError, match="another format"):
             poisons.build({"name": "file", "path": str(tmp_path)})
 
+    def test_a_table_of_them_comes_back_as_the_same_events(self, tmp_path: Path) -> None:
+        profiles.export(tmp_path, self.made, BIG)
+        aims = [BIG.item_ids[each] for each in self.made.targets.tolist()]
+        config = {"name": "table", "path": str(tmp_path / "poison.csv"), "items": aims}
+        again = poisons.build(config).profiles(BIG)  # type: ignore[attr-defined]
+        for name in ("users", "items", "values"):
+            assert torch.equal(getattr(again.events, name), getattr(self.made.events, name)), name
+        assert (again.n, again.targets.tolist()) == (self.made.n, self.made.targets.tolist())
+        assert again.about["threat"]["budget"] == "6 fake users (10.0%), 10 events each, at most"
+        fakes = profiles.inject(BIG, again)
+        assert again.events.times is None or bool(
+            (again.events.times.diff()[again.events.users.diff() == 0] >= 0).all()
+        )
+        assert len(fakes.train) == len(BIG.train) + len(again.events)
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("user,rating\na,1\n", "unknown column of p.csv 'item'"),
+            ("user,item,rating\n", "has a header and no rows"),
+            ("user,item\na,i1\n", "a column rating is needed"),
+            ("user,item,rating\na,i1,good\n", "rating 'good' is no number"),
+            ("user,item,rating\na,i1,1\na,zz,1\n", "has no item 'zz'"),
+            ("user,item,rating\na,i1,1\nb,i1,1\na,i1,2\n", "user 'a' has item 'i1' twice"),
+            (None, "cannot be read as a CSV"),
+        ],
+    )
+    def test_a_table_that_the_data_cannot_take_is_one_line(self, tmp_path: Path, text: str | None, told: str) -> None:
+        path = tmp_path / "p.csv"
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(RrecError, match=told) as caught:
+            poisons.build({"name": "table", "path": str(path), "items": ["i1"]})(BIG)
+        assert "\n" not in str(caught.value)
+
     def test_a_checkpoint_of_poisoned_data_loads_with_its_fakes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

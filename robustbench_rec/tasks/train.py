@@ -214,6 +214,7 @@ def learn(trainer: Trainer, cfg: Train, data: Data, training: Mapping[str, Any] 
     """Train to the end and write the checkpoint; the fake users first, they may have taken longer than the training."""
     if data.fakes is not None:
         profiles.save(trainer.out, data.fakes)
+        profiles.export(trainer.out, data.fakes, data)
     trainer.model.fit(data)
     frozen = body_digest(trainer.model)
     trainer.run()

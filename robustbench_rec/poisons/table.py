@@ -1,0 +1,104 @@
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import torch
+
+from robustbench_rec.data import Data, Interactions, Profiles
+from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.poison import Poison
+from robustbench_rec.poisons import poisons
+from robustbench_rec.profiles import inject
+from robustbench_rec.targets import targets
+from robustbench_rec.threat import Threat
+
+
+@poisons.register
+class Table(Poison):
+    """The fake users of a CSV, made by whatever else: a row an event, in the order in which they happen.
+
+    path: a CSV with the columns `user` (names, which mean nothing outside), `item` (original ids) and, where the data
+    has ratings, `rating`. items: the targets, original ids. Where the data has times, the events of a fake user are
+    spread evenly over them. RrecError for what the data cannot take, as an item that it does not have.
+    """
+
+    @dataclass
+    class Config:
+        path: str | None
+        items: list[str] | None
+
+    threat: ClassVar[Threat] = Threat(
+        surface="training data", knowledge="transfer", scope="all users at once", budget="as in the table"
+    )
+
+    def __init__(self, config: Config) -> None:
+        if config.path is None or not config.items:
+            raise RrecError("poison=table needs poison.path=<CSV with user,item> and poison.items=[<target>,…]")
+        self.path, self.items, self.described = Path(config.path).expanduser(), config.items, asdict(config)
+
+    def __call__(self, data: Data) -> Data:
+        return inject(data, self.profiles(data))
+
+    def profiles(self, data: Data) -> Profiles:
+        """The fake users."""
+        frame, aims = self._read(), targets(data, self.items, stratum="unpopular", count=0, seed=0)
+        if data.train.context is not None:
+            raise RrecError(f"poison=table: dataset '{data.name}' has context columns, which a table cannot tell")
+        if "rating" not in frame and "rating" in data.has:
+            raise RrecError(f"{self.path}: dataset '{data.name}' has ratings, so a column rating is needed")
+        places = pd.Index(data.item_ids).get_indexer(pd.Index(frame["item"]))
+        if (places < 0).any():
+            raise RrecError(f"{self.path}: dataset '{data.name}' has no item '{frame['item'][places < 0].iloc[0]}'")
+        owner, names = pd.factorize(frame["user"])
+        frame = frame.assign(owner=owner, place=places).sort_values("owner", kind="stable")
+        if (twice := frame.duplicated(["owner", "place"])).any():
+            user, item = frame[twice][["user", "item"]].iloc[0]
+            raise RrecError(f"{self.path}: user '{user}' has item '{item}' twice")
+        longest = int(frame["owner"].value_counts().max())
+        threat = Threat(
+            surface="training data",
+            knowledge=self.threat.knowledge,
+            scope=self.threat.scope,
+            budget=f"{len(names)} fake users ({len(names) / data.n_users:.1%}), {longest} events each, at most",
+            goal=f"promote {', '.join(self.items)}",
+        )
+        about = {
+            "config": {"name": "table", **self.described},
+            "targets": self.items,
+            "length": longest,
+            "dataset": data.name,
+            "fingerprint": data.fingerprint,
+            "threat": threat.words(),
+        }
+        return Profiles(_events(frame, data), len(names), aims.cpu(), about)
+
+    def _read(self) -> pd.DataFrame:
+        try:
+            frame = pd.read_csv(self.path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise RrecError(f"poison.path={self.path} cannot be read as a CSV: {error}") from error
+        for name in ("user", "item"):
+            if name not in frame:
+                raise unknown(f"column of {self.path.name}", name, map(str, frame.columns))
+        if frame.empty:
+            raise RrecError(f"{self.path} has a header and no rows")
+        if "rating" in frame:
+            ratings = pd.to_numeric(frame["rating"], errors="coerce")
+            if ratings.isna().any():
+                raise RrecError(f"{self.path}: rating '{frame['rating'][ratings.isna()].iloc[0]}' is no number")
+            frame["rating"] = ratings
+        return frame
+
+
+def _events(frame: pd.DataFrame, data: Data) -> Interactions:
+    """frame: by fake user, each in order."""
+    values = frame["rating"].to_numpy("float32") if "rating" in frame else [1.0] * len(frame)
+    times = None
+    if data.train.times is not None:
+        first, last = int(data.train.times.min()), int(data.train.times.max())
+        sizes = frame.groupby("owner")["place"].transform("size")
+        share = (frame.groupby("owner").cumcount() + 1) / (sizes + 1)
+        times = torch.tensor((first + share * (last - first)).round().astype("int64").to_numpy())
+    users, items = (torch.tensor(frame[name].to_numpy("int64")) for name in ("owner", "place"))
+    return Interactions(users, items, torch.as_tensor(values), times)
