@@ -2,7 +2,7 @@
 
 import ast
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -36,7 +36,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """Every name that can be asked for; nothing is imported."""
-        return sorted(self._modules)
+        return sorted(self._modules())
 
     def describe(self, name: str) -> str:
         """First line of the component's docstring, read from the source without importing it."""
@@ -49,7 +49,7 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def __getitem__(self, name: str) -> type[T]:
-        modules = self._modules
+        modules = self._modules()
         if name not in modules:
             raise unknown(self.kind, name, modules)
         import_module(modules[name])
@@ -76,14 +76,13 @@ class Registry(Generic[T]):
         built: T = cls(self.config(config), *args)
         return built
 
-    @cached_property  # a scan of every installed distribution
     def _modules(self) -> dict[str, str]:
         package = import_module(self.package)
         own = {m.name: f"{self.package}.{m.name}" for m in iter_modules(package.__path__) if not m.name.startswith("_")}
-        return {entry.name: entry.value for entry in entry_points(group=self.package)} | own
+        return {**_plugins(self.package), **own}
 
     def _source(self, name: str) -> str:
-        modules = self._modules
+        modules = self._modules()
         if name not in modules:
             raise unknown(self.kind, name, modules)
         from importlib.util import find_spec
@@ -93,3 +92,9 @@ class Registry(Generic[T]):
             raise RrecError(f"{self.kind} '{name}': module {modules[name]} cannot be found")
         with open(spec.origin, encoding="utf-8") as file:
             return file.read()
+
+
+@cache
+def _plugins(group: str) -> dict[str, str]:
+    """What other distributions add; looked up once, since every one that is installed is read for it."""
+    return {entry.name: entry.value for entry in entry_points(group=group)}
