@@ -18,11 +18,10 @@ from typing import Any
 import harness
 from rich.progress import track
 
-from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError, unknown
 
 BATCH, LR, SEED = 2048, 1e-3, 0
-DEFENSES = ("none", *(each for each in defenses if each not in ("none", "amr")))  # amr needs features
+DEFENSES = ("none", "apr", "awp", "rawp")
 MODELS = {"mf": {"steps": 20, "turns": 10}, "kgat": {"steps": 2, "turns": 5}}
 PASSES = {"warm_up": 3, "epochs": 10}  # in each process; the first epochs warm caches and the allocator
 SWEEPS = {"warm_up": 1, "passes": 2}
@@ -298,22 +297,27 @@ def _run(chosen: argparse.Namespace) -> int:
         gowalla = chosen.gowalla and chosen.gowalla.expanduser().resolve()
         settings = Settings(gowalla, chosen.data_dir, chosen.threads, chosen.repeats, peer, Path(scratch))
         for name in names:
-            found = BENCHMARKS[name].run(settings)
+            found: Result = {}
+            try:
+                found = BENCHMARKS[name].run(settings)
+                if chosen.profile and "skipped" not in found:
+                    profiles |= BENCHMARKS[name].profile(settings)
+            except RrecError as error:
+                found = found | {"failed": str(error)}
             record["benchmarks"][name] = found
-            if "skipped" in found:
-                harness.console.print(f"{name} skipped: {found['skipped']}", style="yellow", markup=False)
-                continue
-            rows += _rows(name, found)
-            if chosen.profile:
-                profiles |= BENCHMARKS[name].profile(settings)
+            for why in found.keys() & {"failed", "skipped"}:
+                harness.console.print(f"{name} {why}: {found[why]}", style="yellow", markup=False)
+            if "rounds" in found:
+                rows += _rows(name, found)
+    failed = any("failed" in each for each in record["benchmarks"].values())
     if not rows:
-        return 0
+        return int(failed)
     if profiles:
         record["profiles"] = profiles
     sections = [harness.show("Times, lower is better", COLUMNS, rows), *_notes(record)]
     sections += [section for name, found in profiles.items() for section in _profile(name, found)]
     harness.keep("run", chosen.out, record, sections)
-    return 0
+    return int(failed)
 
 
 def _rounds(settings: Settings, sides: Mapping[str, Callable[[], Result]]) -> list[dict[str, Result]]:

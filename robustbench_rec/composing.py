@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustbench_rec import config
-from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.errors import RrecError, UsageError, unknown
 from robustbench_rec.reports import reading
 
 NESTED = ("defense", "clean", "distill")
@@ -50,15 +50,15 @@ def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
     """The composed configuration as the verb's dataclass; what it lacks and what `+key=` added to it are refused."""
     names = {each.name for each in fields(config.ROOTS[verb])}
     if added := sorted(set(map(str, composed)) - names):
-        raise RrecError(_told(added[0], verb, names))
+        raise UsageError(_told(added[0], verb, names))
     if missing := sorted(OmegaConf.missing_keys(composed) | (names - set(composed))):
         kinds = {"ckpt": "<run directory>", "teacher": "<run directory>"}
         wanted = " ".join(f"{key}={kinds.get(key, '<value>')}" for key in missing)
-        raise RrecError(f"{said or verb} needs {wanted}")
+        raise UsageError(f"{said or verb} needs {wanted}")
     settings = OmegaConf.to_object(composed)
     for name, value in config.flat(settings).items():
         if name.rpartition(".")[2] == "seed" and value.lstrip("-").isdecimal() and abs(int(value)) > LARGEST_SEED:
-            raise RrecError(f"{name}={value}: a seed is a whole number up to {LARGEST_SEED}")
+            raise UsageError(f"{name}={value}: a seed is a whole number up to {LARGEST_SEED}")
     return settings
 
 

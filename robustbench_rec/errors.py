@@ -13,6 +13,12 @@ class RrecError(Exception):
     status = 1
 
 
+class UsageError(RrecError):
+    """Settings that make no run; nothing has begun."""
+
+    status = 2
+
+
 def unknown(what: str, name: str, choices: Iterable[str]) -> RrecError:
     """The error for a name that is not among `choices`: it names them, and the nearest one."""
     known = sorted(choices)

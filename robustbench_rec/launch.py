@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from robustbench_rec import composing, config, files, sweeping
-from robustbench_rec.errors import RrecError
+from robustbench_rec.errors import RrecError, UsageError
 from robustbench_rec.trackers import trackers
 from robustbench_rec.tracking import tracked
 
@@ -190,7 +190,8 @@ class Job:
                 return _worth(composing.typed(composed, self.verb), metrics)
         except (RrecError, OmegaConfBaseException) as error:
             log.error("%s%s", where, composing.explain(error, self.verb, settings.overrides.task))
-            self.status = error.status if isinstance(error, RrecError) and not swept else 1
+            if not swept:
+                self.status = error.status if isinstance(error, RrecError) else UsageError.status
         except Exception as error:
             log.exception("%s%s: %s", where, type(error).__name__, error)
         self.failed = True

@@ -1,6 +1,6 @@
 """The base class of every recommender."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, ClassVar, Self
 
@@ -81,8 +81,11 @@ class RecModel(nn.Module):
         """
         raise NotImplementedError
 
-    def penalty(self, batch: Batch) -> Tensor | float:
-        """Regularisation of what a training batch touches; added once a step at θ, never climbed by an adversary."""
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
+        """Regularisation of what a training batch touches; added once a step at θ, never climbed by an adversary.
+
+        said: what the model says of the batch at θ, which a loss at θ has asked for already.
+        """
         return 0.0
 
     @property

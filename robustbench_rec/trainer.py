@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ class Trainer:
         total, count = torch.zeros((), device=device), 0
         for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):
             with autocast(self.precision, device):
-                loss = self.objective(Shifted(self.model), batch) + self.model.penalty(batch)
+                at = Shifted(self.model)
+                loss = self.objective(at, batch) + self.model.penalty(batch, partial(at.said, batch))
             self._step(self.optimizers[0], loss)
             total, count = total + loss.detach(), count + 1
         row = {"epoch": epoch + 1, "loss": total.item() / count, **told(self.objective)}

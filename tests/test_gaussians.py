@@ -3,17 +3,19 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, batch_for, build
+from conftest import DATA, batch_for, build, penalty
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
 
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import loss
 from robustbench_rec.models._gaussians import Gaussian, WassersteinBlock, apart, deviation, nearness, seen
 from robustbench_rec.models.multi_intent_gaussian import (
     FUSIONS,
@@ -26,6 +28,7 @@ from robustbench_rec.models.multi_intent_gaussian import (
     product,
 )
 from robustbench_rec.models.stosa import STOSA
+from robustbench_rec.objective import Plain
 from robustbench_rec.shifted import Shifted
 
 DRAWS = 400_000
@@ -193,13 +196,13 @@ class TestSTOSA:
     def test_the_penalty_is_that_of_sampled_negatives_alone(self) -> None:
         model = stosa(pvn=0.5).eval()
         batch = batch_for(model)
-        assert model.penalty(batch) == 0.0
+        assert penalty(model, batch) == 0.0
         drawn = replace(batch, items=torch.randint(DATA.n_items, (len(batch), 3)), targets=None)
         user = Shifted(model)(batch).hidden
         points = Gaussian(user["user_mean"], user["user_covariance"]).point()
         assert drawn.items is not None
-        torch.testing.assert_close(model.penalty(drawn), 0.5 * apart(points, model.encode(), drawn.items))
-        assert stosa(pvn=0.0).penalty(drawn) == 0.0
+        torch.testing.assert_close(penalty(model, drawn), 0.5 * apart(points, model.encode(), drawn.items))
+        assert penalty(stosa(pvn=0.0), drawn) == 0.0
 
 
 class TestMoments:
@@ -292,7 +295,7 @@ class TestMultiIntentGaussian:
         model = fused(fusion=fusion, score=score)
         batch = batch_for(model)
         output = Shifted(model)(batch)
-        (F.cross_entropy(output.scores, batch.targets) + model.penalty(batch)).backward()
+        (F.cross_entropy(output.scores, batch.targets) + penalty(model, batch)).backward()
         assert (output.hidden["covariance"] > 0).all()
         assert all(each.grad is not None and each.grad.any() for each in model.parameters())
         assert ("intents" in output.hidden) == (fusion != "short")
@@ -328,11 +331,18 @@ class TestMultiIntentGaussian:
         off = {"kl": 0.0, "diversity": 0.0, "pvn": 0.0}
         batch = batch_for(fused())
         drawn = replace(batch, items=torch.randint(DATA.n_items, (len(batch), 3)), targets=None)
-        parts = [fused(**{**off, each: 0.3}).eval().penalty(drawn) for each in off]
-        assert fused(**off).penalty(drawn) == 0.0
-        torch.testing.assert_close(sum(parts), fused(**dict.fromkeys(off, 0.3)).eval().penalty(drawn))
+        parts = [penalty(fused(**{**off, each: 0.3}).eval(), drawn) for each in off]
+        assert penalty(fused(**off), drawn) == 0.0
+        torch.testing.assert_close(sum(parts), penalty(fused(**dict.fromkeys(off, 0.3)).eval(), drawn))
         assert all(bool(each > 0) for each in parts)
-        assert fused(**{**off, "pvn": 0.3}).penalty(batch) == 0.0  # the whole catalogue has no sampled negatives
+        assert penalty(fused(**{**off, "pvn": 0.3}), batch) == 0.0  # the whole catalogue has no sampled negatives
+
+    def test_a_training_step_reads_the_histories_once(self) -> None:
+        model, reads = fused().train(), []
+        model.items.register_forward_hook(lambda *_: reads.append(1))
+        at, batch = Shifted(model), batch_for(model)
+        (Plain(loss("softmax"))(at, batch) + model.penalty(batch, partial(at.said, batch))).backward()
+        assert len(reads) == 1
 
     @pytest.mark.parametrize(
         ("key", "choices"), [("fusion", "gate, long, poe, short, sum"), ("score", "probit, wasserstein")]

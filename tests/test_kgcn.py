@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DATA, build, interactions, question
+from conftest import DATA, build, interactions, penalty, question
 from torch import Tensor
 
 from robustbench_rec.data import KG, Data
@@ -187,8 +187,8 @@ def test_the_penalty_is_half_the_square_of_all_tables_and_matrices() -> None:
     model = model_of(l2=0.3)
     weights = [model.user.weight, model.entity.weight, model.relation.weight, model.layers[0].weight]
     expected = 0.15 * sum(each.square().sum() for each in weights)
-    torch.testing.assert_close(model.penalty(question(model, USERS)), expected)
-    assert model_of(l2=0.0).penalty(question(model, USERS)) == 0.0
+    torch.testing.assert_close(penalty(model, question(model, USERS)), expected)
+    assert penalty(model_of(l2=0.0), question(model, USERS)) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -124,3 +124,5 @@ def test_an_unknown_metric_and_an_impossible_k_are_refused() -> None:
     for k in (0, 21):
         with pytest.raises(RrecError, match=f"top_k={k}.*between 1 and the 20 candidates"):
             check(["ndcg"], [k], 20)
+    with pytest.raises(RrecError, match=r"top_k=\[\]: at least one K"):
+        check(["ndcg"], [], 20)

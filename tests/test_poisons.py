@@ -497,10 +497,14 @@ class TestFiles:
             ("user,rating\na,1\n", "unknown column of p.csv 'item'"),
             ("user,item,rating\n", "has a header and no rows"),
             ("user,item\na,i1\n", "a column rating is needed"),
-            ("user,item,rating\na,i1,good\n", "rating 'good' is no number"),
+            ("user,item,rating\na,i1,good\n", "line 2, column 'rating': 'good' is not a finite number"),
             ("user,item,rating\na,i1,1\na,zz,1\n", "has no item 'zz'"),
             ("user,item,rating\na,i1,1\nb,i1,1\na,i1,2\n", "user 'a' has item 'i1' twice"),
-            (None, "cannot be read as a CSV"),
+            ("user,item,rating\na,i1,inf\n", "line 2, column 'rating': 'inf' is not a finite number"),
+            ("user,item,rating\na,i1,1\nb,,1\n", "line 3, column 'item': '' is empty"),
+            ("user,item,item,rating\na,i1,i2,1\n", "names the column 'item' twice"),
+            ("user,item,rating\na,i1,1\nb,i1\n", "line 3 has 2 columns where the first line has 3"),
+            (None, "does not exist"),
         ],
     )
     def test_a_table_that_the_data_cannot_take_is_one_line(self, tmp_path: Path, text: str | None, told: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Toy, batch_of, build, gradients, moved, question, surfaces
+from conftest import DATA, Toy, batch_for, batch_of, build, gradients, moved, question, surfaces
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
@@ -55,6 +55,19 @@ class TestValue:
         at.shift(shift_of(toy, "weight"))
         assert not at.delta
         assert torch.equal(at(batch_of()).scores, before)
+
+    def test_what_was_said_of_a_training_batch_is_not_computed_again(self) -> None:
+        model, batch, other = build("sasrec").train(), batch_for(build("sasrec")), batch_for(build("sasrec"))
+        at = Shifted(model)
+        output = at(batch)
+        assert at.said(batch) is output
+        assert at.said(other) is not output  # dropout draws anew
+        with torch.no_grad():
+            at(batch)
+        assert at.said(batch).scores.requires_grad
+        assert Shifted(model).said(batch) is not output
+        at.shift({"item.weight": torch.zeros_like(model.item.weight)})(batch)  # type: ignore[union-attr]
+        assert Shifted(model.eval()).said(batch).scores.requires_grad
 
     @pytest.mark.parametrize("name", ["toy", *models])
     def test_it_scores_like_a_model_whose_tensors_really_are_elsewhere(self, name: str) -> None:

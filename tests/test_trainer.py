@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Toy, build, configured, fit, judge
+from conftest import DATA, Toy, build, configured, fit, judge, penalty
 from torch import Tensor
 
 from robustbench_rec import trainer as module
@@ -247,7 +247,7 @@ class TestSchedule:
 
         for batch in sampler.epoch(epoch_generator(0, 0, "batches")):
             optimizer.zero_grad()
-            (Plain(loss("bpr"))(Shifted(own), batch) + own.penalty(batch)).backward()
+            (Plain(loss("bpr"))(Shifted(own), batch) + penalty(own, batch)).backward()
             optimizer.step()
         for one, two in zip(model.parameters(), own.parameters(), strict=True):
             torch.testing.assert_close(one, two)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from robustbench_rec.datasets._sheet import Sheet, read_text, refuse_twins
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import Raw
+from robustbench_rec.sheet import Sheet, read_text, refuse_twins
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 SIDES = ("item", "user", "kg", "link")

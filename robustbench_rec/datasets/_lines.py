@@ -8,9 +8,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robustbench_rec.datasets._sheet import decode
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import Array
+from robustbench_rec.sheet import decode
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import pyarrow.compute as pc
 
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._lines import read_lines, refuse_words
-from robustbench_rec.datasets._sheet import decode, folder_of
+from robustbench_rec.datasets._options import folder_of
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import Array, Raw, Source
+from robustbench_rec.sheet import decode
 
 
 @datasets.register

@@ -8,9 +8,9 @@ import pandas as pd
 
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._lines import read_lines, refuse_words
-from robustbench_rec.datasets._sheet import locate
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import PARTS, Raw, Source
+from robustbench_rec.sheet import locate
 
 TAKEN = {"part", "rating", "row", "time"}
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._atomic import AtomicFolder
-from robustbench_rec.datasets._sheet import read_bytes
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import Raw, Source
+from robustbench_rec.sheet import read_bytes
 
 PACKAGE = "recbole==1.2.1"
 WHEEL = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._atomic import AtomicFolder
-from robustbench_rec.datasets._sheet import folder_of, scale_of
+from robustbench_rec.datasets._options import folder_of, scale_of
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import PARTS, Raw, Source
 

@@ -8,9 +8,9 @@ import pandas as pd
 
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._lines import read_lines
-from robustbench_rec.datasets._sheet import decode, locate
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.raw import Raw, Source
+from robustbench_rec.sheet import decode, locate
 
 
 @datasets.register

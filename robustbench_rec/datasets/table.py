@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from robustbench_rec.datasets import datasets
-from robustbench_rec.datasets._sheet import File, Sheet, locate, read, scale_of
+from robustbench_rec.datasets._options import scale_of
 from robustbench_rec.errors import RrecError
 from robustbench_rec.raw import Raw, Source
+from robustbench_rec.sheet import File, Sheet, locate, read
 
 log = logging.getLogger(__name__)
 

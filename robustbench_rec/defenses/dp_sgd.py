@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -70,7 +71,7 @@ class DPSGD(Objective):
         self.running.zero_()
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        if isinstance(at.model.penalty(batch), Tensor):
+        if isinstance(at.model.penalty(batch, partial(at, batch)), Tensor):
             raise RrecError(
                 f"dp_sgd: the penalty of model '{_name(at.model)}' may look at the batch; set model.l2=0, and "
                 "weight_decay for a penalty"

@@ -65,10 +65,12 @@ KNOWN = (*TOP_K, *OF_LISTS, *OF_ALL, *WHOLE)
 
 
 def check(names: Iterable[str], top_k: list[int], n_candidates: int) -> None:
-    """RrecError for an unknown metric or a K that is not between 1 and the number of candidates."""
+    """RrecError for an unknown metric, no K at all or one that is not between 1 and the number of candidates."""
     for name in names:
         if name not in KNOWN:
             raise unknown("metric", name, KNOWN)
+    if not top_k:
+        raise RrecError("top_k=[]: at least one K is needed, as top_k=[10]")
     for k in top_k:
         if not 1 <= k <= n_candidates:
             raise RrecError(f"top_k={k}: K must be between 1 and the {n_candidates} candidates of a list")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -59,7 +60,7 @@ class BiasedMF(RecModel):
         products = self.dots(self.user.weight, batch.users, self.item.weight, batch.items)
         return Output(products + known + (self.item_bias if batch.items is None else self.item_bias[batch.items]))
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         if not self.l2:
             return 0.0
         items = batch.items if batch.targets is None else batch.targets

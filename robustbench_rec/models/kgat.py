@@ -1,7 +1,7 @@
 """KGAT: propagation over the union of the interaction graph and the knowledge graph."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -186,7 +186,7 @@ class KGAT(RecModel):
     def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return rows(encoded[1], items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets
         assert items is not None
         nodes = self.node.weight

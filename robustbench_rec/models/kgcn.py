@@ -149,7 +149,7 @@ class KGCN(RecModel):
     def item_states(self, items: Tensor, encoded: Projected) -> Tensor:
         return rows(self.entity.weight, items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         if not self.config.l2:
             return 0.0
         weights = [each for each in self.parameters() if each.ndim > 1]

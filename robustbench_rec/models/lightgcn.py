@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -88,7 +89,7 @@ class LightGCN(RecModel):
     def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return rows(encoded[1], items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         if not self.l2:
             return 0.0
         items = batch.items if batch.targets is None else batch.targets

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,7 +50,7 @@ class MF(RecModel):
     def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
         return rows(self.item.weight, items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         if not self.l2:
             return 0.0
         items = batch.items if batch.targets is None else batch.targets

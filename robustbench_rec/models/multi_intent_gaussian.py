@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,7 +43,7 @@ class MultiIntentGaussian(RecModel):
     Reconstructed: only the abstract of the paper was at hand. Events go through Wasserstein self-attention; each intent
     is a causal softmax over them in which uncertain ones weigh less, with the variance within it added to its
     covariance; the short term is one block over the latest events, and asks which intents make the long term. The
-    weights of the penalties do not warm up. They take a second forward pass, with a dropout of its own.
+    weights of the penalties do not warm up.
     """
 
     @dataclass
@@ -111,15 +112,16 @@ class MultiIntentGaussian(RecModel):
     def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return rows(Gaussian(*encoded).point(), items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         config = self.config
         pvn = config.pvn if batch.items is not None and batch.items.shape[1] > 1 else 0.0
         if not (config.kl or config.diversity or pvn):
             return 0.0
-        user, intents = self._read(batch)
+        hidden = said().hidden
+        user = Gaussian(hidden["mean"], hidden["covariance"])
         found = config.kl * divergence(user, config.free_bits)
-        if intents is not None:
-            found = found + config.diversity * likeness(intents.mean)
+        if "intents" in hidden:
+            found = found + config.diversity * likeness(hidden["intents"])
         if pvn:
             assert batch.items is not None
             found = found + pvn * apart(user.point(), self.items.gaussians().point(), batch.items)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,8 +23,8 @@ class STOSA(RecModel):
     where negatives are sampled. as_released: the means of the events pass every block unchanged, as a misspelt
     variable of the released code has it, so that the mean of a user is that of the latest event.
 
-    The default loss is softmax over the whole catalogue; that of the paper is loss=bpr negatives=1. The pvn term takes
-    a second forward pass, with a dropout of its own. Score and loss have the squared distance, as the released code.
+    The default loss is softmax over the whole catalogue; that of the paper is loss=bpr negatives=1. Score and loss have
+    the squared distance, as the released code.
     """
 
     @dataclass
@@ -69,10 +70,11 @@ class STOSA(RecModel):
     def item_states(self, items: Tensor, encoded: Tensor) -> Tensor:
         return rows(encoded, items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         if not self.config.pvn or batch.items is None:
             return 0.0
-        return self.config.pvn * apart(self._users(batch).point(), self.encode(), batch.items)
+        user = Gaussian(*said().hidden.values())
+        return self.config.pvn * apart(user.point(), self.encode(), batch.items)
 
     def _users(self, batch: Batch) -> Gaussian:
         """`[N, D]`."""

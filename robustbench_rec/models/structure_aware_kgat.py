@@ -1,7 +1,7 @@
 """Attention over users, items and entities that also looks at the structure of the graph."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -122,7 +122,7 @@ class StructureAwareKGAT(RecModel):
     def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return rows(encoded[1], items)
 
-    def penalty(self, batch: Batch) -> Tensor | float:
+    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         items = batch.items if batch.targets is None else batch.targets
         if not self.config.l2 or items is None:
             return 0.0

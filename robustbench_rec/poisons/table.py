@@ -1,26 +1,26 @@
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
 import torch
 
 from robustbench_rec.data import Data, Interactions, Profiles
-from robustbench_rec.errors import RrecError, unknown
+from robustbench_rec.errors import RrecError
 from robustbench_rec.poison import Poison
 from robustbench_rec.poisons import poisons
 from robustbench_rec.profiles import inject
+from robustbench_rec.sheet import File, locate, read
 from robustbench_rec.targets import targets
 from robustbench_rec.threat import Threat
 
 
 @poisons.register
 class Table(Poison):
-    """The fake users of a CSV, made by whatever else: a row an event, in the order in which they happen.
+    """The fake users of a table, made by whatever else: a row an event, in the order in which they happen.
 
-    path: a CSV with the columns `user` (names, which mean nothing outside), `item` (original ids) and, where the data
-    has ratings, `rating`. items: the targets, original ids. Where the data has times, the events of a fake user are
-    spread evenly over them. RrecError for what the data cannot take, as an item that it does not have.
+    path: a CSV, TSV or Parquet file with the columns `user` (names, which mean nothing outside), `item` (original ids)
+    and, where the data has ratings, `rating`. items: the targets, original ids. Where the data has times, the events of
+    a fake user are spread evenly over them. RrecError for what the data cannot take, as an item that it does not have.
     """
 
     @dataclass
@@ -34,8 +34,8 @@ class Table(Poison):
 
     def __init__(self, config: Config) -> None:
         if config.path is None or not config.items:
-            raise RrecError("poison=table needs poison.path=<CSV with user,item> and poison.items=[<target>,…]")
-        self.path, self.items, self.described = Path(config.path).expanduser(), config.items, asdict(config)
+            raise RrecError("poison=table needs poison.path=<table with user,item> and poison.items=[<target>,…]")
+        self.path, self.items, self.described = locate(config.path), config.items, asdict(config)
 
     def __call__(self, data: Data) -> Data:
         return inject(data, self.profiles(data))
@@ -74,21 +74,9 @@ class Table(Poison):
         return Profiles(_events(frame, data), len(names), aims.cpu(), about)
 
     def _read(self) -> pd.DataFrame:
-        try:
-            frame = pd.read_csv(self.path, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise RrecError(f"poison.path={self.path} cannot be read as a CSV: {error}") from error
-        for name in ("user", "item"):
-            if name not in frame:
-                raise unknown(f"column of {self.path.name}", name, map(str, frame.columns))
-        if frame.empty:
-            raise RrecError(f"{self.path} has a header and no rows")
-        if "rating" in frame:
-            ratings = pd.to_numeric(frame["rating"], errors="coerce")
-            if ratings.isna().any():
-                raise RrecError(f"{self.path}: rating '{frame['rating'][ratings.isna()].iloc[0]}' is no number")
-            frame["rating"] = ratings
-        return frame
+        sheet = read(File(str(self.path), separator=None, quote='"', header=True, encoding="utf-8"), self.path)
+        frame = sheet.columns({"user": "user", "item": "item"})
+        return frame.assign(rating=sheet.ratings("rating")) if "rating" in sheet.frame else frame
 
 
 def _events(frame: pd.DataFrame, data: Data) -> Interactions:

@@ -15,8 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.raw import Array
 
+Array = np.ndarray[Any, Any]
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
 _UNIT = "\x1f"  # stands in for separators that the CSV parser does not know: of several characters, or not ASCII
 _EARLIEST, _LATEST = -(2**53), 2**53  # seconds beyond which a number is no time at all
@@ -189,23 +189,6 @@ def read_text(path: Path, separator: str, quote: str | None, header: bool, encod
 def locate(path: str) -> Path:
     """A path of a config: from the working directory, `~` is the home directory."""
     return Path(path).expanduser()
-
-
-def folder_of(path: str) -> Path:
-    """`locate` for a folder; RrecError where there is none."""
-    folder = locate(path)
-    if not folder.is_dir():
-        raise RrecError(f"dataset.path={path} is {'a file, not a folder' if folder.exists() else 'no folder here'}")
-    return folder
-
-
-def scale_of(bounds: list[float] | None) -> tuple[float, float] | None:
-    """The rating scale of a config, smallest and largest."""
-    if bounds is None:
-        return None
-    if len(bounds) != 2 or not bounds[0] < bounds[1]:
-        raise RrecError(f"dataset.scale must be [smallest, largest], got {bounds}")
-    return bounds[0], bounds[1]
 
 
 def decode(path: Path, encoding: str) -> str:
