@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from robustbench_rec.batch import History
+from robustbench_rec.batch import Batch, History
 from robustbench_rec.traced import traced
 
 ROWS_ONLY = "rows_only"
@@ -53,6 +53,13 @@ def half_square(table: Tensor, index: Tensor) -> Tensor:
         return 0.5 * rows(table, index).square().sum()
     found: Tensor = _HalfSquare.apply(table, index)  # type: ignore[no-untyped-call]
     return found
+
+
+def touched(batch: Batch, users: Tensor, items: Tensor, first: int = 0) -> Tensor:
+    """½‖·‖² of the vectors of a training batch, summed over its events; items begin at row `first` of theirs."""
+    named = batch.items if batch.targets is None else batch.targets
+    assert named is not None
+    return half_square(users, batch.users) + half_square(items, named + first if first else named)
 
 
 def rows_only(table: Tensor) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.models import structure_aware_kgat
-from robustbench_rec.models.structure_aware_kgat import STRUCTURE, StructureAwareKGAT, _Attend
+from robustbench_rec.models import _structure
+from robustbench_rec.models._structure import STRUCTURE
+from robustbench_rec.models.structure_aware_kgat import StructureAwareKGAT, _Attend
 from robustbench_rec.shifted import Shifted
 
 USERS = torch.arange(DATA.n_users)
@@ -46,7 +47,7 @@ def dense(model: StructureAwareKGAT, data: Data) -> Tensor:
     kept = [x]
     for attention, hop in zip(model.attentions, model.updates, strict=True):
         logits = []
-        for edge, (h, r, t) in enumerate(zip(*(each.tolist() for each in model.directed()), strict=True)):
+        for edge, (h, r, t) in enumerate(zip(*(each.tolist() for each in model.directed), strict=True)):
             joined = torch.cat([attention.project(x[h]), attention.project(x[t]), model.relation.weight[r]])
             logit = F.leaky_relu(attention.score(joined))
             if attention.structure is not None:
@@ -101,8 +102,8 @@ def test_without_a_knowledge_graph_it_is_attention_over_the_users_items_and_the_
 @pytest.mark.parametrize("layer", [0, 1])
 def test_attention_sums_to_one_over_the_edges_of_every_head(layer: int, neighbors: int | None) -> None:
     model = model_of(neighbors=neighbors)
-    found = model.attention(layer)
-    assert found.shape == model.directed()[0].shape
+    found = model.shares()[layer]
+    assert found.shape == model.directed[0].shape
     assert not found.requires_grad
     total = torch.zeros(model.n_nodes).index_add(0, model.heads, found)
     degree = torch.bincount(model.heads, minlength=model.n_nodes)
@@ -173,7 +174,7 @@ class TestAttend:
 class TestStructure:
     def graph(self, data: Data = DATA) -> tuple[StructureAwareKGAT, Any]:
         model = model_of(data)
-        heads, _, tails = (each.numpy() for each in model.directed())
+        heads, _, tails = (each.numpy() for each in model.directed)
         matrix = scipy.sparse.csr_matrix((np.ones(len(heads)), (heads, tails)), shape=(model.n_nodes, model.n_nodes))
         matrix.data[:] = 1  # several relations of a pair are one edge
         return model, matrix
@@ -183,9 +184,9 @@ class TestStructure:
         self, expanded: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model, matrix = self.graph()
-        monkeypatch.setattr(structure_aware_kgat, "EXPANDED", expanded)
-        heads, _, tails = model.directed()
-        jaccard, adamic_adar = structure_aware_kgat._overlap(
+        monkeypatch.setattr(_structure, "EXPANDED", expanded)
+        heads, _, tails = model.directed
+        jaccard, adamic_adar = _structure._overlap(
             heads, tails, model.n_nodes, torch.ones_like(heads, dtype=torch.bool)
         )
         heads, tails = np.array(heads.tolist()), np.array(tails.tolist())
@@ -225,7 +226,7 @@ class TestGraph:
     def test_every_edge_has_its_inverse(self) -> None:
         model = model_of()
         half = model.n_relations // 2
-        edges = list(zip(*(each.tolist() for each in model.directed()), strict=True))
+        edges = list(zip(*(each.tolist() for each in model.directed), strict=True))
         assert all((t, r + half if r < half else r - half, h) in edges for h, r, t in edges)
         assert DATA.kg is not None
         assert len(edges) == 2 * (len(DATA.train) + len(DATA.kg))
@@ -238,7 +239,7 @@ class TestGraph:
         before, after = (
             set(
                 zip(
-                    *(each.tolist() for each in model.directed()),
+                    *(each.tolist() for each in model.directed),
                     map(tuple, model.feature_structure.tolist()),
                     strict=True,
                 )

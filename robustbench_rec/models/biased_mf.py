@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import half_square
+from robustbench_rec.lookup import touched
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -65,6 +65,6 @@ class BiasedMF(RecModel):
             return 0.0
         items = batch.items if batch.targets is None else batch.targets
         assert items is not None
-        vectors = half_square(self.user.weight, batch.users) + half_square(self.item.weight, items)
+        vectors = touched(batch, self.user.weight, self.item.weight)
         biases = self.user_bias[batch.users].square().sum() + self.item_bias[items].square().sum()
         return self.l2 / len(batch) * (vectors + 0.5 * biases)

@@ -1,7 +1,7 @@
 """KGAT: propagation over the union of the interaction graph and the knowledge graph."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -9,22 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import KG, Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, Relational, edges_of, pointers, product
-from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.graph import Csr, pointers, product
+from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
-from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._knowledge import Collaborative, Edges, softmax, union
 from robustbench_rec.shifted import Site
 
 AGGREGATORS = ("bi_interaction", "gcn", "graphsage")
 
 
 @models.register
-class KGAT(RecModel):
+class KGAT(Collaborative):
     """Knowledge graph attention network: attentive propagation over users, items and entities (Wang et al., KDD 2019).
 
     dim: size of the node vectors; relation_dim: of the relation space; layers: output size of each propagation layer.
@@ -55,15 +54,8 @@ class KGAT(RecModel):
         kg_batch_size: int
         min_triples: int
 
-    inner_product: ClassVar[bool] = True
-    reads_events: ClassVar[bool] = True
-    reads_graph: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
-    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
-    heads: Tensor
-    relations: Tensor
-    tails: Tensor
     attention: Tensor
     by_relation: Tensor
     relation_counts: Tensor
@@ -80,13 +72,13 @@ class KGAT(RecModel):
                 "sizes are at least 1, dropout is in [0, 1)"
             )
         assert data.kg is not None
-        self.config = config
-        self.n_users, self.n_items = data.n_users, data.n_items
+        self.config, self.l2 = config, config.l2
+        self.n_users, self.n_read = data.n_users, data.n_users + data.n_items  # users and items come first
         kg = _frequent(data.kg, data.n_items, config.min_triples)
         self.n_nodes = data.n_users + kg.n_entities
         self.entity_ids = kg.entity_ids
         self.n_relations = 2 * (1 + kg.n_relations)
-        self._graph(data, kg)
+        self._lay(union(data, kg))
         self.node = nn.Embedding(self.n_nodes, config.dim)
         self.relation = nn.Embedding(self.n_relations, config.relation_dim)
         self.projection = nn.Parameter(torch.empty(self.n_relations, config.dim, config.relation_dim))
@@ -106,12 +98,11 @@ class KGAT(RecModel):
 
     def encode(self) -> tuple[Tensor, Tensor]:
         x = self.node.weight  # [N, D]
-        read = self.n_users + self.n_items  # users and items come first
-        kept = [x[:read]]
+        kept = [x[: self.n_read]]
         for index, site in enumerate(self.sites):
             around = self._gather(x, "read" if index == len(self.sites) - 1 else "all")
             x = site(self._aggregate(index, x[: len(around)], around))
-            kept.append(F.normalize(x[:read], dim=1))
+            kept.append(F.normalize(x[: self.n_read], dim=1))
         final = self.propagated(torch.cat(kept, 1))  # [users + items, D + sum of layers]
         return final[: self.n_users], final[self.n_users :]
 
@@ -128,12 +119,8 @@ class KGAT(RecModel):
         return {"attention": parts / total[self.heads]}
 
     def extended(self, edges: Tensor) -> Self:
-        twin, (heads, relations, tails) = self.twin(), edges
-        twin._laid(
-            torch.cat([self.heads, heads, tails]),
-            torch.cat([self.relations, relations, relations + self.n_relations // 2]),
-            torch.cat([self.tails, tails, heads]),
-        )
+        twin = self.twin()
+        twin._lay(self.directed.and_more(edges, self.n_relations, self.n_nodes))
         twin.refresh()
         return twin
 
@@ -147,22 +134,8 @@ class KGAT(RecModel):
         there = there[torch.argsort(ends[0] * inverse + kind[there], stable=True)]
         return there, back[torch.argsort(ends[1] * inverse + kind[back], stable=True)]
 
-    @torch.no_grad()
-    def relational(self, user: int) -> Relational:
-        triples, kinds = self._triples, self.n_relations // 2
-        heads, tails, relations = (each[triples] for each in (self.heads, self.tails, self.relations))
-        owned = torch.zeros(self.n_items, device=heads.device)
-        events = (self.heads == user).nonzero().squeeze(1)
-        owned[self.tails[events] - self.n_users] = self.attention[events]
-        return Relational(
-            heads - self.n_users,
-            relations % kinds - 1,
-            tails - self.n_users,
-            relations >= kinds,
-            [self.attention[triples]] * len(self.sites),
-            owned,
-            self.entity_ids,
-        )
+    def shares(self) -> list[Tensor]:
+        return [self.attention] * len(self.sites)
 
     @torch.no_grad()
     def without(self, gone: Tensor) -> dict[str, Tensor]:
@@ -170,28 +143,6 @@ class KGAT(RecModel):
         parts[self._triples[gone]] = 0
         total = torch.zeros(self.n_nodes, device=parts.device).index_add(0, self.heads, parts)
         return {"attention": parts / total[self.heads].clamp_min(torch.finfo(parts.dtype).tiny)}
-
-    @property
-    def _triples(self) -> Tensor:
-        """Places of the edges that are no events."""
-        return ((self.heads >= self.n_users) & (self.tails >= self.n_users)).nonzero().squeeze(1)
-
-    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
-        user_table, item_table = encoded
-        return Output(self.dots(user_table, batch.users, item_table, batch.items))
-
-    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[0], batch.users)
-
-    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[1], items)
-
-    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
-        items = batch.items if batch.targets is None else batch.targets
-        assert items is not None
-        nodes = self.node.weight
-        touched = half_square(nodes, batch.users) + half_square(nodes, items + self.n_users)
-        return self.config.l2 / len(batch) * touched
 
     def auxiliary(self, generator: torch.Generator) -> Iterator[Tensor]:
         order = torch.randperm(len(self.heads), generator=generator)
@@ -209,41 +160,21 @@ class KGAT(RecModel):
             heads = nodes[self.heads[edges]] @ self.projection[relation]  # [edges, K]
             tails = nodes[self.tails[edges]] @ self.projection[relation]
             scores[edges] = (tails * torch.tanh(heads + self.relation.weight[relation])).sum(1)
-        top = torch.full((self.n_nodes,), -torch.inf, device=scores.device)
-        top = top.scatter_reduce(0, self.heads, scores, "amax")
-        weights = (scores - top[self.heads]).exp()
-        total = torch.zeros(self.n_nodes, device=scores.device).index_add(0, self.heads, weights)
-        self.attention = weights / total[self.heads]
+        self.attention = softmax(scores, self.heads, self.n_nodes)
 
-    def _graph(self, data: Data, kg: KG) -> None:
-        """Events and triples in both directions."""
-        shift, inverse = data.n_users, 1 + kg.n_relations
-        users, items = edges_of(data)
-        heads = torch.cat([users, kg.heads + shift])
-        tails = torch.cat([items + shift, kg.tails + shift])
-        relations = torch.cat([torch.zeros_like(users), kg.relations + 1])
-        heads, tails = torch.cat([heads, tails]), torch.cat([tails, heads])
-        self._laid(heads, torch.cat([relations, relations + inverse]), tails)
-
-    def _laid(self, heads: Tensor, relations: Tensor, tails: Tensor) -> None:
-        """Edges sorted by head, and what the products and their transposes need."""
-        order = torch.argsort(heads * self.n_nodes + tails, stable=True)
-        heads, relations, tails = heads[order], relations[order], tails[order]
+    def _lay(self, edges: Edges) -> None:
+        """Edges, and what the products and their transposes need."""
         graph = {
-            "heads": heads,
-            "relations": relations,
-            "tails": tails,
-            "attention": torch.zeros(len(heads), device=heads.device),
-            "by_relation": torch.argsort(relations, stable=True),
-            "relation_counts": torch.bincount(relations, minlength=self.n_relations),
+            **edges._asdict(),
+            "attention": torch.zeros(len(edges.heads), device=edges.heads.device),
+            "by_relation": torch.argsort(edges.relations, stable=True),
+            "relation_counts": torch.bincount(edges.relations, minlength=self.n_relations),
         }
-        starts = pointers(heads, self.n_nodes)
-        for size, n in (("all", self.n_nodes), ("read", self.n_users + self.n_items)):
-            order = torch.argsort(tails[: starts[n]] * self.n_nodes + heads[: starts[n]], stable=True)
-            graph[f"{size}_starts"] = starts[: n + 1]
-            graph[f"{size}_order"] = order  # from edges by head to edges by tail
-            graph[f"{size}_ends"] = pointers(tails[order], self.n_nodes)
-            graph[f"{size}_back"] = heads[order]
+        starts = pointers(edges.heads, self.n_nodes)
+        for size, n in (("all", self.n_nodes), ("read", self.n_read)):
+            order, ends = edges.first(int(starts[n])).turned(self.n_nodes)
+            graph |= {f"{size}_starts": starts[: n + 1], f"{size}_order": order, f"{size}_ends": ends}
+            graph[f"{size}_back"] = edges.heads[order]
         for name, each in graph.items():
             self.register_buffer(name, each, persistent=False)
 

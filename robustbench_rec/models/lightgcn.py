@@ -9,15 +9,15 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import bipartite, mirrored, normalised, product
-from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.lookup import touched
 from robustbench_rec.meeting import Meeting
-from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._propagated import Propagated
 from robustbench_rec.shifted import Site
 
 
 @models.register
-class LightGCN(RecModel):
+class LightGCN(Propagated):
     """Light graph convolution: vectors averaged over hops of the user-item graph (He et al., SIGIR 2020).
 
     dim: size of the vectors. layers: number of hops; 0 is matrix factorisation. l2: weight of ½‖·‖² of the vectors of a
@@ -31,10 +31,6 @@ class LightGCN(RecModel):
         layers: int
         l2: float
 
-    reads_events: ClassVar[bool] = True
-    reads_graph: ClassVar[bool] = True
-    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
-    inner_product: ClassVar[bool] = True
     body: ClassVar[tuple[str, ...]] = ("item",)
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -79,20 +75,5 @@ class LightGCN(RecModel):
         twin.graph = bipartite(users, items - n_users, n_users=n_users, n_items=n_items)
         return twin
 
-    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
-        users, items = encoded
-        return Output(self.dots(users, batch.users, items, batch.items))
-
-    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[0], batch.users)
-
-    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[1], items)
-
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
-        if not self.l2:
-            return 0.0
-        items = batch.items if batch.targets is None else batch.targets
-        assert items is not None
-        touched = half_square(self.user.weight, batch.users) + half_square(self.item.weight, items)
-        return self.l2 / len(batch) * touched
+        return self.l2 / len(batch) * touched(batch, self.user.weight, self.item.weight) if self.l2 else 0.0

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.lookup import rows, touched
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -51,9 +51,4 @@ class MF(RecModel):
         return rows(self.item.weight, items)
 
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
-        if not self.l2:
-            return 0.0
-        items = batch.items if batch.targets is None else batch.targets
-        assert items is not None
-        touched = half_square(self.user.weight, batch.users) + half_square(self.item.weight, items)
-        return self.l2 / len(batch) * touched
+        return self.l2 / len(batch) * touched(batch, self.user.weight, self.item.weight) if self.l2 else 0.0

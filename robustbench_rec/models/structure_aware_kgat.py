@@ -1,7 +1,7 @@
 """Attention over users, items and entities that also looks at the structure of the graph."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -10,26 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.graph import Csr, Relational, edges_of, pointers, product, sums
-from robustbench_rec.lookup import half_square, rows
+from robustbench_rec.graph import Csr, pointers, product, sums
 from robustbench_rec.meeting import Meeting
-from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.models._knowledge import Collaborative, Edges, softmax, union
+from robustbench_rec.models._structure import STRUCTURE, structural
 from robustbench_rec.shifted import Site
 
-STRUCTURE = ("degree", "frequency", "jaccard", "adamic_adar")
 READOUTS = ("concat", "weighted")
-EXPANDED = 2**22  # candidates for common neighbours that are checked at once
-
-Edges = tuple[Tensor, Tensor, Tensor]  # heads, relations, tails `[E]`
 
 
 @models.register
-class StructureAwareKGAT(RecModel):
+class StructureAwareKGAT(Collaborative):
     """Knowledge graph attention that sees structure: learnt attention plus degrees, relation frequencies and overlaps.
 
     After the abstract of Lyu et al. (arXiv:2510.10109, 2025); there is no code and the formulas are a reconstruction:
@@ -60,16 +55,9 @@ class StructureAwareKGAT(RecModel):
         dropout: float
         l2: float
 
-    inner_product: ClassVar[bool] = True
-    reads_events: ClassVar[bool] = True
-    reads_graph: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
-    newcomers: ClassVar[tuple[str, ...]] = ("dots.user.shift",)
 
-    heads: Tensor
-    relations: Tensor
-    tails: Tensor
     starts: Tensor
     weights: Tensor
     feature_structure: Tensor
@@ -86,14 +74,14 @@ class StructureAwareKGAT(RecModel):
                 "sizes are at least 1, the seed is not negative, dropout is in [0, 1)"
             )
         assert data.kg is not None
-        self.config = config
+        self.config, self.l2 = config, config.l2
         self.n_users, self.n_read = data.n_users, data.n_users + data.n_items  # users and items come first
         self.n_nodes = data.n_users + data.kg.n_entities
         self.entity_ids = data.kg.entity_ids
         self.n_relations = 2 * (1 + data.kg.n_relations)
         self.node = nn.Embedding(self.n_nodes, config.dim)
         self.relation = nn.Embedding(self.n_relations, config.dim)
-        self._graph(_union(data))
+        self._graph(union(data, data.kg))
         width = len(STRUCTURE) if config.structure else 0
         self.attentions = nn.ModuleList(_Attention(config.dim, width) for _ in range(config.layers))
         self.updates = nn.ModuleList(_Update(config.dim, config.dropout) for _ in range(config.layers))
@@ -112,60 +100,16 @@ class StructureAwareKGAT(RecModel):
         final = self.propagated(read)
         return final[: self.n_users], final[self.n_users :]
 
-    def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
-        user_table, item_table = encoded
-        return Output(self.dots(user_table, batch.users, item_table, batch.items))
-
-    def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[0], batch.users)
-
-    def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor]) -> Tensor:
-        return rows(encoded[1], items)
-
-    def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
-        items = batch.items if batch.targets is None else batch.targets
-        if not self.config.l2 or items is None:
-            return 0.0
-        nodes = self.node.weight
-        touched = half_square(nodes, batch.users) + half_square(nodes, items + self.n_users)
-        return self.config.l2 / len(batch) * touched
-
-    def directed(self) -> Edges:
-        """Heads, relations and tails of all edges, sorted by head.
-
-        Nodes are the users, then the entities (items first). Relation 0 is an event, 1 … the relations of the graph,
-        and the same again, counted on, for their inverses.
-        """
-        return self.heads, self.relations, self.tails
-
     @torch.no_grad()
-    def attention(self, layer: int) -> Tensor:
-        """What each edge counts in a layer, from 0, `[E]`; the edges of a head sum to 1."""
-        x = list(self._states())[layer]
-        return _softmax(self._logits(layer, x, len(self.heads)), self.heads, self.n_nodes, self.weights)
-
-    @torch.no_grad()
-    def relational(self, user: int) -> Relational:
-        triples, kinds = self._triples, self.n_relations // 2
-        heads, tails, relations = (each[triples] for each in (self.heads, self.tails, self.relations))
-        layers = [self.attention(layer) for layer in range(self.config.layers)]
-        owned = torch.zeros(self.n_read - self.n_users, device=heads.device)
-        events = (self.heads == user).nonzero().squeeze(1)
-        owned[self.tails[events] - self.n_users] = layers[0][events]
-        return Relational(
-            heads - self.n_users,
-            relations % kinds - 1,
-            tails - self.n_users,
-            relations >= kinds,
-            [each[triples] for each in layers],
-            owned,
-            self.entity_ids,
-        )
+    def shares(self) -> list[Tensor]:
+        before = list(self._states())[:-1]
+        logits = [self._logits(layer, x, len(self.heads)) for layer, x in enumerate(before)]
+        return [softmax(each, self.heads, self.n_nodes, self.weights) for each in logits]
 
     def without(self, gone: Tensor) -> dict[str, Tensor]:
         kept = torch.ones_like(self.heads, dtype=torch.bool)
         kept[self._triples[gone]] = False
-        found = self._laid(self.heads[kept], self.relations[kept], self.tails[kept])
+        found = self._laid(Edges(*(each[kept] for each in self.directed)))
         found |= {"weights": self.weights[kept]} if self.weights.ndim else {}
         return {**found, "feature_structure": self.feature_structure[kept]} if self.config.structure else found
 
@@ -178,7 +122,7 @@ class StructureAwareKGAT(RecModel):
         each = weights[self._both[1]]
         if not self.config.structure or self.config.neighbors is not None:
             return {"weights": each}
-        return {"weights": each, "feature_structure": _structure(self.directed(), self.n_nodes, each.detach() > 0)}
+        return {"weights": each, "feature_structure": structural(self.directed, self.n_nodes, each.detach() > 0)}
 
     def extended(self, edges: Tensor) -> Self:
         if self.config.neighbors is not None:
@@ -186,10 +130,8 @@ class StructureAwareKGAT(RecModel):
             raise RrecError(
                 f"structure_aware_kgat with {told}: an added edge need not be drawn; train with null to add"
             )
-        twin, (heads, relations, tails) = self.twin(), edges
-        relations = torch.cat([self.relations, relations, relations + self.n_relations // 2])
-        heads, tails = torch.cat([self.heads, heads, tails]), torch.cat([self.tails, tails, heads])
-        twin._graph(_sorted(heads, relations, tails, self.n_nodes))
+        twin = self.twin()
+        twin._graph(self.directed.and_more(edges, self.n_relations, self.n_nodes))
         return twin
 
     @property
@@ -201,11 +143,6 @@ class StructureAwareKGAT(RecModel):
         keys = (first * self.n_nodes + last) * half + self.relations % half
         found, edge = torch.unique(keys, return_inverse=True)
         return found, edge
-
-    @property
-    def _triples(self) -> Tensor:
-        """Places of the edges that are no events."""
-        return ((self.heads >= self.n_users) & (self.tails >= self.n_users)).nonzero().squeeze(1)
 
     def _states(self) -> Iterator[Tensor]:
         """Node vectors before and after each layer `[n_nodes, D]`; after the last one of users and items only."""
@@ -226,33 +163,28 @@ class StructureAwareKGAT(RecModel):
 
     def _logits(self, layer: int, x: Tensor, count: int) -> Tensor:
         """Of the first edges, before the softmax."""
-        edges = (self.heads[:count], self.relations[:count], self.tails[:count])
         structure = self.feature_structure[:count] if self.config.structure else None
-        found: Tensor = self.attentions[layer](x, self.relation.weight, edges, structure)
+        found: Tensor = self.attentions[layer](x, self.relation.weight, self.directed.first(count), structure)
         return found
 
     def _graph(self, edges: Edges) -> None:
-        every = torch.ones_like(edges[0], dtype=torch.bool)
-        phi = _structure(edges, self.n_nodes, every) if self.config.structure else None
+        every = torch.ones_like(edges.heads, dtype=torch.bool)
+        phi = structural(edges, self.n_nodes, every) if self.config.structure else None
         if self.config.neighbors is not None:
-            kept = _sample(edges[0], self.config.neighbors, self.config.neighbor_seed)
-            heads, relations, tails = (each[kept] for each in edges)
+            kept = _sample(edges.heads, self.config.neighbors, self.config.neighbor_seed)
+            edges = Edges(*(each[kept] for each in edges))
             phi = None if phi is None else phi[kept]
-        else:
-            heads, relations, tails = edges
         if phi is not None:
             self.register_buffer("feature_structure", phi, persistent=False)
-        for name, each in self._laid(heads, relations, tails).items():
+        for name, each in self._laid(edges).items():
             self.register_buffer(name, each, persistent=False)
-        self.register_buffer("weights", torch.ones((), device=heads.device), persistent=False)  # [E] unless all are 1
+        self.register_buffer("weights", torch.ones((), device=edges.heads.device), persistent=False)  # [E] unless all 1
 
-    def _laid(self, heads: Tensor, relations: Tensor, tails: Tensor) -> dict[str, Tensor]:
-        starts = pointers(heads, self.n_nodes)
-        graph = {"heads": heads, "relations": relations, "tails": tails, "starts": starts}
+    def _laid(self, edges: Edges) -> dict[str, Tensor]:
+        starts = pointers(edges.heads, self.n_nodes)
+        graph = {**edges._asdict(), "starts": starts}
         for size, n in (("all", self.n_nodes), ("read", self.n_read)):
-            order = tails[: starts[n]].argsort(stable=True)
-            graph[f"{size}_order"] = order  # from edges by head to edges by tail
-            graph[f"{size}_ends"] = pointers(tails[order], self.n_nodes)
+            graph[f"{size}_order"], graph[f"{size}_ends"] = edges.first(int(starts[n])).turned(self.n_nodes)
         return graph
 
 
@@ -311,7 +243,7 @@ class _Attend(torch.autograd.Function):
         heads, tails, starts, _, _ = graph
         ctx.graph, ctx.dtypes = graph, (logits.dtype, x.dtype)
         single = torch.promote_types(x.dtype, torch.float32)
-        weights, x = _softmax(logits.to(single), heads, len(starts) - 1), x.to(single)
+        weights, x = softmax(logits.to(single), heads, len(starts) - 1), x.to(single)
         found = sums(x, Csr(starts, tails, weights))
         ctx.save_for_backward(weights, x, found)
         return found
@@ -341,39 +273,9 @@ def _dots(left: Tensor, right: Tensor, places: Csr) -> Tensor:
 def _weighted(logits: Tensor, x: Tensor, graph: tuple[Tensor, ...], weights: Tensor) -> Tensor:
     """What `_Attend` gives, where edges count by weights; differentiable in these too."""
     heads, tails, starts, order, ends = graph
-    shares = _softmax(logits.float() if x.dtype != torch.double else logits, heads, len(starts) - 1, weights)
+    shares = softmax(logits.float() if x.dtype != torch.double else logits, heads, len(starts) - 1, weights)
     backward = Csr(ends, heads.index_select(0, order), shares.index_select(0, order))
     return product(x, Csr(starts, tails, shares), backward)
-
-
-def _softmax(logits: Tensor, heads: Tensor, n: int, weights: Tensor | None = None) -> Tensor:
-    """Over the edges of each head `[E]`, which count by their weights; 0 where all of a head have weight 0."""
-    top = torch.full((n,), -torch.inf, dtype=logits.dtype, device=logits.device)
-    top = top.scatter_reduce(0, heads, logits.detach(), "amax")
-    parts = (logits - top.index_select(0, heads)).exp()
-    if weights is None or not weights.ndim:
-        return parts / torch.zeros_like(top).index_add(0, heads, parts).index_select(0, heads)
-    parts = parts * weights
-    total = torch.zeros_like(top).index_add(0, heads, parts)
-    return parts / torch.where(total > 0, total, 1.0).index_select(0, heads)
-
-
-def _union(data: Data) -> Edges:
-    """Training events and triples in both directions, sorted by head, then tail."""
-    assert data.kg is not None
-    users, items = edges_of(data)
-    heads = torch.cat([users, data.kg.heads + data.n_users])
-    tails = torch.cat([items + data.n_users, data.kg.tails + data.n_users])
-    relations = torch.cat([torch.zeros_like(users), data.kg.relations + 1])
-    relations = torch.cat([relations, relations + 1 + data.kg.n_relations])
-    heads, tails = torch.cat([heads, tails]), torch.cat([tails, heads])
-    return _sorted(heads, relations, tails, data.n_users + data.kg.n_entities)
-
-
-def _sorted(heads: Tensor, relations: Tensor, tails: Tensor, n: int) -> Edges:
-    """By head, then tail."""
-    order = (heads * n + tails).argsort(stable=True)
-    return heads[order], relations[order], tails[order]
 
 
 def _sample(heads: Tensor, count: int, seed: int) -> Tensor:
@@ -382,51 +284,3 @@ def _sample(heads: Tensor, count: int, seed: int) -> Tensor:
     order = order[heads[order].argsort(stable=True)]
     place = torch.arange(len(heads), device=heads.device) - pointers(heads, int(heads.max()) + 1)[heads]
     return order[place < count].sort().values
-
-
-def _structure(edges: Edges, n: int, there: Tensor) -> Tensor:
-    """φ of every edge in the graph of those that are there, bool `[E]`: `[E, len(STRUCTURE)]`.
-
-    Mean 0 and variance 1 over these, or 0 throughout where all are equal.
-    """
-    heads, relations, tails = edges
-    degree = torch.bincount(heads[there], minlength=n)
-    frequency = torch.bincount(relations[there], minlength=int(relations.max()) + 1)
-    jaccard, adamic_adar = _overlap(heads, tails, n, there)
-    found = {
-        "degree": degree[tails].clamp_min(1).float().log(),
-        "frequency": frequency[relations].clamp_min(1).float().log(),
-        "jaccard": jaccard,
-        "adamic_adar": adamic_adar,
-    }
-    phi = torch.stack([found[name] for name in STRUCTURE], 1)
-    phi = (phi - phi[there].mean(0)).nan_to_num()  # no edge is there
-    spread = phi[there].square().mean(0).sqrt()
-    return phi / torch.where(spread > 1e-6, spread, torch.inf)
-
-
-def _overlap(heads: Tensor, tails: Tensor, n: int, there: Tensor) -> tuple[Tensor, Tensor]:
-    """Jaccard and Adamic-Adar index of the neighbourhoods of the ends of each edge `[E]`, by the edges that are there.
-
-    The neighbours of the end that has fewer are looked up among those of the other.
-    """
-    pairs, edge = torch.unique(heads * n + tails, return_inverse=True)  # a pair joined by several relations once
-    rows, columns = pairs // n, pairs % n
-    keys = pairs[torch.zeros_like(pairs, dtype=torch.bool).index_fill(0, edge[there], True)]
-    starts = pointers(keys // n, n)
-    degree = starts.diff()
-    swap = degree[rows] > degree[columns]
-    few, many = torch.where(swap, columns, rows), torch.where(swap, rows, columns)
-    informative = 1 / degree.clamp_min(2).float().log()
-    shared, weighted = torch.zeros(2, len(pairs), dtype=torch.float, device=keys.device)
-    ends = degree[few].cumsum(0)
-    portion = (ends // EXPANDED).unique_consecutive(return_counts=True)[1].tolist()
-    for some in torch.arange(len(pairs), device=keys.device).split(portion):
-        near = Csr(starts, keys % n).rows(few[some])
-        pair = torch.repeat_interleave(some, near.starts.diff())
-        wanted = many[pair] * n + near.columns
-        common = keys[torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)] == wanted
-        shared.index_add_(0, pair, common.float())
-        weighted.index_add_(0, pair, common * informative[near.columns])
-    union = (degree[rows] + degree[columns] - shared).clamp_min(1)
-    return (shared / union)[edge], weighted[edge]
