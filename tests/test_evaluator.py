@@ -422,3 +422,10 @@ def test_an_unknown_part_and_an_empty_one_are_refused() -> None:
 
 def test_a_batch_without_labels_is_only_scored() -> None:
     assert Batch.unlabelled(torch.arange(3)).labels.shape == (3, 0)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_scores_sorted_in_several_threads_are_sorted(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    scores = torch.randn(rows, 50)
+    assert torch.equal(module._ordered(scores.clone()), scores.sort(1).values)

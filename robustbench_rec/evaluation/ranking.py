@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -340,7 +341,9 @@ def _best(scores: Tensor, count: int, order: Tensor | None) -> tuple[Tensor, Ten
 def _ordered(scores: Tensor) -> Tensor:
     """Rows `[B, C]` in ascending order, in place: numpy's sort is many times faster than torch's on a CPU."""
     if scores.device.type == "cpu":
-        scores.numpy().sort(axis=1)
+        parts = np.array_split(scores.numpy(), torch.get_num_threads())
+        with ThreadPoolExecutor(len(parts)) as pool:  # numpy sorts in one thread, but lets others run beside it
+            list(pool.map(partial(np.ndarray.sort, axis=1), parts))
         return scores
     return scores.sort(1).values
 
