@@ -112,16 +112,17 @@ def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], 
         words = composing.chosen(verb, overrides)
         with composing.session():
             typed = composing.typed(hydra.compose(verb, words), verb, said)
+    except (RrecError, HydraException, OmegaConfBaseException) as error:
+        _say(composing.explain(error, verb, overrides))
+        return 2
+    try:
         task(typed)
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
     except RrecError as error:
         _say(str(error))
-        return 1
-    except (HydraException, OmegaConfBaseException) as error:
-        _say(composing.explain(error, verb, overrides))
-        return 2
+        return error.status
     return 0
 
 

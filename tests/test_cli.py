@@ -92,7 +92,7 @@ def test_ls_of_an_unknown_group_is_one_line_with_the_choices() -> None:
 
 def test_a_mistake_in_rrec_data_is_one_line(tmp_path: Path) -> None:
     done = rrec("data", "info", "dataset=table", f"data_dir={tmp_path}")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "rrec: data info needs dataset.path=<value>\n"
     done = rrec("data", "info", "dataset=nope")
     assert done.returncode == 2

@@ -101,7 +101,7 @@ MISTAKES = {
     "nothing for a group of a question": (
         "recommend",
         ["ckpt=x", "user=1", "tracker=null"],
-        1,
+        2,
         "unknown tracker 'null'",
     ),
     "several of a group of one": ("train", ["noise=[label_flip,sparsify]"], 2, "noise is one choice, not a list"),
