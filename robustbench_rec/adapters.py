@@ -129,11 +129,11 @@ def frozen(model: RecModel) -> bool:
 
 
 def sizes(model: RecModel) -> tuple[int, int]:
-    """How many numbers are trained, of how many: parameters, and what else the body is made of."""
+    """How many numbers are trained, of how many: parameters, what else the body is made of, and what was asked once."""
     parts = [model.get_submodule(name) for name in model.body if getattr(model, name, None) is not None]
     buffers = {id(each): each.numel() for part in parts for each in part.buffers() if each.is_floating_point()}
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
-    return trained, sum(each.numel() for each in model.parameters()) + sum(buffers.values())
+    return trained, sum(each.numel() for each in model.parameters()) + sum(buffers.values()) + model.asked_once
 
 
 def digest(model: RecModel) -> str:

@@ -81,18 +81,27 @@ class Lesson:
         counts = torch.bincount(self.taken // self.data.n_items, minlength=self.data.n_users)
         return self.data.n_items - int(counts.max())
 
-    def best(self, k: int) -> Tensor:
-        """The teacher's best candidates of every user, the best of what a user has after them: `[n_users, k]`."""
-        return torch.cat([self._order(users).topk(min(k, self.data.n_items), 1).indices for users in self.portions()])
+    def best(self, k: int) -> tuple[Tensor, Tensor]:
+        """The teacher's best candidates of every user, and which are such, both `[n_users, k]`.
 
-    def _order(self, users: Tensor) -> Tensor:
-        """The teacher's scores, those of what is no candidate moved below all others."""
+        Behind them stands what is no candidate, where a user has fewer.
+        """
+        items, there = [], []
+        for users in self.portions():
+            order, candidates = self._order(users)
+            items.append(order.topk(min(k, self.data.n_items), 1).indices)
+            there.append(candidates.gather(1, items[-1]))
+        return torch.cat(items), torch.cat(there)
+
+    def _order(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """The teacher's scores, those of what is no candidate moved below all others; and what is a candidate."""
         scores = self.teacher.scores(users, None)
         candidates = scores.isfinite()
         candidates[self._had(users)] = False
         lowest = torch.where(candidates, scores, torch.inf).amin(1, keepdim=True)
         highest = torch.where(candidates, -torch.inf, scores).amax(1, keepdim=True)
-        return torch.where(candidates, scores, scores - (highest - lowest).clamp_min(0).nan_to_num(0) - 1)
+        moved = scores - (highest - lowest).clamp_min(0).nan_to_num(0) - 1
+        return torch.where(candidates, scores, moved), candidates
 
 
 class Term(Objective):

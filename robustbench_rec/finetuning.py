@@ -43,5 +43,8 @@ def first(criticality: Mapping[str, float], count: int, *, least: bool = False) 
         )
     if not least:
         return list(criticality)[:count]
-    reached = [name for name, value in criticality.items() if value > 0]
-    return (reached or list(criticality))[-count:]
+    reached = [name for name, value in criticality.items() if value > 0] or list(criticality)
+    if len(reached) < count:
+        told = ", ".join(map(label, reached)) or "none"
+        raise RrecError(f"finetune.modules={count}: only {len(reached)} reach the loss ({told})")
+    return reached[-count:]

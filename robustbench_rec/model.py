@@ -51,6 +51,8 @@ class RecModel(nn.Module):
     """Modules that an adaptation leaves frozen: what reads events, texts or items; the head is everything else."""
     widths: tuple[int, ...] = ()
     """Sizes of the states after each layer of the stack in its body, where there is one."""
+    asked_once: int = 0
+    """Numbers of a frozen part that has said all that it is asked and is not kept; they count in the model's size."""
     window: int = 0
     """How many of a user's latest events the model reads; batches have a history where it is not 0."""
 

@@ -1,6 +1,7 @@
 """Pretrained text models of Hugging Face: found, read from safetensors alone, frozen, and adapted with LoRA."""
 
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
@@ -78,6 +79,15 @@ class Pretrained:
     def settings(self) -> Any:
         """What its config.json says."""
         return self._read(lambda hub, given: hub.AutoConfig.from_pretrained(self.folder, **given))
+
+    @property
+    def numbers(self) -> int:
+        """How many its weights are, as its files say."""
+        found = 0
+        for path in sorted(self.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                found += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118 - not iterable itself
+        return found
 
     def check_length(self, tokens: int, what: str) -> None:
         """RrecError where the model has no positions for so many tokens."""

@@ -70,6 +70,14 @@ def test_the_body_has_no_dropout_and_adapters_have_theirs() -> None:
     assert model.get_submodule("blocks.0").dropout.p == 0.0
 
 
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec"])
+def test_nothing_random_is_left_in_front_of_a_head(name: str) -> None:
+    model = build(name, dropout=0.5)
+    adaptations.build(configured("adaptation", "head"))(model)
+    at, batch = Shifted(model.train()), question(model, USERS)
+    assert torch.equal(at(batch).scores, at(batch).scores)
+
+
 def test_the_size_of_a_change_is_that_of_the_product() -> None:
     lora = LoRA(nn.Linear(5, 4), Adaptation(rank=2, alpha=6, dropout=0))
     bottleneck = Bottleneck(nn.Identity(), 5, 3, 0.0)

@@ -293,16 +293,18 @@ class TestLists:
     def test_the_boundary_is_what_the_teacher_scores_like_its_kth_item(self) -> None:
         teacher = teacher_of()
         term = lists_of(distil("boundary", teacher=teacher, k=4, delta=0.6, size=15))
+        there = term.there
+        assert there is not None
         for user in range(DATA.n_users):
             scores = teacher.scores(torch.tensor([user]), None)[0]
             seen = set(DATA.train.items[DATA.train.users == user].tolist())
             own = {item: scores[item].item() for item in range(DATA.n_items) if item not in seen}
             bar, spread = sorted(own.values())[-4], np.std(list(own.values()))
             expected = {item for item, score in own.items() if abs(score - bar) <= 0.6 * spread}
-            assert set(term.lists[user][term.counts[user]].tolist()) == expected  # type: ignore[attr-defined]
+            assert set(term.lists[user][there[user]].tolist()) == expected
 
     def test_ranks_are_drawn_in_order_without_repeats_and_early_ones_more_often(self) -> None:
-        places = by_rank(torch.zeros(4000, 30), 5, 10.0, torch.Generator().manual_seed(0))
+        places = by_rank(torch.ones(4000, 30, dtype=torch.bool), 5, 10.0, torch.Generator().manual_seed(0))
         assert bool((places.diff(dim=1) > 0).all())
         counts = torch.bincount(places.flatten(), minlength=30)
         assert counts[0] > 1.5 * counts[8] > 2 * counts[20]
@@ -315,13 +317,37 @@ class TestLists:
         train = Interactions(**{name: torch.cat([own[name].to(others[name].dtype), others[name]]) for name in own})
         data = replace(DATA, train=train)
         lesson = Lesson(teacher_of(data=DATA), build("mf", DATA), data, 10)
-        found = lesson.best(8)
+        found, there = lesson.best(8)
         assert found.shape == (DATA.n_users, 8)
         scores = lesson.teacher.scores(torch.arange(DATA.n_users), None)
         for user, row in enumerate(found.tolist()):
             taken = set(train.items[train.users == user].tolist())
             order = sorted(range(DATA.n_items), key=lambda item: (item in taken, -scores[user, item].item()))
             assert row == order[:8]
+            assert there[user].tolist() == [item not in taken for item in row]
+
+    @pytest.mark.parametrize("name", ["listwise", "pointwise", "cd", "rrd"])
+    def test_what_training_took_teaches_nothing_where_a_user_has_few_candidates(self, name: str) -> None:
+        data = make_data(n_users=6, n_items=10, train=7)
+        lists = {
+            "cd": {"count": 4, "top": 6},
+            "rrd": {"interesting": 6, "top": 6, "uninteresting": 0, "sampled": False},
+        }
+        changes = lists.get(name, {"top": 6, "uniform": 0})
+        student = build("mf", data)
+        built = distil(name, teacher=teacher_of(data=data), student=student, data=data, task=0.0, **changes)
+        term = lists_of(built)
+        taken = torch.zeros(data.n_users, data.n_items, dtype=torch.bool)
+        taken[data.train.users, data.train.items] = True
+        there = ~taken.gather(1, term.lists)
+        assert term.there is not None
+        assert torch.equal(term.there, there)
+        assert not bool(there.all())
+        scores = torch.randn(term.lists.shape, requires_grad=True)
+        term.compare(scores, term.taught, term.there).backward()
+        assert scores.grad is not None
+        assert bool((scores.grad[~there] == 0).all())
+        assert bool((scores.grad[there] != 0).any())
 
     def test_uninteresting_items_are_neither_ranked_nor_seen(self) -> None:
         data = make_data(n_items=40)
@@ -329,9 +355,13 @@ class TestLists:
             distil("rrd", teacher=teacher_of(data=data), student=build("mf", data), data=data, uninteresting=9)
         )
         keys = torch.arange(data.n_users)[:, None] * data.n_items
-        barred = {*term.lesson.taken.tolist(), *(keys + term.lesson.best(8)).flatten().tolist()}
+        barred = {*term.lesson.taken.tolist(), *(keys + term.lesson.best(8)[0]).flatten().tolist()}
         assert not barred & set((keys + term.lists[:, 4:]).flatten().tolist())
-        assert bool(term.counts.all())  # type: ignore[attr-defined]
+        assert term.there is None
+
+    def test_nobody_with_an_uninteresting_item_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
+        lists_of(distil("rrd", top=DATA.n_items, uninteresting=4))
+        assert "nobody has an uninteresting item" in caplog.text
 
     def test_interesting_items_stand_in_the_order_of_the_teacher(self) -> None:
         for sampled in (True, False):

@@ -1,6 +1,7 @@
 """rrec explain: what is left out really is left out, paths are in the graph, and faithfulness is what it says."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,10 +310,35 @@ class Additive(Units):
         super().__init__(asked(small("mf"), part="valid"), USER, ITEM)
         self.worth, self.said = worth, [str(each) for each in range(len(worth))]
 
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         others = 0.5 * torch.arange(DATA.n_items).repeat(len(kept), 1)
         others[:, ITEM] = (kept * self.worth).sum(1)
         return others
+
+
+@pytest.mark.parametrize("name", ["kgat", "structure_aware_kgat", "kgcn"])
+def test_paths_alone_leave_no_other_triple(name: str) -> None:
+    found = of(name, hops=2)
+    assert isinstance(found, Paths)
+    every = torch.ones(1, len(found), dtype=torch.bool)
+    gone = torch.ones(len(found.graph.heads), dtype=torch.bool)
+    gone[found.used] = False
+    assert bool(gone.any())
+    model = deepcopy(found.asked.model)
+    for key, buffer in model.without(gone).items():
+        setattr(model, key, buffer)
+    expected = Shifted(model)(found.asked.question(found.users)).scores
+    torch.testing.assert_close(found.scores(every, alone=True), expected)
+    assert not torch.equal(found.scores(every), expected)
+
+
+def test_what_is_found_again_does_not_depend_on_what_stands_beside_it() -> None:
+    data = make_data(n_users=12, n_items=40, train=12)
+    found = units(asked(small("neumf", data), data), 3, 6, "events", hops=2)
+    assert len(found) == 12
+    together = found.removal()
+    each = torch.stack([found.removal(torch.tensor([place]))[0] for place in range(len(found))])
+    assert torch.equal(together, each)
 
 
 def test_faithfulness_of_an_additive_score_is_known() -> None:

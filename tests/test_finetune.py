@@ -19,6 +19,7 @@ from robustbench_rec.criticality import criticality
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.finetunes import finetunes
+from robustbench_rec.finetuning import first
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Plain
@@ -482,3 +483,9 @@ def test_components_refuse_what_makes_no_sense(
     with pytest.raises(RrecError, match=message):
         finetune.run(config(trained["mf"], *words), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_more_robust_modules_than_reach_the_loss_are_refused() -> None:
+    assert first({"a": 2.0, "b": 1.0, "c": 0.0}, 2, least=True) == ["a", "b"]
+    with pytest.raises(RrecError, match=r"finetune.modules=2: only 1 reach the loss \(a\)"):
+        first({"a": 1.0, "b": 0.0, "c": 0.0}, 2, least=True)

@@ -12,6 +12,7 @@ from conftest import DATA, batch_for, build, buildable, gradients, pretrained, q
 from torch import Tensor, nn
 
 from robustbench_rec import pretrained as library
+from robustbench_rec.adapters import sizes
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
@@ -322,3 +323,9 @@ class TestModel:
         (other / "model.safetensors").rename(other / "pytorch_model.bin")
         with pytest.raises(RrecError, match="no safetensors"):
             model_of(encoder=str(other))
+
+
+def test_a_frozen_encoder_counts_in_the_size_of_the_model() -> None:
+    head, adapted = sizes(model_of()), sizes(model_of(lora={"rank": 4, "alpha": 8.0, "dropout": 0.0}))
+    assert head[0] < adapted[0] < head[1] < adapted[1]
+    assert adapted[1] - head[1] == pytest.approx(adapted[0] - head[0], abs=8)  # low-rank maps, and some idle sites

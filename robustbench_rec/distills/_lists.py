@@ -20,31 +20,35 @@ class OverLists(Term):
     """`[n_users, L]`."""
     taught: Tensor
     """The teacher's scores, `[n_users, L]`."""
+    there: Tensor | None
+    """Which places of the lists count, bool `[n_users, L]`; None for all of them."""
 
     def __init__(self, config: Weighted, lesson: Lesson) -> None:
         super().__init__(config, lesson)
-        self.ranked: Tensor | None = None
+        self.ranked: tuple[Tensor, Tensor] | None = None
 
     @abstractmethod
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """The lists of an epoch, `[n_users, L]`."""
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The lists of an epoch, and which of their places count, both `[n_users, L]`."""
 
     @abstractmethod
-    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
-        """The value, from the scores of both `[U, L]` for the lists of users `[U]`."""
+    def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
+        """The value, from the scores of both `[U, L]` and what counts in these lists."""
 
     def prepare(self, epoch: int, generator: torch.Generator) -> None:
-        self.lists = self.draw(generator)
+        self.lists, there = self.draw(generator)
+        self.there = None if bool(there.all()) else there
         rows = torch.arange(len(self.lists), device=self.lists.device).split(max(1, CELLS // self.lists.shape[1]))
         self.taught = torch.cat([self.lesson.teacher.scores(each, self.lists[each]) for each in rows])
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         users = torch.unique(batch.users)
         question = self.lesson.histories.question(users, self.lists[users], at.model.window)
-        return self.compare(at(question).scores.float(), self.taught[users], users)
+        there = None if self.there is None else self.there[users]
+        return self.compare(at(question).scores.float(), self.taught[users], there)
 
-    def best(self, k: int) -> Tensor:
-        """The teacher's best candidates of every user, ranked once unless the teacher moves."""
+    def best(self, k: int) -> tuple[Tensor, Tensor]:
+        """`Lesson.best`, ranked once unless the teacher moves."""
         if self.ranked is None or self.lesson.teacher.moving:
             self.ranked = self.lesson.best(k)
         return self.ranked
@@ -80,19 +84,28 @@ class OverMixtures(OverLists):
             )
         self.config = config
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         drawn = self.uniform(self.config.uniform, generator)
-        return torch.cat([self.best(self.config.top), drawn], 1) if self.config.top else drawn
+        every = torch.ones_like(drawn, dtype=torch.bool)
+        if not self.config.top:
+            return drawn, every
+        best, there = self.best(self.config.top)
+        return torch.cat([best, drawn], 1), torch.cat([there, every], 1)
 
-    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
+    def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
         if self.config.standardise:
-            student, taught = standardised(student), standardised(taught)
+            student, taught = standardised(student, there), standardised(taught, there)
         temperature = self.config.temperature
-        return temperature**2 * self.apart(student / temperature, taught / temperature)
+        return temperature**2 * self.apart(student / temperature, taught / temperature, there)
 
     @abstractmethod
-    def apart(self, student: Tensor, taught: Tensor) -> Tensor:
-        """How far the logits `[U, L]` are apart."""
+    def apart(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
+        """How far the logits `[U, L]` are apart, where they count."""
+
+
+def mean(values: Tensor, there: Tensor | None) -> Tensor:
+    """Of all places that count in lists `[U, L]`."""
+    return values.mean() if there is None else (values * there).sum() / there.sum().clamp_min(1)
 
 
 def standardised(scores: Tensor, counts: Tensor | None = None) -> Tensor:
@@ -115,8 +128,12 @@ def divergence(student: Tensor, taught: Tensor, counts: Tensor | None = None) ->
     return (each if counts is None else each.masked_fill(~counts, 0.0)).sum(1).mean()
 
 
-def by_rank(ranked: Tensor, count: int, decay: float, generator: torch.Generator) -> Tensor:
-    """Different places in lists `[n, L]`, ascending, `[n, count]`, with probabilities ∝ exp(−place / decay)."""
-    drawn = torch.rand(ranked.shape, generator=generator).clamp_min(torch.finfo(torch.float32).tiny)
-    keys = -(-drawn.log()).log() - torch.arange(ranked.shape[1]) / decay  # the largest are such a sample (Gumbel top-k)
-    return keys.topk(min(count, ranked.shape[1]), 1).indices.sort(1).values.to(ranked.device)
+def by_rank(there: Tensor, count: int, decay: float, generator: torch.Generator) -> Tensor:
+    """Different places in lists, ascending, `[n, count]`, with probabilities ∝ exp(−place / decay).
+
+    there: which places count, the first ones of each list, bool `[n, L]`; others are drawn where these are too few.
+    """
+    drawn = torch.rand(there.shape, generator=generator).clamp_min(torch.finfo(torch.float32).tiny)
+    keys = -(-drawn.log()).log() - torch.arange(there.shape[1]) / decay  # the largest are such a sample (Gumbel top-k)
+    keys = keys.to(there.device).masked_fill(~there, -torch.inf)
+    return keys.topk(min(count, there.shape[1]), 1).indices.sort(1).values

@@ -21,4 +21,5 @@ class AdapterNorm(Term):
             raise RrecError("distill 'adapter_norm': the student has no adapters; add adaptation=lora or adapter")
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        return torch.stack(changes(at.model)).sum()
+        with torch.autocast(batch.users.device.type, enabled=False):
+            return torch.stack(changes(at.model)).sum()

@@ -37,18 +37,18 @@ class Boundary(OverLists):
             )
         self.config = config
 
-    def draw(self, generator: torch.Generator) -> Tensor:
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if self.ranked is None or self.lesson.teacher.moving:
             found = [self._near(self.lesson.unseen(users)) for users in self.lesson.portions()]
-            self.ranked, self.counts = (torch.cat(each) for each in zip(*found, strict=True))
+            items, there = zip(*found, strict=True)
+            self.ranked = torch.cat(items), torch.cat(there)
         return self.ranked
 
-    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
-        counts = self.counts[users]
+    def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
         if self.config.standardise:
-            student, taught = standardised(student, counts), standardised(taught, counts)
+            student, taught = standardised(student, there), standardised(taught, there)
         temperature = self.config.temperature
-        return temperature**2 * divergence(student / temperature, taught / temperature, counts)
+        return temperature**2 * divergence(student / temperature, taught / temperature, there)
 
     def _near(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Items `[U, size]` and whether each is within the band."""

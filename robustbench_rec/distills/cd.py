@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustbench_rec.distillation import Lesson, Weighted
 from robustbench_rec.distills import distills
-from robustbench_rec.distills._lists import OverLists, by_rank
+from robustbench_rec.distills._lists import OverLists, by_rank, mean
 from robustbench_rec.errors import RrecError
 
 
@@ -36,9 +36,11 @@ class CD(OverLists):
             )
         self.config = config
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        ranked = self.best(self.config.top)
-        return ranked.gather(1, by_rank(ranked, self.config.count, self.config.decay, generator))
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        ranked, there = self.best(self.config.top)
+        places = by_rank(there, self.config.count, self.config.decay, generator)
+        return ranked.gather(1, places), there.gather(1, places)
 
-    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(student, (taught / self.config.temperature).sigmoid())
+    def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
+        soft = (taught / self.config.temperature).sigmoid()
+        return mean(F.binary_cross_entropy_with_logits(student, soft, reduction="none"), there)

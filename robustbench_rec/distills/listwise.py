@@ -16,5 +16,5 @@ class Listwise(OverMixtures):
 
     Config = Mixture
 
-    def apart(self, student: Tensor, taught: Tensor) -> Tensor:
-        return divergence(student, taught)
+    def apart(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
+        return divergence(student, taught, there)

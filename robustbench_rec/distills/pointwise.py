@@ -2,7 +2,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.distills import distills
-from robustbench_rec.distills._lists import Mixture, OverMixtures
+from robustbench_rec.distills._lists import Mixture, OverMixtures, mean
 
 
 @distills.register
@@ -14,8 +14,8 @@ class Pointwise(OverMixtures):
 
     Config = Mixture
 
-    def apart(self, student: Tensor, taught: Tensor) -> Tensor:
+    def apart(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
         share = taught.sigmoid()
         yes = share * (F.logsigmoid(taught) - F.logsigmoid(student))
         no = (1 - share) * (F.logsigmoid(-taught) - F.logsigmoid(-student))
-        return (yes + no).mean()
+        return mean(yes + no, there)

@@ -1,3 +1,4 @@
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +8,8 @@ from robustbench_rec.distillation import Lesson, Weighted
 from robustbench_rec.distills import distills
 from robustbench_rec.distills._lists import OverLists, by_rank
 from robustbench_rec.errors import RrecError
+
+log = logging.getLogger(__name__)
 
 TRIES = 20
 """Draws of an uninteresting item before it is left out."""
@@ -39,20 +42,31 @@ class RRD(OverLists):
                 f"{config.uninteresting}, decay={config.decay}: 1 <= interesting <= top, uninteresting >= 0 and "
                 "decay > 0 are needed"
             )
-        self.config = config
+        self.config, self.warned = config, False
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        ranked, config = self.best(self.config.top), self.config
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        (ranked, candidates), config = self.best(self.config.top), self.config
         self.first = min(config.interesting, ranked.shape[1])
-        chosen = ranked[:, : self.first]
+        places = torch.arange(self.first, device=ranked.device).expand(len(ranked), -1)
         if config.sampled:
-            chosen = ranked.gather(1, by_rank(ranked, self.first, config.decay, generator))
-        others, self.counts = self._others(ranked, generator)
-        return torch.cat([chosen, others], 1)
+            places = by_rank(candidates, self.first, config.decay, generator)
+        others, there = self._others(ranked, generator)
+        if config.uninteresting and not self.warned and not bool(there.any()):
+            log.warning(
+                "distill 'rrd': nobody has an uninteresting item, since top=%d and the training events are all %d "
+                "items; lower distill.top",
+                config.top,
+                self.lesson.data.n_items,
+            )
+            self.warned = True
+        lists = torch.cat([ranked.gather(1, places), others], 1)
+        return lists, torch.cat([candidates.gather(1, places), there], 1)
 
-    def compare(self, student: Tensor, taught: Tensor, users: Tensor) -> Tensor:
-        tail = student[:, self.first :].masked_fill(~self.counts[users], torch.finfo(student.dtype).min)
-        return plackett_luce(student[:, : self.first], tail).mean()
+    def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
+        if there is None:
+            return plackett_luce(student[:, : self.first], student[:, self.first :]).mean()
+        student = student.masked_fill(~there, torch.finfo(student.dtype).min)
+        return plackett_luce(student[:, : self.first], student[:, self.first :], there[:, : self.first]).mean()
 
     def _others(self, ranked: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Uninteresting items, `[n_users, count]`, and which of them really are: some users may have too few."""
@@ -70,11 +84,15 @@ class RRD(OverLists):
         return drawn, ~wrong
 
 
-def plackett_luce(ordered: Tensor, tail: Tensor) -> Tensor:
-    """Negative log-likelihood `[B]` of an order `[B, K]`, the first the best, all above a tail `[B, L]` without one."""
+def plackett_luce(ordered: Tensor, tail: Tensor, there: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood `[B]` of an order `[B, K]`, the first the best, all above a tail `[B, L]` without one.
+
+    What is not there, bool `[B, K]`, the last of an order, has the lowest of scores and is not counted.
+    """
     scores = torch.cat([ordered, tail.logsumexp(1, keepdim=True)], 1) if tail.shape[1] else ordered
     rest = scores.flip(1).logcumsumexp(1).flip(1)[:, : ordered.shape[1]]  # of each and all behind it
-    return (rest - ordered).sum(1)
+    each = rest - ordered
+    return (each if there is None else each.masked_fill(~there, 0.0)).sum(1)
 
 
 def _among(keys: Tensor, barred: Tensor) -> Tensor:

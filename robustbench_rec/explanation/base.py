@@ -37,8 +37,11 @@ class Units(ABC):
         return len(self.said)
 
     @abstractmethod
-    def scores(self, kept: Tensor) -> Tensor:
-        """Scores of all items with some of the units, bool `[M, n]`: `[M, n_items]`. All of them: the model's own."""
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
+        """Scores of all items with some of the units, bool `[M, n]`: `[M, n_items]`. All of them: the model's own.
+
+        alone: without what could have been a unit and is none.
+        """
 
     def slopes(self) -> Tensor | None:
         """Gradient × input of the item's score `[n]`; None where the model has no gradient in the units."""
@@ -68,7 +71,7 @@ class Faithfulness:
 
     score, rank: of the item among what the user may be shown. comprehensiveness: what the score loses without the units
     that are told. sufficiency: what it loses with these alone. deletion, insertion: area under the score while more and
-    more of the units, the most important first, are left out, or are given back to none; *_random: the mean of random
+    more of the units, the most important first, are left out, or given back to nothing; *_random: the mean of random
     orders. ejected: whether the item leaves the first k without what is told. sparsity: share of the units not told.
     """
 
@@ -92,24 +95,25 @@ def faithfulness(units: Units, order: Tensor, told: Tensor, *, k: int, draws: in
     generator = torch.Generator().manual_seed(seed)
     orders = [order, *(torch.randperm(n, generator=generator).to(order.device) for _ in range(draws))]
     without = torch.ones(1, n, dtype=torch.bool, device=order.device).index_fill(1, told, False)
-    masks = [torch.ones_like(without), without, ~without]
+    less, alone = [torch.ones_like(without), without], [~without]
     counts = torch.tensor([math.ceil(n * step / STEPS) for step in range(1 + STEPS)], device=order.device)
     for each in orders:
         place = torch.empty_like(each).scatter_(0, each, torch.arange(n, device=each.device))
         first = place[None] < counts[:, None]  # [1 + STEPS, n]
-        masks += [~first, first]
-    scores = units.scores(torch.cat(masks))
-    own = scores[:, item].double()
-    full, absent, alone = own[:3]
-    deletion, insertion = own[3:].view(1 + draws, 2, 1 + STEPS).unbind(1)
-    areas = [curve_area(each, counts / n) for each in (deletion, insertion)]  # [orders]
+        less.append(~first)
+        alone.append(first)
+    scores = units.scores(torch.cat(less))
+    full, absent, *deletion = scores[:, item].double()
+    told_alone, *insertion = units.scores(torch.cat(alone), alone=True)[:, item].double()
+    curves = (torch.stack(each).view(1 + draws, 1 + STEPS) for each in (deletion, insertion))
+    areas = [curve_area(each, counts / n) for each in curves]  # [orders]
     before, after = (torch.tensor([_rank(units, each)]) for each in scores[:2])
     return Faithfulness(
         score=full.item(),
         rank=int(before),
         units=n,
         comprehensiveness=comprehensiveness(full, absent).item(),
-        sufficiency=sufficiency(full, alone).item(),
+        sufficiency=sufficiency(full, told_alone).item(),
         deletion=areas[0][0].item(),
         deletion_random=areas[0][1:].mean().item(),
         insertion=areas[1][0].item(),

@@ -30,7 +30,7 @@ class Latest(Units):
         self.said = [self.names.item(each) for each in self.items.tolist()]
 
     @torch.no_grad()
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         places = torch.arange(len(self), device=kept.device).double()
         found = []
         for some in kept.split(PORTION):
@@ -67,7 +67,7 @@ class Owned(Units):
         self.said = [self.names.item(each) for each in self.items.tolist()]
 
     @torch.no_grad()
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         starts = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
         return self.model.ranked(Csr(starts, self.items.expand(len(kept), -1)[kept])).float()
 
@@ -88,7 +88,7 @@ class Edges(Units):
         self.said = [self.names.item(each) for each in (items[self.edges] - asked.data.n_users).tolist()]
 
     @torch.no_grad()
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         batch, found = self.asked.question(self.users), []
         for each in kept:
             weights = torch.ones(self.asked.model.n_edges, device=kept.device)
@@ -126,14 +126,14 @@ class Refitted(Units):
             f"fixed (the item scores {again:.4f} so, {own:.4f} in the model)"
         )
 
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         n_items, found = self.asked.data.n_items, []
         had = torch.zeros(1, n_items, dtype=torch.bool, device=kept.device)
         had[0, self.items] = True
-        for some in kept.split(PORTION):
-            liked = torch.zeros(len(some), n_items, dtype=torch.bool, device=kept.device)
-            liked[:, self.items] = some
-            point, users = self.found(liked, ~had.expand(len(some), -1))
+        for some in kept:  # each by itself: what is found together is found less exactly
+            liked = torch.zeros_like(had)
+            liked[0, self.items] = some
+            point, users = self.found(liked, ~had)
             with torch.no_grad():
                 found.append(point(Batch.unlabelled(users)).scores)
         return torch.cat(found).float()

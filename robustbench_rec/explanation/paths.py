@@ -36,7 +36,7 @@ class Paths(Units):
     A path has up to `hops` triples and no entity twice. What it counts is the product of the attention along it, the
     first layer at the item of the history and one layer further with each triple (the last one again, where the model
     has fewer layers), times what the item of the history counts for the user, where the user is a node. The triples are
-    left out for everybody, and what remains is normalised again.
+    left out for everybody, and what remains is normalised again. Alone are paths without any other triple.
     """
 
     kind: ClassVar[str] = "paths"
@@ -63,11 +63,11 @@ class Paths(Units):
         self.order = order[first.scatter_reduce(0, self.group, place, "amin").sort().values]  # the best of each group
         self._label()
 
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         model, copy, found = self.asked.model, deepcopy(self.asked.model), []
         batch = self.asked.question(self.users)
         for each in kept:
-            gone = torch.zeros(len(self.graph.heads), dtype=torch.bool, device=each.device)
+            gone = torch.full((len(self.graph.heads),), alone, device=each.device)
             gone[self.used] = ~each[self.unit]
             for name, buffer in model.without(gone).items():
                 setattr(copy, name, buffer)

@@ -28,7 +28,7 @@ class Words(Units):
         self.said = [word if len(cells) == 1 else f"{word} ({name})" for name, word in self.words]
 
     @torch.no_grad()
-    def scores(self, kept: Tensor) -> Tensor:
+    def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         at, masks = self.asked.at, kept.tolist()
         different = list(dict.fromkeys(map(tuple, masks)))
         texts = {

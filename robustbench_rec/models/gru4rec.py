@@ -39,7 +39,7 @@ class GRU4Rec(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
-    body: ClassVar[tuple[str, ...]] = ("item", "layers")
+    body: ClassVar[tuple[str, ...]] = ("item", "dropout", "layers")
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:

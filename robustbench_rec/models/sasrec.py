@@ -41,7 +41,7 @@ class SASRec(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
-    body: ClassVar[tuple[str, ...]] = ("item", "position", "blocks")
+    body: ClassVar[tuple[str, ...]] = ("item", "position", "dropout", "blocks")
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:

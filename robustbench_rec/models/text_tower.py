@@ -113,6 +113,7 @@ class TextTower(RecModel):
             self.register_buffer("lengths", lengths, persistent=False)
             self.backbone = self._encoder(pretrained, data.train.users.device, config.lora)
         else:
+            self.asked_once = pretrained.numbers
             self.register_buffer("feature_text", (frozen - self.centre) * self.scale, persistent=False)
         unseen = torch.bincount(data.train.items, minlength=data.n_items) == 0
         self.register_buffer("unseen", unseen, persistent=False)

@@ -89,7 +89,10 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
     trained, total = sizes(trainer.model)
     student = Taught.of(trainer.model, lesson.data)
     sums: dict[str, list[Tensor]] = {name: [] for name in (*names, "kendall")}
-    for users in lesson.portions():
+    for portion in lesson.portions():
+        users = portion[portion < lesson.data.n_genuine]
+        if not len(users):
+            break
         theirs = lesson.unseen(users)
         own = student.scores(users, None).masked_fill(theirs.isinf(), float("-inf"))
         for name, k in zip(names, cfg.top_k, strict=True):
