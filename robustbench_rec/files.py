@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ def drafted(path: Path) -> Iterator[Path]:
         yield draft
         os.replace(draft, path)
     except BaseException as error:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written nothing can be removed
+            draft.unlink()
         if not isinstance(error, OSError):
             raise
         raise RrecError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error

@@ -283,6 +283,17 @@ class TestWriting:
         assert {each.name: each.read_bytes() for each in saved.iterdir()} == before
         load(saved)
 
+    def test_where_nothing_can_be_removed_either_it_is_one_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def read_only(self: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+        monkeypatch.setattr(Path, "unlink", read_only)
+        self.full(monkeypatch, "write")
+        with pytest.raises(RrecError, match="No space left on device"):
+            files.write_text(tmp_path / "report.html", "x" * 99)
+
     def test_a_full_disk_between_tensors_and_card_is_noticed(
         self, saved: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -188,6 +188,15 @@ def test_the_better_model_passes_and_the_worse_one_does_not(
         assert json.loads((out / "run.json").read_text())["status"] == "done"
 
 
+def test_an_attack_is_about_all_places_that_are_judged(runs: Path, tmp_path: Path) -> None:
+    words = ["max_harm.recall@20=99%", "attack=pgd", "attack.steps=3", "eps=0.1"]
+    for name, more in (("own", []), ("said", ["goal.k=20"])):
+        assert run(runs, tmp_path / name, "good", None, *words, *more) == 0
+    own, said = (json.loads((tmp_path / each / "metrics.json").read_text()) for each in ("own", "said"))
+    assert own["ckpt/attacked/recall@20"] == said["ckpt/attacked/recall@20"]
+    assert "attack: pgd, eps 0.1, on the first 20 places" in (tmp_path / "own" / "gate.md").read_text()
+
+
 def test_the_numbers_are_those_of_rrec_eval_and_rrec_attack(runs: Path, tmp_path: Path) -> None:
     words = ["max_harm.ndcg@10=99%", "at_least.ndcg@10=0", "attack=pgd", "attack.steps=3", "eps=0.1"]
     assert run(runs, tmp_path / "gate", "good", None, *words) == 0

@@ -64,7 +64,9 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
     device, clock = setup(cfg), time.perf_counter()
     named = {name for each in limits.values() for name in each}
     cuts = {int(name.partition("@")[2]) for name in named if name.partition("@")[2].isdecimal()}
-    cfg = replace(cfg, top_k=sorted({*cfg.top_k, *cuts}) if cfg.protocol in ("full", "sampled") else cfg.top_k)
+    if cfg.protocol in ("full", "sampled"):  # an attack on fewer places than are judged would leave the others alone
+        goal = {**cfg.goal, "k": max([cfg.goal.get("k", 0), *cuts])} if cuts else cfg.goal
+        cfg = replace(cfg, top_k=sorted({*cfg.top_k, *cuts}), goal=goal)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     models = {"ckpt": loaded.model}
     if cfg.baseline is not None:
@@ -102,7 +104,8 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
         about += [f"data: {loaded.data.name}, {cfg.part} part, fingerprint {loaded.data.fingerprint[:12]}"]
         if cfg.attack is not None:
             eps = cfg.attack.get("eps")
-            about.append(f"attack: {cfg.attack['name']}" + ("" if eps is None else f", eps {eps:g}"))
+            places = f", on the first {cfg.goal['k']} places" if cfg.protocol in ("full", "sampled") else ""
+            about.append(f"attack: {cfg.attack['name']}" + ("" if eps is None else f", eps {eps:g}") + places)
         about += ["intervals: 95 %, paired bootstrap over users"]
         write_text(out / "gate.md", markdown("Gate", checks, about))
         write_json(out / "metrics.json", told)
