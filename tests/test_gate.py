@@ -218,6 +218,7 @@ def test_no_attack_can_be_said(runs: Path, tmp_path: Path) -> None:
         (None, ["max_drop.ndcg@10=5%"], "add baseline="),
         (None, ["at_least.ndcg@10=0", "attack=pgd"], "attack=pgd: nothing is checked under it"),
         ("bad", ["at_least.ndcg@10=0"], "nothing is compared with it"),
+        (None, ["max_harm.ndcg@10=5%", "attack=pgd", "goal=fairness"], "goal=fairness: a gate is about quality"),
         (None, ["max_harm.ndcg@10=5%"], "add attack="),
         (None, ["at_least.colour=1"], "unknown metric 'colour'"),
         (None, ["at_least=1"], "name the metric, at_least.ndcg@10=1"),

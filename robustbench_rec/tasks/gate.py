@@ -65,7 +65,7 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
     named = {name for each in limits.values() for name in each}
     cuts = {int(name.partition("@")[2]) for name in named if name.partition("@")[2].isdecimal()}
     if cfg.protocol in ("full", "sampled"):  # an attack on fewer places than are judged would leave the others alone
-        goal = {**cfg.goal, "k": max([cfg.goal.get("k", 0), *cuts])} if cuts else cfg.goal
+        goal = {**cfg.goal, "k": max(cfg.goal["k"], *cuts)} if cuts and cfg.goal["name"] == "untargeted" else cfg.goal
         cfg = replace(cfg, top_k=sorted({*cfg.top_k, *cuts}), goal=goal)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
     models = {"ckpt": loaded.model}
