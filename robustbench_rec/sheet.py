@@ -71,7 +71,7 @@ class Sheet:
         """A column of finite numbers, float64 `[N]`."""
         column = self.pick(name)
         values = _numbers(column)
-        self._refuse(~np.isfinite(values), column, "is not a finite number")
+        self._refuse(~np.isfinite(values), column, f"is not a finite number{_comma(column)}")
         return values
 
     def features(self, key: str, name: str) -> pd.DataFrame:
@@ -82,7 +82,7 @@ class Sheet:
             column = self.pick(each)
             frame[each] = _numbers(column)
             empty = column.isna() | (column.astype("str") == "")
-            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, "is not a number")
+            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, f"is not a number{_comma(column)}")
         if name in frame.columns:
             raise RrecError(f"{self.path} has both '{key}' and '{name}'; one of them must have another name")
         return pd.concat([ids, frame], axis=1)
@@ -211,6 +211,12 @@ def read_bytes(path: Path) -> bytes:
         raise RrecError(f"{path} does not exist") from None
     except OSError as error:
         raise RrecError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _comma(column: pd.Series) -> str:
+    """What to do about numbers such as 3,5."""
+    found = column.astype("str").str.fullmatch(r"[+-]?\d+,\d+").any()
+    return ": numbers need a decimal point, 3.5 and not 3,5" if found else ""
 
 
 def _numbers(column: pd.Series) -> Array:

@@ -129,6 +129,17 @@ class TestTable:
         assert rows(raw.links, "item", "entity") == [("7", "m1")]
         assert raw.users is None
 
+    def test_the_column_that_names_items_whatever_it_is_called(self, tmp_path):
+        def named(text, title):
+            items = {"path": write(tmp_path / "items.csv", text), "title": title}
+            return load("table", path=write(tmp_path / "a.csv", RATINGS), items=items).items
+
+        assert rows(named("item_id,Titel\n7,Amélie\n", "Titel"), "item", "title") == [("7", "Amélie")]
+        with pytest.raises(RrecError, match=r"dataset\.items\.title.*'Titl'.*Titel"):
+            named("item_id,Titel\n7,Amélie\n", "Titl")
+        with pytest.raises(RrecError, match="rename one of them"):
+            named("item_id,Titel,title\n7,Amélie,Heat\n", "Titel")
+
     def test_files_are_those_that_decide_about_a_prepared_copy(self, tmp_path):
         path, kg = tmp_path / "a.csv", tmp_path / "kg.csv"
         assert source("table", path=str(path), kg={"path": str(kg)}).files(tmp_path) == [path, kg]
@@ -155,6 +166,10 @@ class TestTable:
 
     def test_text_in_the_rating_column_names_line_and_value(self, refused):
         refused(RATINGS.replace("2.5", "good"), "line 3", "'rating'", "'good'", "not a finite number")
+
+    def test_a_decimal_comma_is_told_what_to_write(self, refused):
+        text = RATINGS.replace(",", ";").replace("2.5", "2,5")
+        refused(text, "line 3", "'2,5'", "decimal point", separator="semicolon")
 
     def test_blank_lines_do_not_shift_the_line_number(self, refused):
         refused("\n" + RATINGS.replace("ann,7", "\nann,7").replace("2.5", "good"), "line 5", "'good'")

@@ -438,6 +438,13 @@ class TestCache:
             load(table, str(tmp_path))
 
 
+@pytest.mark.parametrize("split", [LAST, {"name": "ratio", "valid": 0.1, "test": 0.1, "order": "time", "seed": 0}])
+def test_a_split_by_order_warns_where_the_data_have_no_times(table, tmp_path, split, caplog):
+    for column, warned in (("time", False), (None, True)):
+        load(recipe({**table.dataset, "time": column}, split), str(tmp_path))
+        assert ("no times" in caplog.text) is warned
+
+
 def test_data_from_a_seed_has_the_truth_of_its_noise():
     data = load(recipe(), None)
     assert data.has == {"kg", "order", "rating", "text", "time"}

@@ -8,7 +8,7 @@ import pandas as pd
 
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._options import scale_of
-from robustbench_rec.errors import RrecError
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.raw import Raw, Source
 from robustbench_rec.sheet import File, Sheet, locate, read
 
@@ -21,6 +21,13 @@ class Features(File):
 
     id: str
     numbers: list[str]
+
+
+@dataclass
+class Items(Features):
+    """Those of items. title: the column that names them, null for one whose name is or ends with title or name."""
+
+    title: str | None = None  # checkpoints of before do not have it
 
 
 @dataclass
@@ -60,7 +67,7 @@ class Table(Source):
         scale: list[float] | None
         repeats: bool
         linked_only: bool
-        items: Features
+        items: Items
         users: Features
         kg: Triples
         links: Links
@@ -80,7 +87,7 @@ class Table(Source):
             raise RrecError("dataset.links ties items to a knowledge graph: it needs dataset.kg.path")
         raw = Raw(
             events=self._events(),
-            items=_features(c.items, "item"),
+            items=_titled(_features(c.items, "item"), c.items.title),
             users=_features(c.users, "user"),
             kg=None if kg is None else kg.columns({"head": c.kg.head, "relation": c.kg.relation, "tail": c.kg.tail}),
             links=None if links is None else links.columns({"item": c.links.item, "entity": c.links.entity}),
@@ -117,6 +124,17 @@ def _linked(raw: Raw) -> Raw:
 
 def _sheet(file: File) -> Sheet | None:
     return None if file.path is None else read(file, locate(file.path))
+
+
+def _titled(table: pd.DataFrame | None, title: str | None) -> pd.DataFrame | None:
+    """With the column that names items under the name by which others find it."""
+    if table is None or title is None:
+        return table
+    if title not in table.columns:
+        raise RrecError(f"dataset.items.title: {unknown('column', title, table.columns)}")
+    if title != "title" and "title" in table.columns:
+        raise RrecError(f"dataset.items.title={title}: there is a column 'title' beside; rename one of them")
+    return table.rename(columns={title: "title"})
 
 
 def _features(file: Features, name: str) -> pd.DataFrame | None:

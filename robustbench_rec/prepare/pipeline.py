@@ -1,6 +1,7 @@
 """Source, cleaning, threshold, cores, split, indices, tensors."""
 
 import json
+import logging
 from dataclasses import asdict, replace
 from hashlib import file_digest, sha256
 
@@ -22,6 +23,8 @@ from robustbench_rec.raw import PARTS, Array, Raw
 from robustbench_rec.splits import splits
 from robustbench_rec.splits._shares import TEST, TRAIN, VALID, Split
 
+log = logging.getLogger(__name__)
+
 
 def load(recipe: Recipe, data_dir: str | None) -> Data:
     """The data that a recipe describes, fetched, prepared and cached as needed; noise comes last and is not cached.
@@ -36,7 +39,7 @@ def load(recipe: Recipe, data_dir: str | None) -> Data:
     source.fetch(place)
     files = source.files(place)
     if not files:
-        return noise(replace(prepare(source.load(place), name, split, recipe.prepare), place=place))
+        return noise(replace(_told(prepare(source.load(place), name, split, recipe.prepare), split), place=place))
     config = {"dataset": recipe.dataset, "split": recipe.split, "prepare": asdict(recipe.prepare)}
     digests = []
     for path in files:
@@ -49,7 +52,7 @@ def load(recipe: Recipe, data_dir: str | None) -> Data:
     described = json.dumps([cache.FORMAT, config, digests], sort_keys=True)
     entry = cache.folder(place) / f"{name}-{sha256(described.encode()).hexdigest()[:32]}"
     data = cache.recall(entry) or cache.keep(entry, prepare(source.load(place), name, split, recipe.prepare))
-    return noise(replace(data, place=place))
+    return noise(replace(_told(data, split), place=place))
 
 
 def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
@@ -93,6 +96,13 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
         report=report.counts,
     )
     return replace(data, fingerprint=cache.fingerprint(data))
+
+
+def _told(data: Data, split: Split) -> Data:
+    """The data; a split by an order that nobody vouches for is worth a warning."""
+    if split.by_order and not data.ordered:
+        log.warning("dataset '%s' has no times: its split takes a user's rows in the order of the file", data.name)
+    return data
 
 
 def _check(config: Prepare) -> None:

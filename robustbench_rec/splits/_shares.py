@@ -16,6 +16,8 @@ class Split(ABC):
     """A split component; `splits.build(config)` makes one."""
 
     Config: ClassVar[type]
+    by_order: bool = False
+    """Whether it goes by the order in which a user's events happened."""
 
     def __init__(self, config: Any) -> None:
         if getattr(config, "seed", 0) < 0:

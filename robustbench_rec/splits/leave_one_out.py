@@ -21,6 +21,8 @@ class LeaveOneOut(Split):
     class Config:
         pass
 
+    by_order = True
+
     def __call__(self, events: pd.DataFrame) -> Array:
         users = pd.factorize(events["user"])[0]
         counts = np.bincount(users)[users]

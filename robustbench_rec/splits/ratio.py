@@ -27,6 +27,10 @@ class Ratio(Split):
 
     config: Config
 
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.by_order = config.order == "time"
+
     def __call__(self, events: pd.DataFrame) -> Array:
         c = self.config
         check_shares(valid=c.valid, test=c.test)
