@@ -347,6 +347,17 @@ class TestAttack:
         both = self.attacked(runs, tmp_path / "2", "mf", "eps=0.3")
         assert both["attacked/ndcg@10"] < one["attacked/ndcg@10"] <= one["clean/ndcg@10"]
 
+    @pytest.mark.parametrize(
+        ("k", "told"), [(5, "the first 5; goal.k=10 for all that are judged"), (10, "the first 10")]
+    )
+    def test_the_places_that_it_is_about_are_told(
+        self, runs: Runs, tmp_path: Path, k: int, told: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.attacked(runs, tmp_path, "mf", "eps=0.1", f"goal.k={k}", "top_k=[5,10]")
+        shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"places {told}" in shown
+        assert ("for all that" in shown) is (k == 5)
+
     ENSEMBLE = ("attack=rank_autoattack", "attack.steps=4", "attack.queries=4", "attack.rivals=1", "eps=0.2")
 
     def test_an_ensemble_is_at_least_as_strong_as_each_member(self, runs: Runs, tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             found = trials.run(chosen, bar)
         left = [result for result, _ in found]
         after = worst(left, goal, judging.smaller)
-        show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], [list(e) for e in threat.items()])
+        told_threat = [list(each) for each in [*threat.items(), *_places(cfg, goal)]]
+        show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], told_threat)
         told = _compared(clean, after, judging)
         alike = [each for each in (alike_to(clean, result, cfg.top_k) for result in left) if each is not None]
         if alike:
@@ -109,6 +110,15 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             keep(after, loaded.data, out / "per_user-attacked.csv")
         trials.finish()
     return told
+
+
+def _places(cfg: Attack, goal: Goal) -> list[tuple[str, str]]:
+    """The places of a list that the attack is about, where lists are judged."""
+    if cfg.protocol not in ("full", "sampled"):
+        return []
+    longest = max(cfg.top_k, default=0)
+    more = f"; goal.k={longest} for all that are judged" if longest > goal.k else ""
+    return [("places", f"the first {goal.k}{more}")]
 
 
 def _undefended(cfg: Attack, fingerprint: str, threat: Mapping[str, str]) -> dict[str, float] | None:
