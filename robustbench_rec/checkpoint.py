@@ -119,7 +119,11 @@ def load(
         raise RrecError(
             f"{key}={path}: not a checkpoint of robustbench_rec ({type(error).__name__}: {error})"
         ) from error
-    data = load_data(recipe, data_dir)
+    try:
+        data = load_data(recipe, data_dir)
+    except RrecError as error:
+        told = f"if they were moved, write where they are into its {CARD}, under recipe, dataset"
+        raise RrecError(f"{key}={path}: the data that it was trained on: {error}; {told}") from error
     if "fakes" in card:
         data = profiles.inject(data, profiles.load(str(folder), key))
     uncleaned = data

@@ -340,6 +340,19 @@ def test_poisons_that_differ_in_seeds_are_one_row(there: Path, tmp_path: Path) -
     assert float(row["change sd"]) == pytest.approx(stdev(changes))
 
 
+def test_gates_say_which_limits_were_kept(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "plain")
+    words = (f"ckpt='{tmp_path}/plain'", *JUDGED)
+    done("gate", tmp_path / "open", *words, "at_least={ndcg@10: 0}")
+    with pytest.raises(RrecError, match="the gate is shut"):
+        done("gate", tmp_path / "shut", *words, "at_least={ndcg@10: 0, hr@10: 2}")
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = {each["run"].partition("/")[2]: each for each in csv.DictReader((tmp_path / "r" / "gates.csv").open())}
+    assert rows["open"]["verdict"] == "pass"
+    assert rows["shut"]["verdict"] == "fail, 1 of 2 checks"
+    assert rows["shut"]["limits"] == "at_least.ndcg@10=0, at_least.hr@10=2"
+
+
 def test_the_words_at_the_head_say_what_the_defence_is_worth(written: Path, page: Reader) -> None:
     text = " ".join(html.unescape(written.read_text(encoding="utf-8")).split())
     (row,) = (each for each in columns(page, "compared") if (each["model"][0], each["on"][0]) == ("mf + apr", "test"))

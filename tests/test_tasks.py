@@ -18,7 +18,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import by_user
 from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
-from robustbench_rec.tasks import attack, distill, finetune, train, trials
+from robustbench_rec.tasks import attack, distill, finetune, gate, train, trials
 from robustbench_rec.tasks import eval as evaluate
 
 DATA = (
@@ -38,7 +38,7 @@ MODEL = {
 }
 QUALITIES = ("ndcg", "recall", "precision", "hr", "mrr", "map", "coverage")
 DESCRIPTIONS = ("gini", "entropy", "arp", "aplt")
-VERBS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill, "finetune": finetune}
+VERBS = {"train": train, "attack": attack, "eval": evaluate, "distill": distill, "finetune": finetune, "gate": gate}
 
 
 def run(verb: str, out: Path, *overrides: str) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""Sections about clean quality, poisoned training data, and other parts, protocols and noise."""
+"""Sections about clean quality, limits on it, poisoned training data, and other parts, protocols and noise."""
 
 from collections.abc import Mapping, Sequence
 
+from robustbench_rec.config import LIMITS
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found
 from robustbench_rec.reports.sections.cells import NOISE, change, marked
@@ -77,3 +78,24 @@ def judged(done: Sequence[Found], book: Book, main: str) -> Section | None:
         rows.append([Cell(label), Cell(where), Cell(len(runs)), *map(Cell, spreads)])
     table = Table("judged", "Judged again", ["model", "on", "runs", *chosen], rows)
     return Section("judged", "Other parts, protocols and noise", "", [table])
+
+
+def gates(done: Sequence[Found], book: Book) -> Section | None:
+    """`rrec gate`: the limits that each model was held to, and whether it kept them."""
+    rows = []
+    for run in done:
+        if run.verb != "gate":
+            continue
+        limits = [
+            f"{key}.{name}={limit}"
+            for key in LIMITS
+            if isinstance(said := run.config.get(key), Mapping)
+            for name, limit in said.items()
+        ]
+        broken, checks = ((run.metrics or {}).get(f"gate/{key}", NAN) for key in ("failed", "checks"))
+        verdict = "pass" if broken == 0 else f"fail, {broken:g} of {checks:g} checks" if broken > 0 else "unknown"
+        attack = run.named("attack")
+        attack += "" if attack == "none" or run.eps is None else f", eps {run.eps:g}"
+        rows.append([Cell(each) for each in (run.name, book.victim(run), attack, ", ".join(limits), verdict)])
+    table = Table("gates", "Limits", ["run", "model", "attack", "limits", "verdict"], rows)
+    return Section("gates", "Gates", "", [table]) if rows else None
