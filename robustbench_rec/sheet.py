@@ -18,6 +18,8 @@ from robustbench_rec.errors import RrecError, unknown
 
 Array = np.ndarray[Any, Any]
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
+RIGHT = "is the separator right? (separator: comma, semicolon, tab, space, or the characters themselves)"
+OTHER_TIMES = "time_format is seconds, milliseconds, iso, or a pattern such as %d/%m/%Y"
 _UNIT = "\x1f"  # stands in for separators that the CSV parser does not know: of several characters, or not ASCII
 _EARLIEST, _LATEST = -(2**53), 2**53  # seconds beyond which a number is no time at all
 
@@ -52,7 +54,7 @@ class Sheet:
     def pick(self, name: str) -> pd.Series:
         """A column; RrecError lists the columns that are there and the nearest."""
         if name not in self.frame.columns:
-            hint = "; is the separator right?" if len(self.frame.columns) == 1 else ""
+            hint = f"; {RIGHT}" if len(self.frame.columns) == 1 else ""
             raise RrecError(f"{unknown(f'column of {self.path.name}', name, map(str, self.frame.columns))}{hint}")
         column: pd.Series = self.frame[name]
         return column
@@ -71,7 +73,7 @@ class Sheet:
         """A column of finite numbers, float64 `[N]`."""
         column = self.pick(name)
         values = _numbers(column)
-        self._refuse(~np.isfinite(values), column, f"is not a finite number{_comma(column)}")
+        self._refuse(~np.isfinite(values), column, "is not a finite number", _comma(column))
         return values
 
     def features(self, key: str, name: str) -> pd.DataFrame:
@@ -82,7 +84,7 @@ class Sheet:
             column = self.pick(each)
             frame[each] = _numbers(column)
             empty = column.isna() | (column.astype("str") == "")
-            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, f"is not a number{_comma(column)}")
+            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, "is not a number", _comma(column))
         if name in frame.columns:
             raise RrecError(f"{self.path} has both '{key}' and '{name}'; one of them must have another name")
         return pd.concat([ids, frame], axis=1)
@@ -97,13 +99,13 @@ class Sheet:
             style = "iso"
         if style in ("seconds", "milliseconds"):
             values = _numbers(column) / (1000 if style == "milliseconds" else 1)
-            self._refuse(~((values > _EARLIEST) & (values < _LATEST)), column, f"is not a time in {style}")
+            self._refuse(~((values > _EARLIEST) & (values < _LATEST)), column, f"is not a time in {style}", OTHER_TIMES)
             return np.floor(values).astype(np.int64)
         if style != "iso" and "%" not in style:
             raise unknown("time format", style, ["seconds", "milliseconds", "iso", "a pattern such as %Y-%m-%d"])
         pattern = "ISO8601" if style == "iso" else style
         stamps = pd.to_datetime(column, utc=True, errors="coerce", format=pattern)
-        self._refuse(stamps.isna().to_numpy(), column, f"is not a time of the format '{style}'")
+        self._refuse(stamps.isna().to_numpy(), column, f"is not a time of the format '{style}'", OTHER_TIMES)
         return stamps.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64)
 
     def columns(self, names: Mapping[str, str]) -> pd.DataFrame:
@@ -116,12 +118,13 @@ class Sheet:
             return row + 1
         return _filled_lines(self.path)[row + self.header]
 
-    def _refuse(self, bad: Array, column: pd.Series, complaint: str) -> None:
+    def _refuse(self, bad: Array, column: pd.Series, complaint: str, hint: str = "") -> None:
         if bad.any():
             row = int(bad.argmax())
             more = f" (and {int(bad.sum()) - 1:,} more)" if bad.sum() > 1 else ""
             value = column.iloc[row]
-            raise RrecError(f"{self.path}, line {self.line(row)}, column '{column.name}': '{value}' {complaint}{more}")
+            told = f"{self.path}, line {self.line(row)}, column '{column.name}': '{value}' {complaint}{more}"
+            raise RrecError(f"{told}; {hint}" if hint else told)
 
 
 def read(file: File, path: Path) -> Sheet:
@@ -179,7 +182,7 @@ def read_text(path: Path, separator: str, quote: str | None, header: bool, encod
             raise RrecError(f"{path} cannot be read as a table: {str(error).partition(chr(10))[0]}") from error
         line = _filled_lines(path)[wrong[0].number - 1]
         found, expected = wrong[0].actual_columns, wrong[0].expected_columns
-        hint = "" if len(cells) > 1 else "; is the separator right?"
+        hint = "" if len(cells) > 1 else f"; {RIGHT}"
         raise RrecError(f"{path}, line {line} has {found} columns where the first line has {expected}{hint}") from error
     if not len(table):
         raise RrecError(f"{path} has a header and no rows")
@@ -216,7 +219,7 @@ def read_bytes(path: Path) -> bytes:
 def _comma(column: pd.Series) -> str:
     """What to do about numbers such as 3,5."""
     found = column.astype("str").str.fullmatch(r"[+-]?\d+,\d+").any()
-    return ": numbers need a decimal point, 3.5 and not 3,5" if found else ""
+    return "numbers need a decimal point, 3.5 and not 3,5" if found else ""
 
 
 def _numbers(column: pd.Series) -> Array:

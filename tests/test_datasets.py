@@ -182,6 +182,11 @@ class TestTable:
     def test_times_that_are_none(self, refused, value):
         refused(RATINGS.replace("300", value), "line 3", "'timestamp'", f"'{value}'", "seconds")
 
+    def test_what_other_formats_and_columns_there_are(self, refused):
+        refused(RATINGS.replace("rating", "note"), "dataset.rating names it, null where there is none")
+        refused(RATINGS, "is not a time of the format", "milliseconds, iso", time_format="%Y")
+        refused(RATINGS, "column", "separator: comma, semicolon", separator="semicolon")
+
     def test_a_date_of_another_format(self, refused):
         refused(RATINGS.replace("100", "2001-01-01"), "line 3", "'300'", "%Y-%m-%d", time_format="%Y-%m-%d")
 

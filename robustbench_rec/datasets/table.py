@@ -100,6 +100,10 @@ class Table(Source):
         c = self.config
         sheet = read(c, locate(str(c.path)))
         events = sheet.columns({"user": c.user, "item": c.item})
+        for key, name in (("rating", c.rating), ("time", c.time)):
+            if name is not None and name not in sheet.frame.columns:
+                told = unknown(f"column of {sheet.path.name}", name, map(str, sheet.frame.columns))
+                raise RrecError(f"{told}; dataset.{key} names it, null where there is none")
         if c.rating is not None:
             events["rating"] = sheet.ratings(c.rating)
         if c.time is not None:
