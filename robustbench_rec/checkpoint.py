@@ -203,7 +203,8 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
     missing = sorted(models[name].needs - data.has)
     if missing:
         has = ", ".join(sorted(data.has)) or "interactions only"
-        raise RrecError(f"model '{name}' needs {', '.join(missing)}, which dataset '{data.name}' does not have ({has})")
+        told = f"model '{name}' needs {', '.join(missing)}, which dataset '{data.name}' does not have ({has})"
+        raise RrecError(f"{told}; times give an order" if "order" in missing else told)
     adaptation = config.get("adaptation")
     model = models.build({key: each for key, each in config.items() if key != "adaptation"}, data)
     if isinstance(adaptation, Mapping):

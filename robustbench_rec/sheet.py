@@ -212,6 +212,8 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise RrecError(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise RrecError(f"{path} is a folder, not a file; null where there is none") from None
     except OSError as error:
         raise RrecError(f"{path} cannot be read: {error.strerror or error}") from error
 
