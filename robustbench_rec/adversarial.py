@@ -58,9 +58,11 @@ def shares(clean_weight: float) -> tuple[float, float]:
 
 
 def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:
-    """The inner maximisation of AWP: every matrix moves by γ times its own norm."""
+    """The inner maximisation of AWP: every matrix moves by γ times its own norm; RrecError without a step."""
+    if steps < 1:
+        raise RrecError(f"defense.steps={steps}: at least one, else nothing is perturbed")
     ball = Ball(eps=gamma, norm="l2", per=per, relative="own")
-    return Ascent(surface="weight", ball=ball, steps=steps, step_size=1.0 if steps == 1 else 2.5 / max(steps, 1))
+    return Ascent(surface="weight", ball=ball, steps=steps, step_size=1.0 if steps == 1 else 2.5 / steps)
 
 
 class AdamProxy(torch.nn.Module):

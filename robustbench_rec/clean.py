@@ -114,7 +114,9 @@ class Detector(Clean):
 
     def find(self, data: Data, fake: Tensor | None) -> Finding:
         c, train = self.config, data.train
-        users = torch.bincount(train.users, minlength=data.n_users).nonzero().squeeze(1)
+        present = torch.bincount(train.users, minlength=data.n_users) > 0
+        users = present.nonzero().squeeze(1)
+        fake = None if fake is None else fake & present  # a step before may have found some
         told = None if fake is None else self.told(fake)
         found = self.suspicion(data, users, told).double()
         count = round(c.share * len(users)) if fake is None else int(fake.sum())

@@ -273,6 +273,20 @@ class TestRadius:
             assert (above <= passed(1.001 * budget)).all()
         assert (found[-1] > found[0]).any()
 
+    def test_items_that_differ_by_rounding_can_pass_one_another(self) -> None:
+        judge, model = judging(make_data(test=1), k=3), build("mf", make_data(test=1), dim=32)
+        certificate = proof("radius", vectors="user", budgets=[1e9])
+        apart = certificate.certify(loaded(model, judge.data), judge, "test").above
+        with torch.no_grad():
+            items = model.get_parameter("item.weight")
+            twins = items[:1].expand_as(items).clone()
+            places = torch.arange(len(items))
+            twins[places, places % 32] = torch.nextafter(
+                twins[places, places % 32], torch.tensor(9.0, dtype=items.dtype)
+            )
+            items.copy_(twins)
+        assert torch.equal(certificate.certify(loaded(model, judge.data), judge, "test").above, apart)
+
     def test_vectors_in_one_line_are_turned_by_all_three_steps(self) -> None:
         """p = q_t − q_k = e₁: the angles asin(r) and asin(2r) make a right one where r² + 4r² = 1."""
         judge, model = judging(make_data(test=1), k=1), build("mf", make_data(test=1), dim=2)

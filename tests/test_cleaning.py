@@ -268,6 +268,12 @@ class TestFeatures:
         _, ratings = profiles(replace(GENUINE, train=train), torch.tensor([0, 1]), "auto")
         assert (ratings[0, 2], ratings[1, 1], ratings.sum()) == (2.5, 3.0, 5.5)
 
+    def test_a_refusal_is_no_click(self) -> None:
+        values = torch.tensor([1.0, 0.0, 1.0])
+        train = Interactions(torch.tensor([0, 0, 1]), torch.tensor([2, 3, 1]), values)
+        there, _ = profiles(replace(GENUINE, train=train), torch.tensor([0, 1]), "auto")
+        assert there.nonzero().tolist() == [[0, 2], [1, 1]]
+
     def test_ratings_that_are_not_there_are_refused(self) -> None:
         clicks = replace(FAKED, train=replace(FAKED.train, values=torch.ones(len(FAKED.train))))
         with pytest.raises(RrecError, match="clean.form=ratings"):
@@ -277,6 +283,19 @@ class TestFeatures:
 
 
 class TestDetectors:
+    def test_what_an_earlier_step_found_is_not_looked_for_again(self) -> None:
+        steps = [step(each, known=True) for each in ("dense_block", "dense_block", "fap")]
+        _, found = cleaned(GROUP, steps)
+        fake = torch.arange(GROUP.n_users) >= GROUP.n_genuine
+        left = fake.clone()
+        for _, finding in found:
+            assert int(finding.flagged.sum()) == int(left.sum())
+            left &= ~finding.flagged
+
+    def test_as_many_components_as_users_tell_nothing(self) -> None:
+        with pytest.raises(RrecError, match="components=500"):
+            find("pca_varselect", FAKED, components=500)
+
     @pytest.mark.parametrize("components", [1, 3])
     def test_pca_varselect_is_that_of_numpy(self, components: int) -> None:
         _, values = profiles(FAKED, torch.arange(FAKED.n_users), "ratings")
@@ -434,6 +453,22 @@ class TestSanitise:
         found, counts = self.texts(disguised)
         assert found == ["Toy & Story", "see now", "Toy", "full", "good film"]
         assert counts == {"html_or_links": 2, "disguises": 2, "repeated_words": 1, "too_long": 0, "texts": 5}
+
+    @pytest.mark.parametrize(
+        ("text", "left"),
+        [
+            ("buy buy, buy now", "buy now"),
+            ("Windows 3.3", "Windows 3.3"),
+            ("24/24 hours", "24/24 hours"),
+            ("Model 1-1/2", "Model 1-1/2"),
+            ("Catch-22: 22", "Catch-22: 22"),
+        ],
+    )
+    def test_numbers_are_no_repeated_words(self, text: str, left: str) -> None:
+        table = pd.DataFrame({"title": [text, *["x"] * 49]})
+        data, _ = cleaned(replace(GENUINE, item_table=table), [step("sanitise", words=5)])
+        assert data.item_table is not None
+        assert data.item_table["title"][0] == left
 
     def test_a_cap_cuts_and_an_honest_text_stays(self) -> None:
         table = pd.DataFrame({"title": ["one two three", "a < b and c > d", None, *["x"] * 47]})

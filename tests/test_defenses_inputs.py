@@ -31,9 +31,9 @@ from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.defenses.rat import Previous
 from robustbench_rec.errors import RrecError
 from robustbench_rec.hardware import autocast
-from robustbench_rec.losses import bce, bpr, divergence, mse, softmax, squared_hinge
+from robustbench_rec.losses import bce, bpr, divergence, margin, mse, softmax, squared_hinge
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, start_epoch
+from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.shifted import SURFACES, Shifted, inputs
 
 TITLES = ["sea", "old sea house", None, "red night song", "winter", "song sea"]
@@ -416,3 +416,14 @@ class TestConformanceOfTheSquaredHinge:
             defended("at", build("mf"), robust_loss="hinge")
         with pytest.raises(RrecError, match="kappa=0"):
             defended("at", build("mf"), kappa=0.0)
+        with pytest.raises(RrecError, match="loss=mse has no candidates"):  # a rating of 1 is no click
+            defended("at", build("biased_mf"), Plain(mse), robust_loss="squared_hinge")
+        with pytest.raises(RrecError, match="loss=margin"):
+            defended("vat_user", build("mf"), Plain(margin))
+
+    @pytest.mark.parametrize(
+        ("name", "key"), [("apr", "steps"), ("awp", "steps"), ("rawp", "steps"), ("smart", "start")]
+    )
+    def test_what_would_perturb_nothing_is_refused(self, name: str, key: str) -> None:
+        with pytest.raises(RrecError, match=f"{key}=0"):
+            defended(name, build("mf"), **{key: 0})

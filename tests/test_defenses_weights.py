@@ -1,5 +1,6 @@
 """SAM, ASAM and random weight perturbation against their definitions; random directions as a control."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -159,6 +160,14 @@ class TestRWP:
             found.append(objective.attack.ball.eps)
         assert found == pytest.approx([0, 0.4 * 0.146447, 0.2, 0.4 * 0.853553, 0.4, 0.4], rel=1e-5)
         assert defended("rwp", learner("toy"), sigma=0.4, growth=0).attack.ball.eps == 0.4
+
+    @pytest.mark.parametrize("name", ["stosa", "multi_intent_gaussian"])
+    def test_fisher_leaves_the_penalty_of_a_model_its_output(self, name: str) -> None:
+        model = learner(name)
+        batch, at = batch_for(model), Shifted(model)
+        objective = defended("rwp", model, variant="fisher", clean_weight=0.5)
+        (objective(at, batch) + model.penalty(batch, partial(at.said, batch))).backward()
+        assert any(each.grad is not None and each.grad.any() for each in model.parameters())
 
     def test_fisher_is_the_running_mean_of_squared_gradients_and_makes_noise_smaller_where_it_is_large(self) -> None:
         model, batch = learner("toy"), batch_of()

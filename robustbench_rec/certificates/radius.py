@@ -144,7 +144,7 @@ class Radius(Certificate):
             between = (sums - 2 * items[own] @ items.T).clamp_min(0)  # ‖q_t − q_k‖²
             size = users[row].norm(dim=1, keepdim=True)
             if self.config.vectors == "user":
-                distance = gap / between.sqrt()
+                distance = gap / (between + ROUNDING * sums).sqrt()  # of items that are nearly the same: never too far
             elif self.config.vectors == "item":
                 distance = gap / size
             else:

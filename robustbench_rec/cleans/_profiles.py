@@ -26,12 +26,13 @@ def profiles(data: Data, users: Tensor, form: str) -> tuple[Tensor, Tensor]:
             "use clean=rules, fap with seeds, or degree_sad"
         )
     row = torch.full((data.n_users,), -1).index_copy(0, users, torch.arange(len(users)))
-    places = (row[data.train.users], data.train.items)
+    train = data.train.liked()  # a refusal is no click
+    places = (row[train.users], train.items)
     empty = torch.zeros(len(users), data.n_items, dtype=torch.double)
     there = empty.index_put(places, torch.ones((), dtype=torch.double))
     if form == "clicks" or not rated(data):
         return there, there
-    ratings = empty.index_put(places, data.train.values.double(), accumulate=True)
+    ratings = empty.index_put(places, train.values.double(), accumulate=True)
     counts = empty.index_put(places, torch.ones((), dtype=torch.double), accumulate=True)
     return there, ratings / counts.clamp_min(1)  # the mean, where a user rated an item again
 

@@ -32,6 +32,10 @@ class PCAVarSelect(Detector):
             raise RrecError(f"clean.components={config.components}: must be at least 1")
 
     def suspicion(self, data: Data, users: Tensor, told: Tensor | None) -> Tensor:
+        if self.config.components >= len(users):
+            raise RrecError(
+                f"clean.components={self.config.components}: fewer than the {len(users)} users; with all, none differs"
+            )
         _, values = profiles(data, users, self.config.form)
         centred = values - values.mean(1, keepdim=True)
         z = centred / values.std(1, correction=0, keepdim=True).clamp_min(1e-12)

@@ -14,7 +14,7 @@ from robustbench_rec.text.sanitise import sanitise
 
 TAG = re.compile(r"<[!/a-zA-Z][^<>]*>")
 LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
-REPEATED = re.compile(r"\b(\w+)(?:\W+\1\b)+", re.IGNORECASE)
+REPEATED = re.compile(r"\b((?!\d+\b)\w+)(?:[\s,;!?]+\1\b)+", re.IGNORECASE)  # numbers are no words: 24/24, 3.3
 
 
 @cleans.register

@@ -29,6 +29,8 @@ class Rows(Adversarial):
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         if config.weight < 0:
             raise RrecError(f"defense.weight={config.weight}: must not be negative")
+        if config.steps < 1:
+            raise RrecError(f"defense.steps={config.steps}: at least one, else nothing is perturbed")
         ball = Ball(eps=config.eps, norm="l2", per="row", relative=config.relative)
         ascent = Ascent(surface=self.surface, ball=ball, steps=config.steps, step_size=config.step_size)
         ascent.check(model)

@@ -48,6 +48,10 @@ class AdversarialTraining(Adversarial):
             )
         if config.robust_loss not in (None, *ROBUST):
             raise unknown("defense.robust_loss", str(config.robust_loss), ("null", *ROBUST))
+        if config.robust_loss and innermost(inner).loss is mse:
+            raise RrecError(
+                f"defense.robust_loss={config.robust_loss}: loss=mse has no candidates to tell apart; use null"
+            )
         if config.kappa <= 0:
             raise RrecError(f"defense.kappa={config.kappa}: a margin above 0")
         worst = Plain(partial(squared_hinge, kappa=config.kappa)) if config.robust_loss else None

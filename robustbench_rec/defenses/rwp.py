@@ -98,7 +98,8 @@ class RWP(Adversarial):
         self.attack = grown.drawing_from(generator)
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        value: Tensor = super().forward(at, batch)
+        # the gradient below takes the graph away that a penalty would still want of the output at `at`
+        value: Tensor = super().forward(replace(at) if self.index else at, batch)
         if not self.index:
             return value
         parameters = {name: each for name, each in at.model.named_parameters() if each.requires_grad}

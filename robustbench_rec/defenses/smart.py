@@ -41,10 +41,10 @@ class SMART(Objective):
         weight: float
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
-        if config.weight < 0 or config.steps < 0 or not 0 <= config.start <= 1:
+        if config.weight < 0 or config.steps < 0 or not 0 < config.start <= 1:
             raise RrecError(
                 f"defense.weight={config.weight}, steps={config.steps}, start={config.start}: weight, steps >= 0 and "
-                "start in [0, 1] are needed"
+                "start in (0, 1] are needed (at 0 nothing climbs)"
             )
         super().__init__()
         self.config, self.inner, self.loss = config, inner, innermost(inner).loss

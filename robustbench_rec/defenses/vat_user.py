@@ -4,6 +4,10 @@ from torch import Tensor
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._users import PerUser
+from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import margin
+from robustbench_rec.model import RecModel
+from robustbench_rec.objective import Objective, innermost
 from robustbench_rec.shifted import Shifted
 
 
@@ -15,6 +19,11 @@ class VATUser(PerUser):
     mean over its users: the sum makes an active user look hard. Everything else as in PamaCF. It has nothing to do with
     virtual adversarial training, which is `smart`.
     """
+
+    def __init__(self, config: PerUser.Config, inner: Objective, model: RecModel) -> None:
+        if innermost(inner).loss is margin:
+            raise RrecError("defense=vat_user divides by a user's losses, which loss=margin may leave below 0; use bpr")
+        super().__init__(config, inner, model)
 
     @torch.no_grad()
     def ratio(self, at: Shifted, batch: Batch, users: Tensor) -> Tensor:
