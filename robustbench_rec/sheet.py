@@ -73,7 +73,7 @@ class Sheet:
         """A column of finite numbers, float64 `[N]`."""
         column = self.pick(name)
         values = _numbers(column)
-        self._refuse(~np.isfinite(values), column, "is not a finite number", _comma(column))
+        self._refuse(~np.isfinite(values), column, "is not a finite number")
         return values
 
     def features(self, key: str, name: str) -> pd.DataFrame:
@@ -84,7 +84,7 @@ class Sheet:
             column = self.pick(each)
             frame[each] = _numbers(column)
             empty = column.isna() | (column.astype("str") == "")
-            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, "is not a number", _comma(column))
+            self._refuse((frame[each].isna() & ~empty).to_numpy(), column, "is not a number")
         if name in frame.columns:
             raise RrecError(f"{self.path} has both '{key}' and '{name}'; one of them must have another name")
         return pd.concat([ids, frame], axis=1)
@@ -123,6 +123,8 @@ class Sheet:
             row = int(bad.argmax())
             more = f" (and {int(bad.sum()) - 1:,} more)" if bad.sum() > 1 else ""
             value = column.iloc[row]
+            if not hint and re.fullmatch(r"[+-]?\d+,\d+", str(value)):
+                hint = "numbers need a decimal point, 3.5 and not 3,5"
             told = f"{self.path}, line {self.line(row)}, column '{column.name}': '{value}' {complaint}{more}"
             raise RrecError(f"{told}; {hint}" if hint else told)
 
@@ -216,12 +218,6 @@ def read_bytes(path: Path) -> bytes:
         raise RrecError(f"{path} is a folder, not a file; null where there is none") from None
     except OSError as error:
         raise RrecError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _comma(column: pd.Series) -> str:
-    """What to do about numbers such as 3,5."""
-    found = column.astype("str").str.fullmatch(r"[+-]?\d+,\d+").any()
-    return "numbers need a decimal point, 3.5 and not 3,5" if found else ""
 
 
 def _numbers(column: pd.Series) -> Array:
