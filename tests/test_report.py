@@ -629,6 +629,31 @@ def test_an_attack_with_a_baseline_or_other_metrics_is_the_same_attack(there: Pa
     assert not (tmp_path / "r" / "flags.csv").exists()
 
 
+@pytest.mark.parametrize(("eps", "little"), [("0.002", True), ("0.5", False)])
+def test_an_improvement_of_little_says_of_how_little(
+    there: Path, tmp_path: Path, eps: str, little: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(there / "train", tmp_path / "train")
+    for name, more in {"plain": [], "apr": [f"baseline='{tmp_path}/plain'"]}.items():
+        words = [f"ckpt='{tmp_path}/train/{name}0'", *JUDGED, "attack=pgd", f"eps={eps}"]
+        done("attack", tmp_path / name, *words, *more)
+    shown = capsys.readouterr().out.partition("robustness improvement")[2].splitlines()
+    (row,) = (line for line in shown if line.startswith("│ ndcg@10 "))
+    assert ("of only" in row) is little
+
+
+def test_attacks_with_targets_have_a_table_of_their_exposure(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train", tmp_path / "train")
+    for name, more in {"promoted": ["goal=promote", "eps=0.5"], "untargeted": []}.items():
+        done("attack", tmp_path / name, f"ckpt='{tmp_path}/train/plain0'", *JUDGED, "attack=pgd", *more)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    (row,) = csv.DictReader((tmp_path / "r" / "exposure.csv").open())
+    assert row["eps"] == "0.5"
+    told = metrics(tmp_path / "promoted")
+    assert float(row["attacked t_hr@5"]) == pytest.approx(told["attacked/t_hr@5"])
+    assert float(row["rise"]) == pytest.approx(told["rise/t_hr@5"]) != 0
+
+
 def test_runs_judged_in_other_ways_are_rows_of_their_own_and_only_seeds_are_averaged(
     there: Path, tmp_path: Path
 ) -> None:

@@ -429,13 +429,17 @@ class TestAttack:
         assert self.attacked(runs, tmp_path / "cut", "mf", *self.ENSEMBLE) == whole
 
     @pytest.mark.parametrize("goal", ["promote", "demote", "fairness"])
-    def test_goals_are_reported_beside_the_quality(self, runs: Runs, tmp_path: Path, goal: str) -> None:
+    def test_goals_are_reported_before_the_quality(
+        self, runs: Runs, tmp_path: Path, goal: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         metrics = self.attacked(runs, tmp_path, "mf", f"goal={goal}", "attack=pgd", "eps=0.5")
         name = "gap_ndcg@5" if goal == "fairness" else "t_hr@5"
         sign = -1 if goal == "demote" else 1
         assert sign * metrics[f"rise/{name}"] > 0
         assert metrics[f"rise/{name}"] == pytest.approx(metrics[f"attacked/{name}"] - metrics[f"clean/{name}"])
         assert read(tmp_path / "run.json")["threat"]["goal"].startswith(goal)
+        shown = capsys.readouterr().out.partition("before and after")[2]
+        assert goal == "fairness" or shown.index("t_hr@5") < shown.index("ndcg@5")
 
     def test_a_model_without_parameters_has_nothing_to_attack(self, runs: Runs, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="model 'pop' has no embedding surface"):

@@ -35,7 +35,8 @@ from robustbench_rec.tasks.trials import Trial, Trials, labelled
 
 APART = (*RESUMABLE_WITH, "resume", "deterministic", "ckpt", "baseline", "slices", "metrics", "top_k", "per_user")
 """What may differ from the baseline, beside seeds: whom and where it attacked, and what is told of it."""
-
+LITTLE = 0.05
+"""Share of the clean quality below which what an attack took is little to divide by."""
 UNREAD = {"poison": ("slices", "baseline"), "frontier": ("slices", "baseline", "per_user")}
 """What only the attack of one checkpoint tells."""
 
@@ -160,12 +161,12 @@ def _improvement(
             both = undefended[f"attacked/{name}"], undefended[f"clean/{name}"]
             found = improvement(*torch.tensor([after.metrics[name], *both], dtype=torch.double))
             value, undefined = (each.item() for each in found)
-            rows.append(
-                [name, both[1], both[0], after.metrics[name], value, "no effect to repair" if undefined else ""]
-            )
+            taken = drop(*torch.tensor([both[1], both[0]], dtype=torch.double)).abs().item()
+            told_of = "no effect to repair" if undefined else f"of only {taken:.1%}" if taken < LITTLE else ""
+            rows.append([name, both[1], both[0], after.metrics[name], value, told_of])
             told |= {f"improvement/{name}": value, f"flag/improvement_undefined/{name}": undefined}
-    columns = ["metric", "undefended, clean", "undefended", "this model", "improvement", ""]
-    show("robustness improvement, 1: full repair", columns, rows)
+    columns = ["metric", "clean", "attacked", "this model", "improvement", ""]
+    show("robustness improvement, 1: full repair (clean and attacked: undefended)", columns, rows)
     return told
 
 
@@ -183,10 +184,13 @@ def _is_quality(name: str, judging: Evaluator[Any]) -> bool:
 
 
 def _compared(clean: Result, after: Result, judging: Evaluator[Any]) -> dict[str, float]:
-    """Clean, attacked and the relative drop, shown; absolute differences for what is no quality."""
+    """Clean, attacked and the relative drop, shown; absolute differences for what is no quality.
+
+    What is about target items, the aim of such an attack, stands first.
+    """
     rows: list[Row] = []
     told: dict[str, float] = {}
-    for name, value in clean.metrics.items():
+    for name, value in sorted(clean.metrics.items(), key=lambda each: not each[0].startswith("t_")):
         other = after.metrics[name]
         told |= {f"clean/{name}": value, f"attacked/{name}": other}
         if not _is_quality(name, judging):

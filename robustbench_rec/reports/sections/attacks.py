@@ -45,6 +45,8 @@ def robust(attacks: Sequence[Attacked], main: str) -> Section | None:
             rows.append([Cell(each.victim), Cell(kind), budget(eps), Cell(len(each.runs)), clean, cell, drop])
     columns = ["model", "attack", "eps", "runs", f"clean {main}", f"attacked {main}", "drop"]
     blocks = [Table("robust", "Before and after the attack", columns, rows, NOISE)]
+    if (aimed := _exposure(attacks)) is not None:
+        blocks.append(aimed)
     every = list(dict.fromkeys(name for each in attacks for run in each.runs for name in run.metrics or ()))
     full = [
         [Cell(e.victim), Cell(e.kind), budget(e.eps), Cell(name), Cell(e.spread(name))]
@@ -61,6 +63,26 @@ def robust(attacks: Sequence[Attacked], main: str) -> Section | None:
         told = "All 0 means that nothing suggests masked gradients."
         blocks.append(Table("flags", "Signs of a weak attack", columns, weak, told))
     return Section("robust", "Quality under attack", "", blocks)
+
+
+def _exposure(attacks: Sequence[Attacked]) -> Table | None:
+    """Of the target items of attacks that have such: the share of users who see them."""
+    names = dict.fromkeys(name.partition("/")[2] for each in attacks for run in each.runs for name in run.metrics or ())
+    main = next((name for name in names if name.startswith("t_hr@")), None)
+    if main is None:
+        return None
+    rows = [
+        [
+            *(Cell(each.victim), Cell(each.kind), budget(each.eps), Cell(len(each.runs))),
+            *(Cell(each.spread(f"{side}/{main}")) for side in ("clean", "attacked")),
+            change(each.spread(f"rise/{main}")),
+        ]
+        for each in attacks
+        if each.spread(f"attacked/{main}").n
+    ]
+    columns = ["model", "attack", "eps", "runs", f"clean {main}", f"attacked {main}", "rise"]
+    told = "Share of the users without a target item who have it among their first; what such an attack is for."
+    return Table("exposure", "Exposure of the target items", columns, rows, told)
 
 
 def curves(attacks: Sequence[Attacked], main: str) -> Section | None:
