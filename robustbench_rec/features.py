@@ -68,6 +68,8 @@ def features(data: Data, side: str, columns: Sequence[str] | None) -> Features:
             found = _coded(column, trained, asked)
             if found is not None:
                 codes[name], sizes[name] = found
+            elif asked:
+                raise RrecError(f"{side} column '{name}' of dataset '{data.name}' has no value in training")
     dense = np.stack([*numbers.values()], axis=1) if numbers else np.zeros((n, 0), dtype=np.float32)
     return Features(
         torch.from_numpy(dense).to(seen.device),

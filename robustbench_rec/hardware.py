@@ -1,5 +1,6 @@
 """Device, threads, precision and determinism of a run."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -18,6 +19,8 @@ def setup(cfg: Base) -> torch.device:
         raise RrecError(f"threads={cfg.threads}, seed={cfg.seed}: neither may be negative")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
     torch.use_deterministic_algorithms(cfg.deterministic)
     return _device(cfg.device)
 
@@ -29,8 +32,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 def _device(name: str) -> torch.device:
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.mps.is_available() else [])]
-    if name == "auto":
-        return torch.device(next((each for each in ("cuda", "mps") if each in there), "cpu"))
+    if name == "auto":  # MPS has no double precision, which metrics are computed in
+        return torch.device("cuda" if "cuda" in there else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.evaluation.base import CELLS
+from robustbench_rec.evaluation.base import together
 from robustbench_rec.graph import Csr, Sparse
 from robustbench_rec.histories import Histories
 from robustbench_rec.model import RecModel
@@ -68,7 +68,7 @@ class Recommender:
     def everyone(self, k: int) -> Iterator[tuple[Tensor, Lists]]:
         """Of all genuine users, some of them at a time."""
         users = torch.arange(self.data.n_genuine, device=self.data.train.users.device)
-        for some in users.split(max(1, CELLS // self.data.n_items)):
+        for some in users.split(together(self.data.n_items)):
             yield some, self.of(some, k)
 
     def new(self, liked: Tensor, k: int) -> tuple[Lists, str]:

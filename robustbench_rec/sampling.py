@@ -53,11 +53,19 @@ def sampler(data: Data, model: RecModel, *, loss: str, batch_size: int, negative
     count = model.negatives if negatives is None else negatives
     if count < 0:
         raise RrecError(f"negatives={count}: must not be negative")
+    if not len(data.train.liked()):
+        raise RrecError(f"dataset '{data.name}' has no training event with label 1: nothing to learn from")
     if count == 0 and loss in POINTWISE:
-        if loss in CLICKED and not bool(((data.train.values == 0) | (data.train.values == 1)).all()):
+        values = data.train.values
+        if loss in CLICKED and not bool(((values == 0) | (values == 1)).all()):
             raise RrecError(
                 f"loss={loss} with negatives=0 learns from clicks, and dataset '{data.name}' has ratings; "
                 "prepare.label=<rating> makes clicks of them, loss=mse learns them"
+            )
+        if loss in CLICKED and bool((values == 1).all()):
+            raise RrecError(
+                f"loss={loss} with negatives=0 learns from labels, and in dataset '{data.name}' all are 1; negatives=1 "
+                "draws others, loss=softmax compares with the whole catalogue"
             )
         return Labelled(data, batch_size=batch_size, window=model.window)
     if count == 0 and loss != "softmax":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet
 
@@ -21,6 +23,7 @@ SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space":
 RIGHT = "is the separator right? (separator: comma, semicolon, tab, space, or the characters themselves)"
 OTHER_TIMES = "time_format is seconds, milliseconds, iso, or a pattern such as %d/%m/%Y"
 _UNIT = "\x1f"  # stands in for separators that the CSV parser does not know: of several characters, or not ASCII
+log = logging.getLogger(__name__)
 _EARLIEST, _LATEST = -(2**53), 2**53  # seconds beyond which a number is no time at all
 
 
@@ -226,12 +229,29 @@ def _numbers(column: pd.Series) -> Array:
 
 def _read_parquet(path: Path) -> Sheet:
     try:
-        frame = pa.parquet.read_table(io.BytesIO(read_bytes(path))).to_pandas()
+        table = pa.parquet.read_table(io.BytesIO(read_bytes(path)))
     except pa.ArrowException as error:
         raise RrecError(f"{path} is not a Parquet file: {str(error).partition(chr(10))[0]}") from error
+    flat = {name: _flat(path, name, table[name]) for name in table.column_names}
+    frame = pa.table({name: column for name, column in flat.items() if column is not None}).to_pandas()
     if frame.empty:
         raise RrecError(f"{path} has no rows")
     return Sheet(path, frame)
+
+
+def _flat(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """A column of Parquet as a text file could have it: true is 1, a list its values with `|` between them."""
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return column.cast(pa.int8())
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    if not pa.types.is_nested(kind):
+        return column
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not pa.types.is_nested(kind.value_type):
+        return pa.compute.binary_join(column.cast(pa.list_(pa.string())), "|")
+    log.warning("%s: column '%s' holds %s and is left out", path, name, kind)
+    return None
 
 
 def refuse_twins(path: Path, names: Sequence[str]) -> None:

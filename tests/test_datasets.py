@@ -1,5 +1,6 @@
 """File formats: what is read, and the one line that each mistake in a file comes to."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
 
@@ -84,6 +85,27 @@ class TestTable:
         frame.to_parquet(tmp_path / "a.parquet")
         events = load("table", path=str(tmp_path / "a.parquet")).events  # a column that says itself what it is
         assert rows(events, "user", "item", "rating", "time") == [("1", "7", 1.0, 9), ("2", "8", 5.0, 10)]
+
+    def test_parquet_lists_are_several_values_and_what_no_text_file_can_have_is_told(self, tmp_path, caplog):
+        events = {"user_id": ["a", "b"], "item_id": ["x", "y"], "rating": [1, 2], "timestamp": [1, 2]}
+        pd.DataFrame(events).to_parquet(tmp_path / "a.parquet")
+        items = {
+            "item": ["x", "y"],
+            "genres": [["war", "love"], None],
+            "price": [Decimal("1.50"), Decimal("2.25")],
+            "new": [True, False],
+            "about": [{"a": 1}, {"a": 2}],
+        }
+        pd.DataFrame(items).to_parquet(tmp_path / "items.parquet")
+        table = load(
+            "table", path=str(tmp_path / "a.parquet"), items={"path": str(tmp_path / "items.parquet"), "id": "item"}
+        ).items
+        assert list(table.columns) == ["item", "genres", "price", "new"]
+        assert table["genres"].tolist()[:1] == ["war|love"]
+        assert pd.isna(table["genres"].iloc[1])
+        assert table["price"].tolist() == [1.5, 2.25]
+        assert table["new"].tolist() == [1, 0]
+        assert "column 'about' holds struct" in caplog.text
 
     def test_parquet_ids_that_became_floats_are_still_integers(self, tmp_path):
         pd.DataFrame({"user_id": [1.0, 2.0], "item_id": [7, 8]}).to_parquet(tmp_path / "a.parquet")

@@ -1,6 +1,7 @@
 """Who is ranked against what, how ties fall, and that portions do not matter."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Result, evaluator
-from robustbench_rec.evaluation import ranking as module
+from robustbench_rec.evaluation import Result, evaluator, ranking
+from robustbench_rec.evaluation import base as module
 from robustbench_rec.losses import loss
 from robustbench_rec.shifted import Shifted
 
@@ -217,6 +218,10 @@ class TestFullRanking:
 
 
 class TestPortions:
+    def test_many_users_of_a_small_catalogue_are_not_asked_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "USERS", 4)
+        assert {len(each.users) for each in evaluator(DATA, judge()).portions("test")[:-1]} == {4}
+
     @pytest.mark.parametrize("protocol", ["full", "sampled"])
     @pytest.mark.parametrize("cells", [1, N_ITEMS * 5, N_ITEMS * N_USERS])
     def test_they_do_not_change_results(self, protocol: str, cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,6 +418,13 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
         evaluated(torch.rand(N_USERS, N_ITEMS), **changes)
 
 
+@pytest.mark.parametrize("changes", [{}, {"protocol": "sampled", "n_negatives": 9}])
+def test_a_part_that_nobody_liked_anything_of_is_refused(changes: dict[str, Any]) -> None:
+    refused = replace(DATA, test=replace(DATA.test, values=torch.zeros(len(DATA.test))))
+    with pytest.raises(RrecError, match="test: none of its events has label 1"):
+        evaluator(refused, judge(**changes)).portions("test")
+
+
 def test_an_unknown_part_and_an_empty_one_are_refused() -> None:
     with pytest.raises(RrecError, match=r"unknown part 'tset'; did you mean 'test'"):
         evaluated(torch.rand(N_USERS, N_ITEMS), part="tset")
@@ -428,4 +440,4 @@ def test_a_batch_without_labels_is_only_scored() -> None:
 def test_scores_sorted_in_several_threads_are_sorted(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     scores = torch.randn(rows, 50)
-    assert torch.equal(module._ordered(scores.clone()), scores.sort(1).values)
+    assert torch.equal(ranking._ordered(scores.clone()), scores.sort(1).values)

@@ -54,6 +54,12 @@ class TestNumbers:
         with pytest.raises(RrecError, match="'same'.*one value only"):
             found(table, ["same"], trained=6)
 
+    def test_a_text_that_is_asked_for_and_empty_in_train_is_refused(self) -> None:
+        table = {"note": [None] * 6 + ["a", "a"], "good": range(8)}
+        assert found(table, trained=6).names == ("good",)
+        with pytest.raises(RrecError, match="'note'.*no value in training"):
+            found(table, ["note"], trained=6)
+
 
 class TestCategories:
     def test_equal_values_have_equal_codes_and_the_missing_have_0(self) -> None:

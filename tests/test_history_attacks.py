@@ -18,8 +18,8 @@ from robustbench_rec.config import Judge
 from robustbench_rec.data import Data
 from robustbench_rec.edits import GAMMA, Draws, _mixed, distance, jaccard, known, read
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import base as module
 from robustbench_rec.evaluation import evaluator
-from robustbench_rec.evaluation import ranking as module
 from robustbench_rec.evaluation.worst import members
 from robustbench_rec.goals import goals
 from robustbench_rec.losses import loss

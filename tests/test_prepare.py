@@ -97,6 +97,10 @@ class TestIndices:
             "without_row": 3,
         }
 
+    def test_a_side_table_that_knows_none_of_the_ids_is_refused(self):
+        with pytest.raises(RrecError, match=r"none of the 2 items of its table of items has an event.*'4.0' there"):
+            ready(plain(), items=frame("item color\n4.0 blue\n0.0 red"))
+
     def test_ground_truth_follows_the_events_users_and_items(self):
         rows = plain()
         order = np.random.default_rng(0).permutation(len(rows))

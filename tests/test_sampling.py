@@ -7,6 +7,7 @@ import torch
 from conftest import DATA, build, interactions, make_data
 
 from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.sampling import STREAMS, Events, Steps, epoch_generator, sampler
 
@@ -97,6 +98,11 @@ def test_a_user_who_lacks_a_single_item_always_gets_that_one() -> None:
         assert (items_of(batch)[batch.users == 0, 1:] == 8).all()
 
 
+def labelled(value: float) -> Data:
+    """`DATA` whose training events all have one label."""
+    return replace(DATA, train=replace(DATA.train, values=torch.full((len(DATA.train),), float(value))))
+
+
 @pytest.mark.parametrize("loss", ["bce", "squared_hinge"])
 def test_losses_of_clicks_want_clicks(loss: str) -> None:
     rated = replace(DATA, train=replace(DATA.train, values=DATA.train.items % 5 + 1.0))
@@ -104,6 +110,11 @@ def test_losses_of_clicks_want_clicks(loss: str) -> None:
         sampler(rated, build("mf"), loss=loss, batch_size=4, negatives=0)
     clicked = replace(DATA, train=replace(DATA.train, values=(DATA.train.items % 2).float()))
     assert len(sampler(clicked, build("mf"), loss=loss, batch_size=4, negatives=0))
+    with pytest.raises(RrecError, match=rf"loss={loss} with negatives=0 learns from labels, and .* all are 1"):
+        sampler(labelled(1), build("mf"), loss=loss, batch_size=4, negatives=0)
+    for negatives in (0, 1):
+        with pytest.raises(RrecError, match="no training event with label 1"):
+            sampler(labelled(0), build("mf"), loss=loss, batch_size=4, negatives=negatives)
 
 
 @pytest.mark.parametrize(("batch_size", "negatives"), [(0, 1), (4, -1), (-1, 1)])

@@ -139,6 +139,13 @@ def test_temporal_cuts_at_the_shares():
     assert np.allclose(np.bincount(parts) / len(parts), [0.7, 0.1, 0.2], atol=0.01)
 
 
+@pytest.mark.parametrize(("valid", "test"), [(0.1, 0.3), (0.2, 0.2), (0.3, 0.1)])
+def test_temporal_shares_that_are_no_binary_fractions_cut_where_they_say(valid, test):
+    events = pd.DataFrame({"user": 0, "item": range(20), "time": range(20)})
+    parts = splits.build({"name": "temporal", "valid": valid, "test": test})(events)
+    assert np.bincount(parts).tolist() == [12, round(20 * valid), round(20 * test)]
+
+
 def test_temporal_without_times_names_what_works():
     with pytest.raises(RrecError, match=r"needs times.*leave_one_out"):
         splits.build(CONFIGS["temporal"])(many().drop(columns="time"))

@@ -597,6 +597,16 @@ class TestStart:
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'moved'}'", *JUDGED)
         assert all(moved[key] == value for key, value in again.items())
 
+    @pytest.mark.parametrize(("split", "told"), [("ratio", True), ("leave_one_out", False)])
+    def test_a_random_hold_out_of_histories_without_times_is_told(
+        self, tmp_path: Path, split: str, told: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        lines = (f"u{user} " + " ".join(str((user + step) % 90) for step in range(20)) for user in range(90))
+        (tmp_path / "a.txt").write_text("\n".join(lines))
+        words = ["dataset=sequence", f"dataset.path='{tmp_path}/a.txt'", *JUDGED, "model=sasrec", "epochs=1"]
+        run("train", tmp_path / "run", *words, f"split={split}")
+        assert ("leaves events from after the held-out ones" in caplog.text) is told
+
     def test_a_body_that_nobody_trained_is_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         run("train", tmp_path, *TRAINED, "model=sasrec", "model.dim=8", "adaptation=lora", "epochs=1")
         assert "adaptation=lora without start=<run>" in caplog.text

@@ -25,6 +25,7 @@ from robustbench_rec.shifted import Shifted
 
 PARTS = ("valid", "test")
 CELLS = 2**25  # scores held at once: 128 MiB of float32
+USERS = 1024  # at most at once: what attention over histories holds for each of them is megabytes
 
 Moved = Sequence[tuple[Shifted, Batch] | Tensor]
 """The attacked model and input of each portion, or its scores where a perturbation of each row would not fit."""
@@ -255,6 +256,11 @@ class Evaluator(ABC, Generic[P]):
             parts = [self.data.part(each).liked() for each in ("train", "valid")[: 1 + (part == "test")]]
             self._histories[part] = Histories(*parts, n_users=self.data.n_users, n_items=self.data.n_items)
         return self._histories[part].of(users, window)
+
+
+def together(n_items: int) -> int:
+    """How many users are asked about a whole catalogue at once."""
+    return max(1, min(USERS, CELLS // n_items))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.config import Judge
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation.base import CELLS, PARTS, Evaluator, Moved, Portion, Result, Shown
+from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Portion, Result, Shown, together
 from robustbench_rec.goal import Goal
 from robustbench_rec.losses import CUT, Loss
 from robustbench_rec.metrics import popularity, ranking
@@ -80,7 +80,9 @@ class Ranking(Evaluator[Lists]):
     def wanted(self, part: str) -> Interactions:
         """The relevant events of a part: without `seen` those of items that their users did not have before."""
         liked = self.data.part(part).liked()
-        if self.judge.seen or not len(liked):
+        if not len(liked):
+            raise RrecError(f"{part}: none of its events has label 1, there is nothing to find")
+        if self.judge.seen:
             return liked
         new = liked.where(~torch.isin(liked.users * self.data.n_items + liked.items, self.known(part)))
         if not len(new):
@@ -159,7 +161,7 @@ class Full(Ranking):
             for each in (_keys(data, self.wanted(part)), known[:0] if self.judge.seen else known)
         )
         users = torch.unique(self.wanted(part).users)
-        for chosen in users.split(1 if self.alone else max(1, CELLS // data.n_items)):
+        for chosen in users.split(1 if self.alone else together(data.n_items)):
             yield Lists(chosen, None, None, relevant.of(chosen), had.of(chosen))
 
     @torch.no_grad()
@@ -233,7 +235,7 @@ class Sampled(Ranking):
                 "lower n_negatives or use protocol=full"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        for rows in torch.arange(len(users)).split(1 if self.alone else max(1, CELLS // data.n_items)):
+        for rows in torch.arange(len(users)).split(1 if self.alone else together(data.n_items)):
             chosen = users[rows]
             weights = torch.rand(len(rows), data.n_items, generator=generator).to(users.device)
             seen = _lists_of_keys(keys, data.n_items, data.n_users).of(chosen)

@@ -39,7 +39,7 @@ class KGAT(Collaborative):
     also when two relations join the same pair; the last layer is computed only where it is read, for users and items;
     negative tails are drawn from all nodes and not checked against true triples; l2 is on the
     node vectors (the normalised layers add a constant to it) and kg_l2 on vectors before they are projected; no vectors
-    are taken over from a trained BPR-MF.
+    are taken over from a trained BPR-MF; the negative slope of the activation is 0.01, not TensorFlow's 0.2.
     """
 
     @dataclass

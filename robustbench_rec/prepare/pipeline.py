@@ -182,6 +182,11 @@ def _side_table(
     repeated = table[kind].duplicated().to_numpy()
     report.defect(f"{kind}s_repeated", int(repeated.sum()))
     indexed = table[~repeated].set_index(kind)
+    if len(indexed) and not indexed.index.isin(known).any():
+        raise RrecError(
+            f"dataset '{report.name}': none of the {len(indexed):,} {kind}s of its table of {kind}s has an event; is "
+            f"an id written in two ways, '{indexed.index[0]}' there and '{known[0]}' in the events?"
+        )
     report.defect(f"{kind}s_unknown", int((~indexed.index.isin(known)).sum()))
     report.note(f"{kind}s_without_row", int((~ids.isin(indexed.index)).sum()))
     return indexed.reindex(ids).reset_index(drop=True)

@@ -18,6 +18,8 @@ class Split(ABC):
     Config: ClassVar[type]
     by_order: bool = False
     """Whether it goes by the order in which a user's events happened."""
+    at_random: bool = False
+    """Whether what it holds out is drawn, wherever in a history that is."""
 
     def __init__(self, config: Any) -> None:
         if getattr(config, "seed", 0) < 0:

@@ -24,6 +24,7 @@ class ColdItems(Split):
         seed: int
 
     config: Config
+    at_random = True
 
     def __call__(self, events: pd.DataFrame) -> Array:
         c = self.config

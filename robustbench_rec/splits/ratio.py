@@ -29,7 +29,7 @@ class Ratio(Split):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.by_order = config.order == "time"
+        self.by_order, self.at_random = config.order == "time", config.order == "random"
 
     def __call__(self, events: pd.DataFrame) -> Array:
         c = self.config

@@ -34,6 +34,7 @@ from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.splits import splits
 from robustbench_rec.trainer import RESUME, Trainer
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,13 @@ def trainer_of(
             "split=leave_one_out, split=temporal or split=ratio split.order=time keep to time",
             cfg.split["name"],
             100 * share,
+            cfg.model["name"],
+        )
+    elif model.window and data.train.times is None and splits.build(cfg.split).at_random:
+        log.warning(
+            "split=%s: model=%s reads histories, and a random hold-out leaves events from after the held-out ones in "
+            "them; split=leave_one_out keeps to the order of the events",
+            cfg.split["name"],
             cfg.model["name"],
         )
     began = {} if cfg.start is None else {"start": cfg.start}
