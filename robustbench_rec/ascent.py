@@ -18,6 +18,7 @@ from robustbench_rec.shifted import Delta, Shifted, surface
 from robustbench_rec.threat import Threat
 
 REACHES = ("all", "user")
+STRIDE = 2654435761  # spreads the seeds of users, 2**32 over the golden ratio
 
 
 @dataclass
@@ -87,9 +88,11 @@ class Perturbation(Attack):
         object.__setattr__(drawing, "generator", generator)
         return drawing
 
-    def stream(self) -> torch.Generator:
-        """Where a call draws from."""
-        return self.generator or torch.Generator().manual_seed(self.seed)
+    def stream(self, batch: Batch) -> torch.Generator:
+        """Where a call draws from: by the first user too, where users have perturbations of their own."""
+        own = self.alone or self.surface == "activation"
+        first = int(batch.users[0]) if own else 0
+        return self.generator or torch.Generator().manual_seed((self.seed + first * STRIDE) % 2**32)
 
     def check(self, model: RecModel) -> None:
         if self.names is None:
@@ -200,7 +203,7 @@ class Ascent(Perturbation):
         base = self.base(at, batch)
         if not base:
             return at, batch
-        generator, best, best_value = self.stream(), None, None
+        generator, best, best_value = self.stream(batch), None, None
         for number in range(self.restarts):
             start = self.inside(base, generator) if self.random_start or number else None
             delta, value = self._run(at, batch, objective, base, start, self.steps)

@@ -19,12 +19,14 @@ class Goal:
     losses: names that lead to it, the default first; none where the protocol of the evaluation has them. ensemble:
     those of them that an ensemble of attacks climbs. hinge: that
     among them which is below 0 before the goal is reached for an example and 0 from then on; attacks that look for the
-    smallest perturbation need it. k: length of the lists that it is about. words: the goal in a report.
+    smallest perturbation need it. told: what the names of its own metrics begin with, if it has such. k: length of the
+    lists that it is about. words: the goal in a report.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()
     ensemble: ClassVar[tuple[str, ...]] = ()
     hinge: ClassVar[str] = "margin"
+    told: ClassVar[str] = ""
     k: int
     words: str
 
@@ -37,8 +39,8 @@ class Goal:
         aims = self.aims(batch.users)
         return batch if aims is None else replace(batch, aims=aims)
 
-    def weigh(self, loss: Loss) -> Loss:
-        """The loss as the attacker counts the users."""
+    def weigh(self, loss: Loss, users: Tensor) -> Loss:
+        """The loss as the attacker counts the users. users: of all rows that are judged `[N]`."""
         return loss
 
     def serves(self, metric: str, *, smaller: bool) -> int:

@@ -88,8 +88,8 @@ class View:
         cells = self.data.n_users * self.data.n_items
         if cells > CELLS:
             raise RrecError(
-                f"a matrix of {self.data.n_users} users and {self.data.n_items} items is too large for this poison; "
-                "lower poison.knowledge, or use random, average, aop or bandwagon"
+                f"a matrix of {self.data.n_users} users and {self.data.n_items} items is too large for this poison "
+                "or for direction=nuke by clicks; lower poison.knowledge, or push with random, average, aop, bandwagon"
             )
         empty = torch.zeros(self.data.n_users, self.data.n_items, device=self.device)
         return empty.index_put_(clicked(self.data), torch.ones((), device=self.device))
@@ -183,6 +183,11 @@ class Shilling(Poison):
         c = self.shill
         if c.feedback == "ratings" and "rating" not in data.has:
             raise RrecError(f"poison.feedback=ratings: dataset '{data.name}' has none; use feedback=clicks")
+        if (c.direction, c.feedback) == ("nuke", "ratings") and not bool((data.train.values > 1).any()):
+            raise RrecError(
+                f"poison.direction=nuke, feedback=ratings: dataset '{data.name}' has clicks, and none of them is low; "
+                "use feedback=clicks"
+            )
         known = _known(data, c.knowledge, c.seed)
         mean = round(len(clicked(known)[0]) / known.n_users)
         n, length = max(1, round(c.size * data.n_users)), mean if c.length is None else c.length

@@ -19,7 +19,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, evaluator
 from robustbench_rec.evaluation.masking import masking
-from robustbench_rec.evaluation.worst import attacked, judged, members, winners, worst
+from robustbench_rec.evaluation.worst import attacked, judged, leading, members, winners, worst
 from robustbench_rec.goals import goals
 from robustbench_rec.losses import loss
 from robustbench_rec.minimal import Minimal
@@ -283,8 +283,35 @@ class TestSquare:
 
         assert raised("noise") < raised("square", queries=200) <= raised("apgd") + 1e-6
 
+    @pytest.mark.parametrize("seed", range(4))
+    def test_the_norm_goes_where_it_counts(self, seed: int) -> None:
+        """Evenly over all coordinates it would reach 0.57 of the best."""
+        assert on_a_slope("square", norm="l2", per="row", queries=1000, seed=seed) > 0.7
+
+
+def on_a_slope(name: str, **changes: Any) -> float:
+    """What an attack reaches of the best on a linear function of which one coordinate of 32 weighs as much as 30."""
+    slope = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    slope[5] = 10.0
+
+    class Slope(RecModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("feature_x", torch.zeros(1, 32))
+
+        def forward(self, batch: Batch, encoded: None) -> Output:
+            return Output((self.get_buffer("feature_x") @ slope)[:, None])
+
+    batch = Batch(torch.zeros(1, dtype=torch.long), None, torch.zeros(1, 1))
+    worse, _ = on_features(name, eps=1.0, **changes)(Shifted(Slope()), batch, lambda at, each: at(each).scores[:, 0])
+    best = slope.norm() if changes["norm"] == "l2" else slope.abs().sum()
+    return (worse(batch).scores.item() / best).item()
+
 
 class TestSimBA:
+    def test_elements_take_turns(self) -> None:
+        assert on_a_slope("simba", norm="linf", per="element", queries=500, step=1.0) > 0.95
+
     QUERIES, STEP = 12, 0.05
 
     def moved(self, classifier: Classifier, objective: Rows) -> Tensor:
@@ -353,6 +380,31 @@ class TestGoals:
         moved, _ = attacked(judging, Shifted(model), member, "test", goal, None)
         assert judged(judging, moved, "test", goal).metrics["gap_ndcg@5"] > before + 0.1
 
+    def test_a_gap_is_between_those_who_are_judged_and_known(self) -> None:
+        """Of 12 users 3 have no group, 4 lose and 5 are spared; in the part there are 1, 1 and 3 of them."""
+        groups = [None] * 3 + ["a"] * 4 + ["b"] * 5
+        events = DATA.test
+        kept = torch.isin(events.users, torch.tensor([2, 6, 9, 10, 11]))
+        data = replace(DATA, user_table=pd.DataFrame({"group": groups}), test=events.where(kept))
+        goal = goals.build({"name": "fairness", "k": 5, "attribute": "group", "value": "a"}, data)
+        assert goal.words == "fairness gap at the cost of group a, 3 users of whom it is not known left out"
+        judging, model = evaluator(data, judge()), build("mf").eval()
+        losses = torch.tensor([7.0, 2.0, 1.0, 1.0, 4.0])
+        climbed = goal.weigh(lambda output, batch: losses, torch.tensor([2, 6, 9, 10, 11]))
+        [batch] = judging.batches(model, "test")
+        assert climbed(Output(losses), batch).mean().item() == pytest.approx(2.0 - (1.0 + 1.0 + 4.0) / 3, abs=1e-6)
+        found = judged(judging, Shifted(model), "test", goal)
+        quality = found.per_user["ndcg@5"].tolist()
+        assert found.metrics["gap_ndcg@5"] == pytest.approx(sum(quality[2:]) / 3 - quality[1])
+        with pytest.raises(RrecError, match="one of the two groups has nobody who is judged"):
+            goal.weigh(loss("softmax"), torch.tensor([2, 9]))
+
+    def test_a_gap_needs_lists(self) -> None:
+        data = replace(GROUPED, test=replace(GROUPED.test, values=(GROUPED.test.items % 2).float()))
+        goal = goals.build(configured("goal", "fairness", k=5, attribute="group"), data)
+        with pytest.raises(RrecError, match="compares lists of users, which protocol=full and sampled have"):
+            judged(evaluator(data, judge(protocol="clicks", metrics=None)), Shifted(build("mf").eval()), "test", goal)
+
     @pytest.mark.parametrize(
         ("goal", "told"),
         [
@@ -411,6 +463,18 @@ def _pairs(part: str) -> tuple[list[int], list[int]]:
 
 
 class TestRankAutoAttack:
+    @pytest.mark.parametrize(("goal", "told"), [("untargeted", "ndcg@5"), ("promote", "t_hr@5"), ("fairness", "gap_")])
+    def test_members_are_compared_by_what_the_attack_is_for(self, goal: str, told: str) -> None:
+        changes = {"promote": {"stratum": "random", "count": 1}, "fairness": {"attribute": "group"}}.get(goal, {})
+        wanted = goals.build(configured("goal", goal, k=5, **changes), GROUPED)
+        judging = evaluator(GROUPED, judge(metrics=["gini", "coverage", "ndcg"], top_k=[5]))
+        found = judged(judging, Shifted(build("mf").eval()), "test", wanted)
+        assert leading(found, wanted).startswith(told)
+        name = leading(found, wanted)
+        one, other = (replace(found, metrics={**found.metrics, name: value, "gini@5": value}) for value in (0.1, 0.9))
+        kept = 0.1 if goal == "untargeted" else 0.9
+        assert worst([one, other], wanted, judging.smaller).metrics["gini@5"] == kept
+
     @pytest.mark.parametrize("goal", ["untargeted", "promote", "demote", "fairness"])
     @pytest.mark.parametrize("kind", ["embedding", "activation"])
     def test_nobody_is_better_off_than_under_any_member(self, goal: str, kind: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import DATA, SHIFTING, Fixed, Toy, build, configured, interactions, judge, make_data
 from hypothesis import given
 from hypothesis import strategies as st
@@ -392,6 +393,25 @@ class TestAttacked:
         torch.testing.assert_close(one[0][0].delta["hidden.shift"], parts)
         assert metrics == same
         assert spent == pytest.approx(again)
+
+    @pytest.mark.parametrize("name", ["noise", "square", "simba", "pgd"])
+    def test_portions_do_not_draw_the_same(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "CELLS", N_ITEMS * 5)
+        changes = {"random_start": True, "steps": 0} if name == "pgd" else {}
+        attack = attacks.build(configured("attack", name, surface="activation", modules=["hidden"], eps=0.3, **changes))
+        moved, _ = evaluator(DATA, judge()).attack(Shifted(Toy()), attack, "test", loss("softmax"))
+        first, second = (point.delta["hidden.shift"] for point, _ in moved[:2])
+        turned = F.cosine_similarity(first, second)
+        assert (turned < 0.999).all()
+
+    def test_users_who_are_attacked_one_by_one_do_not_draw_the_same(self) -> None:
+        built = attacks.build(configured("attack", "noise", scope="user", eps=0.5))
+        deltas = []
+        for user in (0, 1):
+            batch = Batch(torch.tensor([user]), None, torch.zeros(1, N_ITEMS))
+            worse, _ = built(Shifted(build("mf")), batch, loss("softmax"))
+            deltas.append(worse.delta["item.weight"])
+        assert not torch.equal(*deltas)
 
     def test_an_activation_of_the_catalogue_is_one_for_all(self) -> None:
         attack = attacks.build(configured("attack", "fgm", surface="activation", modules=["tower"]))

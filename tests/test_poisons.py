@@ -163,6 +163,20 @@ class TestRatings:
         assert not set(pushed.tolist()) & set(made.targets.tolist())
 
 
+def test_no_click_is_a_low_rating() -> None:
+    values = BIG.train.values.new_ones(len(BIG.train)).index_fill(0, torch.tensor([0, 5]), 0.0)
+    data = replace(BIG, train=replace(BIG.train, values=values))
+    for name in ("random", "love_hate"):
+        with pytest.raises(RrecError, match="has clicks, and none of them is low; use feedback=clicks"):
+            maker(name, direction="nuke", feedback="ratings").profiles(data)
+
+
+@pytest.mark.parametrize("name", ["pga", "revadv", "clear"])
+def test_a_search_tries_two_profiles_at_least(name: str) -> None:
+    with pytest.raises(RrecError, match="steps >= 2"):
+        maker(name, steps=1)
+
+
 @pytest.mark.parametrize("name", [name for name in MAKERS if poisons[name].threat.knowledge == "transfer"])
 def test_a_surrogate_of_clicks_cannot_nuke_by_ratings(name: str) -> None:
     with pytest.raises(RrecError, match="its surrogate reads clicks"):

@@ -42,7 +42,7 @@ class APGD(Perturbation):
         return self.restarts * (1 + self.steps)
 
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        base, generator = self.base(at, batch), self.stream()
+        base, generator = self.base(at, batch), self.stream(batch)
         best, value = self._run(at, batch, objective, base, zeros(base))
         for _ in range(self.restarts - 1):
             delta, other = self._run(at, batch, objective, base, self.inside(base, generator))

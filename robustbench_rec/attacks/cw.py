@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import climb, spread, zeros
+from robustbench_rec.ascent import chosen, climb, spread, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -65,15 +65,17 @@ class CW(Minimal):
         self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, found: Search, c: Tensor, pace: Tensor
     ) -> Tensor:
         """Adam for one c; whether the goal was reached on the way, one answer or one a row."""
-        reached, checked = torch.zeros_like(c, dtype=torch.bool), float("inf")
+        reached, checked = torch.zeros_like(c, dtype=torch.bool), torch.full_like(c, float("inf"))
+        going = ~reached  # whose cost still falls
         delta, first, second = zeros(base), zeros(base), zeros(base)
         for step in range(1, self.steps + 1):
             value, gradients = climb(at, batch, objective, delta)
             self.reached(base, gradients)
             reached |= found.note(delta, value)
-            cost = float((squared(delta, c) - c * value).sum())
+            cost = squared(delta, c) - c * value
             if step % max(self.steps // 10, 1) == 0:
-                if cost > 0.9999 * checked:
+                going = going & (cost <= 0.9999 * checked)
+                if not bool(going.any()):
                     break
                 checked = cost
             moved = {}
@@ -84,5 +86,5 @@ class CW(Minimal):
                 second[name] = 0.999 * second[name] + 0.001 * gradient.square()
                 mean, size = first[name] / (1 - 0.9**step), (second[name] / (1 - 0.999**step)).sqrt()
                 moved[name] = each - spread(pace, each) * mean / (size + 1e-8)
-            delta = moved
+            delta = chosen(going, moved, delta)
         return reached

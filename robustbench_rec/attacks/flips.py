@@ -62,7 +62,7 @@ class Flips(Perturbation):
 
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        base, generator = self.base(at, batch), self.stream()
+        base, generator = self.base(at, batch), self.stream(batch)
         for name, each in base.items():
             if not bool(((each == 0) | (each == 1)).all()):
                 raise RrecError(f"attack 'flips': {name.rpartition('.')[0]} holds other numbers than 0 and 1")

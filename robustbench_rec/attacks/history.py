@@ -190,7 +190,7 @@ class HistoryEdit(HistoryAttack):
         n, device = self.n_items, items.device
         own = items.clamp_max(n - 1)  # padding gets something too, which nobody reads
         if self.config.items == "similar":
-            return _nearest(at, batch)[own]
+            return _nearest(at, batch, own)
         shares = {"popular": self.counts.double(), "unpopular": 1 / (1 + self.counts.double())}
         weights = shares.get(self.config.items, torch.ones(n, dtype=torch.double)).to(device)
         if batch.aimed is not None:
@@ -201,16 +201,17 @@ class HistoryEdit(HistoryAttack):
         return torch.searchsorted(ends, point, right=True).clamp_max(n - 1)
 
 
-def _nearest(at: Shifted, batch: Batch) -> Tensor:
-    """The item nearest to each by the cosine of the vectors that histories are read with `[n_items]`."""
+def _nearest(at: Shifted, batch: Batch, items: Tensor) -> Tensor:
+    """The item nearest to each of some by the cosine of the vectors that histories are read with, of the same shape."""
     with read(at.model) as seen:
         at(batch.rows(torch.zeros(1, dtype=torch.long, device=batch.users.device)).question())
     unit = F.normalize(torch.cat([each.table for each in seen], 1).float(), dim=1)
+    distinct, row = torch.unique(items, return_inverse=True)
     found = []
-    for part in torch.arange(len(unit), device=unit.device).split(max(1, CELLS // len(unit))):
+    for part in distinct.split(max(1, CELLS // len(unit))):
         near = unit[part] @ unit.T
         near[torch.arange(len(part), device=unit.device), part] = -torch.inf
         if batch.aimed is not None:
             near[:, batch.aimed] = -torch.inf
         found.append(near.argmax(1))
-    return torch.cat(found)
+    return torch.cat(found)[row]

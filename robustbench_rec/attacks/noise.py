@@ -28,7 +28,7 @@ class Noise(Ascent):
         super().__init__(**config.ascent(), steps=0)
 
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        generator = self.stream()
+        generator = self.stream(batch)
         base = self.base(at, batch)
         delta = {name: self.ball.radius(each) * self.ball.surface(each, generator) for name, each in base.items()}
         return at.shift(delta), batch

@@ -43,7 +43,7 @@ class SimBA(Perturbation):
 
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        base, generator = self.base(at, batch), self.stream()
+        base, generator = self.base(at, batch), self.stream(batch)
         radii = self.radii(base)
         best, best_value = zeros(base), objective(at, batch)
         fresh, turn = torch.ones_like(best_value, dtype=torch.bool), zeros(base)
@@ -62,8 +62,7 @@ class SimBA(Perturbation):
         return at.shift(best), batch
 
     def _coordinate(self, each: Tensor, generator: torch.Generator) -> Tensor:
-        """1 at a coordinate of each unit, else 0."""
+        """1 at a coordinate of each unit, else 0; elements, which have only one, take turns along a row."""
         drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
-        if self.ball.per == "element":
-            return torch.ones_like(each)
-        return (drawn == drawn.amax(self.ball.dims(drawn), keepdim=True)).to(each.dtype)
+        dims = (-1,) if self.ball.per == "element" else self.ball.dims(drawn)
+        return (drawn == drawn.amax(dims, keepdim=True)).to(each.dtype)

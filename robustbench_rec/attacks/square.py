@@ -20,8 +20,9 @@ class Square(Perturbation):
     """Square attack: random search on the edge of the ball that sees scores, not gradients (ECCV 2020).
 
     Andriushchenko et al., for vectors that are no images: in each unit a random block of the coordinates gets new signs
-    (linf: ±eps; l2: the block's share of the norm, spread evenly over it); what raises the loss is kept, for all users
-    or row by row. queries: evaluations. share: of the coordinates in the first block, halved on the published schedule.
+    (linf: ±eps; l2: its share of the norm and that of another block, which becomes 0, spread evenly over it); what
+    raises the loss is kept, for all users or row by row. queries: evaluations. share: of the coordinates in the first
+    block, halved on the published schedule.
     """
 
     @dataclass
@@ -44,7 +45,7 @@ class Square(Perturbation):
 
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        base, generator = self.base(at, batch), self.stream()
+        base, generator = self.base(at, batch), self.stream(batch)
         radii = self.radii(base)
         best, best_value = zeros(base), objective(at, batch)
         for query in range(1 + self.queries):
@@ -59,7 +60,9 @@ class Square(Perturbation):
         found = {}
         for name, each in best.items():
             drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
-            new = self._new(each, radii[name], self._block(drawn, share), generator)
+            block = self._block(drawn, share)
+            other = self._block(drawn.masked_fill(block, 2.0), share) & ~block
+            new = self._new(each, radii[name], block, other, generator)
             found[name] = self.ball.project(new, radii[name])  # rounding may have left it
         return found
 
@@ -71,13 +74,13 @@ class Square(Perturbation):
         edge = flat.kthvalue(min(count, flat.shape[-1]), dim=-1, keepdim=True).values
         return (flat <= edge).view(drawn.shape)
 
-    def _new(self, delta: Tensor, radius: Tensor, block: Tensor, generator: torch.Generator) -> Tensor:
-        """δ with a block drawn anew, on the edge of the ball."""
+    def _new(self, delta: Tensor, radius: Tensor, block: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
+        """δ with a block drawn anew, on the edge of the ball; in l2 at the cost of another one."""
         signs = torch.rand(delta.shape, generator=generator, device=generator.device).to(delta.device).sub(0.5).sign()
         if self.ball.norm == "linf" or self.ball.per == "element":
             return torch.where(block, radius * signs, delta)
         dims = self.ball.dims(delta)
-        within = (delta * block).square().sum(dims, keepdim=True)
+        within = (delta * (block | other)).square().sum(dims, keepdim=True)
         free = (radius.square() - delta.square().sum(dims, keepdim=True)).clamp_min(0)
         height = ((within + free) / block.sum(dims, keepdim=True).clamp_min(1)).sqrt()
-        return torch.where(block, height * signs, delta)
+        return torch.where(block, height * signs, delta.masked_fill(other, 0.0))

@@ -42,7 +42,7 @@ class Gaussian(Perturbation):
         return 0
 
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        draw, delta = self.stream(), {}
+        draw, delta = self.stream(batch), {}
         for name, each in self.base(at, batch).items():
             drawn = torch.randn(each.shape, generator=draw, dtype=each.dtype, device=draw.device).to(each.device)
             delta[name] = self.ball.eps * self.scale(name, each) * drawn

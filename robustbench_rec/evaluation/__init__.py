@@ -8,9 +8,9 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
-from robustbench_rec.evaluation.ranking import Full, Sampled
+from robustbench_rec.evaluation.ranking import Full, Ranking, Sampled
 
-__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Full", "Moved", "Result", "evaluator", "worth"]
+__all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Full", "Moved", "Ranking", "Result", "evaluator", "worth"]
 
 PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "ratings": Ratings, "sampled": Sampled}
 

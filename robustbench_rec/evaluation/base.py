@@ -139,15 +139,16 @@ class Evaluator(ABC, Generic[P]):
             raise RrecError(f"metrics=[{told}]: none tells which of two models is better; add one, such as {wanted}")
         return name
 
-    def climbed(self, name: str | None, goal: Goal | None = None) -> Loss:
-        """The loss that an attack climbs, None for the goal's own; RrecError when it leads nowhere here."""
+    def climbed(self, name: str | None, goal: Goal | None = None, *, part: str = "test") -> Loss:
+        """The loss that an attack on a part climbs, None for the goal's own; RrecError when it leads nowhere here."""
         losses = self.losses if goal is None else goal.losses or self.losses
         if name is not None and name not in losses:
             raise unknown("loss of an attack", name, losses)
         chosen = name or losses[0]
         if goal is None:
             return loss(chosen)
-        return goal.weigh(loss(chosen, k=goal.k) if chosen in LOSSES else aimed(chosen, k=goal.k))
+        users = torch.cat([each.users for each in self.portions(part)])
+        return goal.weigh(loss(chosen, k=goal.k) if chosen in LOSSES else aimed(chosen, k=goal.k), users)
 
     def portions(self, part: str) -> list[P]:
         """The same, built once; RrecError where the part is unknown or empty."""

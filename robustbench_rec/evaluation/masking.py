@@ -10,9 +10,8 @@ from robustbench_rec.ascent import Perturbation, climb, zeros
 from robustbench_rec.attack import Member
 from robustbench_rec.batch import Batch
 from robustbench_rec.evaluation.base import Evaluator, Result
-from robustbench_rec.evaluation.worst import marking
+from robustbench_rec.evaluation.worst import leading, marking
 from robustbench_rec.goal import Goal
-from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
 
@@ -40,7 +39,7 @@ def masking(
     first = members[0]
     assert isinstance(first.attack, Perturbation)
     probe = Probe(surface=first.attack.surface, modules=first.attack.modules, ball=first.attack.ball)
-    climbed = judging.climbed(first.loss, goal)
+    climbed = judging.climbed(first.loss, goal, part=part)
     mark = marking(at, goal, own_labels=own_labels)
     _, found = judging.attack(at, probe, part, climbed, mark=mark)
     with torch.no_grad():
@@ -51,8 +50,8 @@ def masking(
         "saturated": (torch.cat(losses).abs() < SATURATED).float().mean().item(),
         "random": float(any(value != clean.metrics[name] for name, value in again.items() if value == value)),
     }
-    name = next((each for each in results[0].per_user if not neutral(each)), None)
-    if name is None:
+    name = leading(results[0], goal)
+    if name not in results[0].per_user:
         return flags
     sign = goal.serves(name, smaller=name in judging.smaller)
     values: Mapping[bool, list[Tensor]] = {True: [], False: []}

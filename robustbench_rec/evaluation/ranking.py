@@ -54,12 +54,12 @@ class Ranking(Evaluator[Lists]):
     def n_candidates(self) -> int:
         """Of each list."""
 
-    def climbed(self, name: str | None, goal: Goal | None = None) -> Loss:
+    def climbed(self, name: str | None, goal: Goal | None = None, *, part: str = "test") -> Loss:
         if goal is not None and (name or (goal.losses or self.losses)[0]) in (*CUT, *aims.CUT):
             most = self.n_candidates - 1  # behind the cut of a list there must be something
             if not 1 <= goal.k <= most:
                 raise RrecError(f"goal.k={goal.k}: between 1 and {most}, one less than the candidates of a list")
-        return super().climbed(name, goal)
+        return super().climbed(name, goal, part=part)
 
     def label(self, portion: Lists, batch: Batch) -> Batch:
         labels = torch.zeros(len(portion.users), self.n_candidates, device=portion.users.device)

@@ -68,7 +68,7 @@ def attacked(
     own_labels: the attacker does not know the labels and takes for them what the clean model scores above 0.
     """
     if member.rival is None:
-        climbed = judging.climbed(member.loss or loss, goal)
+        climbed = judging.climbed(member.loss or loss, goal, part=part)
         mark = marking(at, goal, own_labels=own_labels)
         return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass)
     rivals = _rivals(judging, at, part, goal.k, member.rival, own_labels=own_labels)
@@ -84,13 +84,23 @@ def marking(at: Shifted, goal: Goal, *, own_labels: bool) -> Callable[[Batch], B
     return mark
 
 
+def leading(result: Result, goal: Goal) -> str:
+    """The metric that attacks are compared by: the first that says how far the goal was reached, else of quality.
+
+    One that users have, where there is such.
+    """
+    names = [name for name in result.metrics if goal.told and name.startswith(goal.told)]
+    names = names or [name for name in result.metrics if not neutral(name)] or list(result.metrics)
+    return next((name for name in names if name in result.per_user), names[0])
+
+
 def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Result:
     """For every metric and user the value that serves the attacker most; a metric without users as a whole.
 
-    What is no quality, as popularity, and the lists are those of the result whose first quality serves most.
+    What is no quality, as popularity, and the lists are those of the result that serves most in `leading`.
     """
     first = results[0]
-    main = next((name for name in first.metrics if not neutral(name)), next(iter(first.metrics)))
+    main = leading(first, goal)
     sign = goal.serves(main, smaller=main in smaller)
     chief = max(results, key=lambda each: sign * each.metrics[main])
     per_user, pairs = {}, {}

@@ -27,6 +27,7 @@ class AimedConfig:
 class Aimed(Goal):
     """About the exposure of target items to those who do not have them. upwards: 1 where more is wanted, or -1."""
 
+    told: ClassVar[str] = "t_"
     verb: ClassVar[str]
     upwards: ClassVar[int]
 

@@ -22,8 +22,9 @@ TRANSFER = Threat(
 class Search(Shill, Factorisation):
     """The part of a config that searching poisons share.
 
-    steps: outer steps. lr, momentum: of the descent in the profiles. sweeps: of the surrogate's training in each outer
-    step. unroll: the last of them, through which the gradient goes.
+    steps: profiles that are tried, from two, each a step of the descent from the one before. lr, momentum: of the
+    descent in the profiles. sweeps: of the surrogate's training in each outer step. unroll: the last of them, through
+    which the gradient goes.
     """
 
     steps: int
@@ -47,13 +48,13 @@ class Searching(Shilling):
     rates: ClassVar[tuple[Rate, Rate]] = ("highest", "item")
 
     def __init__(self, config: Search) -> None:
-        least = {"steps": 1, "sweeps": 1, "unroll": 1, "dim": 1}
+        least = {"steps": 2, "sweeps": 1, "unroll": 1, "dim": 1}
         low = [name for name, each in least.items() if getattr(config, name) < each]
         if low or config.unroll > config.sweeps or config.lr <= 0 or not 0 <= config.momentum < 1 or config.l2 <= 0:
             told = ", ".join(f"{name}={getattr(config, name)}" for name in (*least, "lr", "momentum", "l2"))
             raise RrecError(
-                f"poison with {told}: steps, sweeps, unroll, dim >= 1, unroll <= sweeps, lr, l2 > 0 and momentum in "
-                "[0, 1) are needed"
+                f"poison with {told}: steps >= 2, sweeps, unroll, dim >= 1, unroll <= sweeps, lr, l2 > 0 and momentum "
+                "in [0, 1) are needed"
             )
         super().__init__(config)
         self.config = config

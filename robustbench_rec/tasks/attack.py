@@ -16,7 +16,7 @@ from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike as alike_to
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.slices import groups, sliced
-from robustbench_rec.evaluation.worst import judged, members, winners, worst
+from robustbench_rec.evaluation.worst import judged, leading, members, winners, worst
 from robustbench_rec.files import read_json
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
@@ -68,7 +68,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     chosen = members(judging, suite, goal, cfg.loss)
     for each in chosen:
         if each.rival is None:
-            judging.climbed(each.loss or cfg.loss, goal)
+            judging.climbed(each.loss or cfg.loss, goal, part=cfg.part)
     at = Shifted(loaded.model.requires_grad_(False).eval())
     threat = replace(suite.declared, goal=goal.words).words()
     undefended = _undefended(cfg, loaded.data.fingerprint, threat)
@@ -209,10 +209,7 @@ def _shared(
 ) -> dict[str, float]:
     """What each member left by itself, and the share of the users to whom it was the worst."""
     results = [result for result, _ in found]
-    qualities = [each for each in results[0].metrics if _is_quality(each, judging)]
-    name = next(
-        (each for each in results[0].per_user if each in qualities), next(iter(qualities or results[0].metrics))
-    )
+    name = leading(results[0], goal)
     won: Mapping[int, float] = {}
     if name in results[0].per_user:
         index = winners(clean, results, goal, name, judging.smaller)
