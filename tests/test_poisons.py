@@ -199,14 +199,13 @@ def test_too_many_targets_to_have_rivals_is_one_line() -> None:
 
 def test_what_is_disliked_is_the_mean_over_all_events() -> None:
     generator = torch.Generator().manual_seed(0)
-    clicked = replace(
-        BIG, train=replace(BIG.train, values=(torch.rand(len(BIG.train), generator=generator) > 0.5).float())
-    )
+    stars = (torch.rand(len(BIG.train), generator=generator) > 0.5) * 4.0 + 1.0
+    rated = replace(BIG, train=replace(BIG.train, values=stars))
     built = maker("reverse_bandwagon", feedback="ratings", disliked=3)
-    view = built.view(clicked, built.aims(clicked))
+    view = built.view(rated, built.aims(rated))
     selected, _ = built.choose(view, generator)
-    frame = pd.DataFrame({"item": clicked.train.items.numpy(), "value": clicked.train.values.numpy()})
-    told = frame[~frame["item"].isin(built.aims(clicked).tolist())].groupby("item")["value"].agg(["mean", "size"])
+    frame = pd.DataFrame({"item": rated.train.items.numpy(), "value": rated.train.values.numpy()})
+    told = frame[~frame["item"].isin(built.aims(rated).tolist())].groupby("item")["value"].agg(["mean", "size"])
     popular = told[told["size"] >= told["size"].sort_values().iloc[-10]]
     assert told["mean"][selected.tolist()].max() <= popular["mean"].sort_values().iloc[2] + 1e-6
 
