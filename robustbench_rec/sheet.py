@@ -232,7 +232,8 @@ def _read_parquet(path: Path) -> Sheet:
         table = pa.parquet.read_table(io.BytesIO(read_bytes(path)))
     except pa.ArrowException as error:
         raise RrecError(f"{path} is not a Parquet file: {str(error).partition(chr(10))[0]}") from error
-    flat = {name: _flat(path, name, table[name]) for name in table.column_names}
+    kept = [name for name in table.column_names if not name.startswith("__index_level_")]  # pandas' row numbers
+    flat = {name: _flat(path, name, table[name]) for name in kept}
     frame = pa.table({name: column for name, column in flat.items() if column is not None}).to_pandas()
     if frame.empty:
         raise RrecError(f"{path} has no rows")

@@ -107,6 +107,15 @@ class TestTable:
         assert table["new"].tolist() == [1, 0]
         assert "column 'about' holds struct" in caplog.text
 
+    def test_parquet_has_the_index_of_pandas_where_it_has_a_name(self, tmp_path):
+        frame = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "y"], "rating": [1, 2]}, index=[5, 9])
+        frame.to_parquet(tmp_path / "a.parquet")
+        items = {"path": str(tmp_path / "a.parquet")}
+        raw = load("table", path=str(tmp_path / "a.parquet"), time=None, items=items)
+        assert list(raw.items.columns) == ["item", "user_id", "rating"]
+        frame.set_index("item_id").to_parquet(tmp_path / "b.parquet")
+        assert list(load("table", path=str(tmp_path / "b.parquet"), time=None).events["item"]) == ["x", "y"]
+
     def test_parquet_ids_that_became_floats_are_still_integers(self, tmp_path):
         pd.DataFrame({"user_id": [1.0, 2.0], "item_id": [7, 8]}).to_parquet(tmp_path / "a.parquet")
         assert list(load("table", path=str(tmp_path / "a.parquet"), rating=None, time=None).events["user"]) == [
