@@ -23,7 +23,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_text
 from robustbench_rec.raw import PARTS
 
-FORMAT = 3  # raise it whenever the same files and recipe come to other data
+FORMAT = 4  # raise it whenever the same files and recipe come to other data
 log = logging.getLogger(__name__)
 
 
