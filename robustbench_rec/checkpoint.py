@@ -145,8 +145,9 @@ def load(
         raise RrecError(
             f"{key}={path}: its graph was made by cleaning, which noise={noise and noise['name']} cannot reach"
         )
-    data = data.to(device)
-    model = build(config, data)
+    data, trained = data.to(device), trained.to(device)
+    reworded = data.item_table is not trained.item_table
+    model = build(config, trained if reworded else data)  # words keep their numbers
     try:
         _fill(model, tensors, f"{key}={path}")
     except RrecError as error:
@@ -154,6 +155,8 @@ def load(
             raise
         told = f"the sizes of this model change with noise={noise['name']}, with which it can be trained, not judged"
         raise RrecError(f"{error}; {told}") from error
+    if reworded:
+        _reread(model, trained, data)
     if changed and not (model.window or model.reads_events or model.reads_graph):
         told = "changes training events, which this model does not read again: its results are those without noise"
         log.warning("noise=%s %s", noise and noise["name"], told)
@@ -213,14 +216,27 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
 
 
 def tell_unread(noise: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Warn where a noise changes a knowledge graph that the model of a config does not read."""
+    """Warn where a noise changes a knowledge graph or texts that the model of a config does not read."""
     model = models[str(config.get("name", "???"))]
-    if noise.get("level") and "kg" in noises[str(noise["name"])].needs - model.needs:
-        log.warning(
-            "noise=%s changes the knowledge graph, which model '%s' does not read: its results are those without noise",
-            noise["name"],
-            config["name"],
-        )
+    for need, what in (("kg", "the knowledge graph"), ("text", "texts of items")):
+        if noise.get("level") and need in noises[str(noise["name"])].needs - model.needs:
+            log.warning(
+                "noise=%s changes %s, which model '%s' does not read: its results are those without noise",
+                noise["name"],
+                what,
+                config["name"],
+            )
+
+
+@torch.no_grad()
+def _reread(model: RecModel, trained: Data, data: Data) -> None:
+    """Give a model that was built of the texts of its training the texts of other data."""
+    table = data.item_table
+    if table is None or "text" not in model.needs:
+        return
+    for name, rows in model.text_reader(trained).read(table).items():
+        model.get_buffer(name).copy_(rows)
+    model.refresh()
 
 
 def start(model: RecModel, loaded: Loaded, path: str) -> tuple[int, int]:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from conftest import build, compose, configured, interactions, judge, make_data
+from conftest import STANDINS, WORDS, build, compose, configured, interactions, judge, make_data, pretrained, question
 from torch import Tensor
 
 from robustbench_rec import checkpoint, composing
@@ -15,6 +16,7 @@ from robustbench_rec.config import Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
+from robustbench_rec.models import models
 from robustbench_rec.noise import cycle, drawn, pairs, repeated
 from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load
@@ -22,6 +24,7 @@ from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import data as data_task
 from robustbench_rec.tasks import eval as evaluate
 from robustbench_rec.tasks import train
+from robustbench_rec.text.distances import levenshtein
 
 TOUCHED = {  # what a noise may change; everything else stays bit for bit
     "edge_add": "train",
@@ -39,6 +42,7 @@ TOUCHED = {  # what a noise may change; everything else stays bit for bit
     "sparsify": "train",
     "subpopulation": "test",
     "temporal_shift": "train",
+    "text_noise": "texts",
     "unseen_category": "train test",
 }
 DECIDED = {"temporal_shift"}  # nothing is drawn
@@ -90,7 +94,7 @@ def same(one: Interactions, two: Interactions) -> bool:
 
 
 def changed(data: Data, clean: Data = CLEAN) -> int:
-    """Events of train and test that came or went, rows of train that differ, triples that came or went."""
+    """Events of train and test that came or went, rows of train that differ, triples that came or went, other texts."""
     events = sum(
         int((~torch.isin(pairs(one.part(part), one), pairs(two.part(part), two))).sum())
         for part in ("train", "test")
@@ -100,6 +104,9 @@ def changed(data: Data, clean: Data = CLEAN) -> int:
     if len(data.train) == len(clean.train):
         rows = int(((data.train.items != clean.train.items) | (data.train.values != clean.train.values)).sum())
     a, b = triples(data), triples(clean)
+    assert data.item_table is not None
+    assert clean.item_table is not None
+    rows += int((data.item_table.astype("str") != clean.item_table.astype("str")).to_numpy().sum())
     return events + rows + int((~torch.isin(a, b)).sum() + (~torch.isin(b, a)).sum())
 
 
@@ -129,7 +136,7 @@ class TestNoise:
                 assert torch.equal(data.truth[f"{part}/pair"], CLEAN.truth[f"{part}/pair"])
         assert ("kg" in touched) != torch.equal(triples(data), triples(CLEAN))
         assert (data.user_ids, data.item_ids) == (CLEAN.user_ids, CLEAN.item_ids)
-        assert data.item_table is CLEAN.item_table
+        assert (data.item_table is CLEAN.item_table) != ("texts" in touched)
         assert sorted(graph(data).entity_ids) == sorted(graph(CLEAN).entity_ids)
         assert graph(data).relation_ids == graph(CLEAN).relation_ids
 
@@ -382,6 +389,38 @@ class TestTriples:
         assert named[: len(clean)] == named[len(clean) :]
 
 
+class TestTexts:
+    def table(self, data: Data) -> pd.DataFrame:
+        assert data.item_table is not None
+        return data.item_table
+
+    def titles(self, data: Data) -> list[str]:
+        return self.table(data)["title"].tolist()
+
+    def test_as_many_words_as_the_level_says_have_an_edit(self) -> None:
+        many = replace(CLEAN, item_table=pd.DataFrame({"title": ["some words of a long title"] * 60}))
+        distances = levenshtein(self.titles(many), self.titles(noisy("text_noise", many, level=0.3)), "characters")
+        assert distances.max() <= 6
+        assert distances.sum() / (6 * 60) == pytest.approx(0.3, abs=0.05)
+
+    def test_prose_alone_changes_where_no_column_is_named(self) -> None:
+        data = self.table(noisy("text_noise", level=0.9))
+        assert data[["genres", "year"]].equals(self.table(CLEAN)[["genres", "year"]])
+        named = self.table(noisy("text_noise", level=0.9, column="genres"))
+        assert named["title"].equals(self.table(CLEAN)["title"])
+        assert (named["genres"] != self.table(CLEAN)["genres"]).mean() > 0.8
+
+    def test_what_is_missing_stays_missing(self) -> None:
+        gaps = replace(CLEAN, item_table=self.table(CLEAN).assign(title=[None, "", "two words"] * 20))
+        titles = self.titles(noisy("text_noise", gaps, level=1.0))
+        assert [pd.isna(each) for each in titles] == [True, False, False] * 20
+        assert titles[1::3] == [""] * 20
+
+    @pytest.mark.parametrize("kind", ["typo", "swap", "delete", "homoglyph"])
+    def test_kinds_of_edits(self, kind: str) -> None:
+        assert self.titles(noisy("text_noise", level=0.9, kind=kind)) != self.titles(CLEAN)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         ("name", "changes", "message"),
@@ -390,6 +429,8 @@ class TestRefused:
             ("rating_noise", {"level": -1.0}, "has levels at least 0"),
             ("edge_drop", {"bias": "rank"}, "unknown noise.bias 'rank'"),
             ("history", {"op": "delete"}, "unknown noise.op 'delete'"),
+            ("text_noise", {"kind": "stuffing"}, "unknown noise.kind 'stuffing'"),
+            ("text_noise", {"column": "plot"}, "unknown noise.column of the items of dataset 'tiny' 'plot'"),
             ("unseen_category", {"column": "color"}, "unknown noise.column 'color'"),
             ("unseen_category", {"column": "genres", "value": "opera"}, "unknown noise.value 'opera'"),
             ("subpopulation", {"among": "tribe"}, "unknown noise.among 'tribe'"),
@@ -437,6 +478,7 @@ SYNTHETIC = (
     "dataset.n_intents=4",
     "dataset.n_entities=12",
 )
+TEXTUAL = [name for name in models if "text" in models[name].needs and pretrained(STANDINS.get(name, "encoder"))]
 RECIPE = Recipe(
     dataset={**compose("train", *SYNTHETIC).dataset},
     split={"name": "leave_one_out"},
@@ -482,6 +524,44 @@ class TestRecipe:
         fingerprints = {each.data.fingerprint for each in loaded}
         values = [evaluator(each.data, judge()).evaluate(Shifted(each.model), "test").metrics for each in loaded]
         assert (len(fingerprints) == 1) == (noise == "none") == (values[0] == values[1])
+
+    @pytest.mark.parametrize("name", TEXTUAL)
+    def test_a_checkpoint_reads_noisy_texts_with_the_words_of_its_training(
+        self, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clean = load(RECIPE, None)
+        assert clean.item_table is not None
+        titles = [f"The {WORDS[each % 5]} {WORDS[each % 7]}" for each in range(clean.n_items)]  # all encoders know them
+        clean = replace(clean, item_table=clean.item_table.assign(title=titles))
+        monkeypatch.setattr(checkpoint, "load_data", lambda recipe, data_dir: clean)
+        config = configured("model", name, **({"encoder": pretrained(STANDINS[name])} if name in STANDINS else {}))
+        torch.manual_seed(0)
+        checkpoint.save(tmp_path, checkpoint.build(config, clean), config, RECIPE, clean)
+        loaded = [
+            checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=each)
+            for each in (
+                None,
+                configured("noise", "text_noise", level=0.0),
+                configured("noise", "text_noise", level=0.9),
+            )
+        ]
+        old, none, new = (Shifted(each.model.eval()) for each in loaded)
+        table = loaded[2].data.item_table
+        assert table is not None
+        read = old.model.text_reader(loaded[0].data).read(table)
+        for key, each in read.items():
+            torch.testing.assert_close(new.model.get_buffer(key), each.to(new.model.get_buffer(key)))
+        users = torch.arange(5)
+        scores = [point(question(point.model, users)).scores for point in (old, none, new)]
+        assert torch.equal(scores[0], scores[1])
+        assert not torch.allclose(scores[0], scores[2])
+
+    def test_noise_of_texts_that_nobody_reads_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        clean = load(RECIPE, None)
+        checkpoint.save(tmp_path, build("mf", clean), configured("model", "mf"), RECIPE, clean)
+        noise = configured("noise", "text_noise", level=0.5)
+        checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=noise)
+        assert "changes texts of items, which model 'mf' does not read" in caplog.text
 
     @pytest.mark.parametrize("protocol", ["full", "sampled"])
     @pytest.mark.parametrize("noise", ["label_flip", "edge_add", "edge_rewire", "sparsify", "history"])
