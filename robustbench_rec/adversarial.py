@@ -57,10 +57,15 @@ def shares(clean_weight: float) -> tuple[float, float]:
     return clean_weight, 1 - clean_weight
 
 
-def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:
-    """The inner maximisation of AWP: every matrix moves by γ times its own norm; RrecError without a step."""
+def check_steps(steps: int) -> None:
+    """RrecError where an inner maximisation has none."""
     if steps < 1:
         raise RrecError(f"defense.steps={steps}: at least one, else nothing is perturbed")
+
+
+def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:
+    """The inner maximisation of AWP: every matrix moves by γ times its own norm; RrecError without a step."""
+    check_steps(steps)
     ball = Ball(eps=gamma, norm="l2", per=per, relative="own")
     return Ascent(surface="weight", ball=ball, steps=steps, step_size=1.0 if steps == 1 else 2.5 / steps)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from robustbench_rec.adversarial import Adversarial
+from robustbench_rec.adversarial import Adversarial, check_steps
 from robustbench_rec.ascent import Ascent
 from robustbench_rec.defenses._directions import directed
 from robustbench_rec.errors import RrecError
@@ -29,8 +29,7 @@ class Rows(Adversarial):
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         if config.weight < 0:
             raise RrecError(f"defense.weight={config.weight}: must not be negative")
-        if config.steps < 1:
-            raise RrecError(f"defense.steps={config.steps}: at least one, else nothing is perturbed")
+        check_steps(config.steps)
         ball = Ball(eps=config.eps, norm="l2", per="row", relative=config.relative)
         ascent = Ascent(surface=self.surface, ball=ball, steps=config.steps, step_size=config.step_size)
         ascent.check(model)
