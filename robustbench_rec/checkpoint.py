@@ -20,9 +20,11 @@ from robustbench_rec.adapters import plain
 from robustbench_rec.config import Recipe, typed_recipe
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
+from robustbench_rec.features import features, is_prose
 from robustbench_rec.files import read_json, write_bytes, write_json
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.noise import Noise
 from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
 
@@ -96,9 +98,9 @@ def load(
 ) -> Loaded:
     """The model and the data of a run directory (or of its `model.safetensors`).
 
-    noise: what is done to the data afterwards: the model has the parameters that it was trained to, on the graph, the
-    histories and the features of the changed data. RrecError when a file is missing, truncated, of another format, of
-    another model or does not fit the data.
+    noise: what is done afterwards: the model has the parameters that it was trained to, with noise where it is on them,
+    on the graph, the histories and the features of the changed data. RrecError when a file is missing, truncated, of
+    another format, of another model or does not fit the data.
     """
     folder = _folder(path)
     if not (folder / TENSORS).is_file():
@@ -136,8 +138,9 @@ def load(
             "restore the files it was trained on"
         )
     if noise is not None:
-        tell_unread(noise, config)
-    trained, data = data, data if noise is None else noises.build(noise)(data)
+        tell_unread(noise, config, data)
+    kind = None if noise is None else noises.build(noise)
+    trained, data = data, data if kind is None else kind(data)
     changed = data.train is not trained.train
     if data is not trained:
         data = replace(data, learnt=trained.train)
@@ -147,7 +150,8 @@ def load(
         )
     data, trained = data.to(device), trained.to(device)
     reworded = data.item_table is not trained.item_table
-    model = build(config, trained if reworded else data)  # words keep their numbers
+    taught = replace(trained, reworded=data.item_table) if reworded else data  # words keep their numbers
+    model = build(config, taught)
     try:
         _fill(model, tensors, f"{key}={path}")
     except RrecError as error:
@@ -157,6 +161,8 @@ def load(
         raise RrecError(f"{error}; {told}") from error
     if reworded:
         _reread(model, trained, data)
+    if kind is not None:
+        _disturb(model, kind)
     if changed and not (model.window or model.reads_events or model.reads_graph):
         told = "changes training events, which this model does not read again: its results are those without noise"
         log.warning("noise=%s %s", noise and noise["name"], told)
@@ -215,17 +221,35 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
     return model.to(data.train.users.device)
 
 
-def tell_unread(noise: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def tell_unread(noise: Mapping[str, Any], config: Mapping[str, Any], data: Data) -> None:
     """Warn where a noise changes a knowledge graph or texts that the model of a config does not read."""
     model = models[str(config.get("name", "???"))]
     for need, what in (("kg", "the knowledge graph"), ("text", "texts of items")):
-        if noise.get("level") and need in noises[str(noise["name"])].needs - model.needs:
+        unread = noise.get("level") and need in noises[str(noise["name"])].needs - model.needs
+        if unread and not (need == "text" and _coded(noise, config, data)):
             log.warning(
                 "noise=%s changes %s, which model '%s' does not read: its results are those without noise",
                 noise["name"],
                 what,
                 config["name"],
             )
+
+
+def _coded(noise: Mapping[str, Any], config: Mapping[str, Any], data: Data) -> bool:
+    """Whether a model reads as categories the texts that a noise changes."""
+    if "item_columns" not in config:
+        return False
+    read, column = features(data, "item", config["item_columns"]).names, noise.get("column")
+    return column in read if column else any(map(is_prose, read))
+
+
+@torch.no_grad()
+def _disturb(model: RecModel, noise: Noise) -> None:
+    """Put a noise that is not on data into a model."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, each in noise.delta(model, torch.Generator().manual_seed(noise.seed)).items():
+        tensors[name].add_(each)
+    model.refresh()
 
 
 @torch.no_grad()

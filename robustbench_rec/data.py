@@ -116,10 +116,11 @@ class Data:
     context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
     truth: ground truth of synthetic data, named tensors. hidden: events that a noise took out of train, which nothing
     learns from and which are no candidates of a ranking (None: there are none). learnt: what stood in train before a
-    noise that came after training (None: there was none). place: folder for what is computed once from the data (None:
-    it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and in train alone. cleaning:
-    what was done to train before. edges: users and items of the edges that models on a graph have, `[2, E]`, where they
-    are not those of the training events.
+    noise that came after training (None: there was none). reworded: the item table as such a noise left it (None: there
+    was none), for what was made of the item table of the training. place: folder for what is computed once from the
+    data (None: it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and in train
+    alone. cleaning: what was done to train before. edges: users and items of the edges that models on a graph have,
+    `[2, E]`, where they are not those of the training events.
     """
 
     name: str
@@ -138,6 +139,7 @@ class Data:
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     hidden: Interactions | None = None
     learnt: Interactions | None = None
+    reworded: pd.DataFrame | None = None
     place: Path | None = None
     fakes: Profiles | None = None
     cleaning: Cleaning | None = None

@@ -43,13 +43,15 @@ def features(data: Data, side: str, columns: Sequence[str] | None) -> Features:
     that come back (`FEW` at most, each seen twice on average). A text column with a `|` anywhere holds several values
     in a cell; so does one with spaces that is made of no more different words than cells, as genres are. A column whose
     name ends with one of `TEXTS` is prose and never read as words here. A column that is asked for by name is used
-    whatever its values are. RrecError for a column that the table does not have.
+    whatever its values are. Of items that were `reworded`, the codes are those that their values had before. RrecError
+    for a column that the table does not have.
     """
     table = data.item_table if side == "item" else data.user_table
     seen = data.train.items if side == "item" else data.train.users
     n = data.n_items if side == "item" else data.n_users
     if table is None:
         table = pd.DataFrame(index=range(n))
+    cells = table if side == "user" or data.reworded is None else data.reworded
     for name in columns or ():
         if name not in table.columns:
             raise unknown(f"{side} column of dataset '{data.name}'", name, table.columns)
@@ -65,7 +67,7 @@ def features(data: Data, side: str, columns: Sequence[str] | None) -> Features:
             elif asked:
                 raise RrecError(f"{side} column '{name}' of dataset '{data.name}' has one value only in training")
         else:
-            found = _coded(column, trained, asked)
+            found = _coded(column, cells[name], trained, asked)
             if found is not None:
                 codes[name], sizes[name] = found
             elif asked:
@@ -99,24 +101,37 @@ def _standardised(column: pd.Series, trained: Array) -> Array | None:
     return np.where(known, (np.where(known, values, 0.0) - fitted.mean()) / fitted.std(), 0.0).astype(np.float32)
 
 
-def _coded(column: pd.Series, trained: Array, asked: bool) -> tuple[Array, int] | None:
-    """Codes `[n, T]` and their number; None where the column is no category."""
-    text = filled(column.reset_index(drop=True))
-    values = text.str.split("|").explode().str.strip() if text.str.contains("|", regex=False).any() else text
-    if values is text and not is_prose(str(column.name)) and text.str.contains(" ", regex=False).any():
-        words = text.str.split().explode()
-        if words.nunique() <= text.nunique():
-            values = words
-    values = values[values != ""]
-    rows = values.index.to_numpy()
-    fitted = values[trained[rows]]
+def _coded(column: pd.Series, cells: pd.Series, trained: Array, asked: bool) -> tuple[Array, int] | None:
+    """Codes `[n, T]` of cells by the values of a column, and their number; None where the column is no category."""
+    between = _between(column)
+    values = _pieces(column, between)
+    fitted = values[trained[values.index.to_numpy()]]
     known = pd.Index(fitted.unique())
     if not len(known) or not (asked or (len(known) <= FEW and 2 * len(known) <= len(fitted))):
         return None
-    codes = known.get_indexer(values) + 1
+    values = _pieces(cells, between)
+    rows, codes = values.index.to_numpy(), known.get_indexer(values) + 1
     rows, codes = rows[codes > 0], codes[codes > 0]
     counts = np.bincount(rows, minlength=len(column))
     places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts)
-    table = np.zeros((len(column), counts.max()), dtype=np.int64)
+    table = np.zeros((len(column), max(1, counts.max())), dtype=np.int64)
     table[rows, places] = codes
     return table, len(known) + 1
+
+
+def _between(column: pd.Series) -> str:
+    """What stands between the values of a cell: `|`, a space, or nothing where a cell is one value."""
+    text = filled(column)
+    if text.str.contains("|", regex=False).any():
+        return "|"
+    if is_prose(str(column.name)) or not text.str.contains(" ", regex=False).any():
+        return ""
+    return " " if text.str.split().explode().nunique() <= text.nunique() else ""
+
+
+def _pieces(column: pd.Series, between: str) -> pd.Series:
+    """The values in the cells of a column, each with the place of its row as the index."""
+    text = filled(column.reset_index(drop=True))
+    if between:
+        text = text.str.split("|" if between == "|" else None).explode().str.strip()
+    return text[text != ""]

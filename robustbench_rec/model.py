@@ -47,6 +47,8 @@ class RecModel(nn.Module):
     newcomers: ClassVar[tuple[str, ...]] = ()
     """What makes a user in this model and matters to nobody else: parameters with a row for each user, or sites with a
     row for each user of a batch. A new user is found by learning a row of these, everything else held fixed."""
+    given: ClassVar[tuple[str, ...]] = ()
+    """Buffers `feature_*` whose rows are embeddings that a frozen encoder gave: noise on embeddings is on them too."""
     body: ClassVar[tuple[str, ...]] = ()
     """Modules that an adaptation leaves frozen: what reads events, texts or items; the head is everything else."""
     widths: tuple[int, ...] = ()

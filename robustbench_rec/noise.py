@@ -1,4 +1,4 @@
-"""What every noise on data is, and how it draws."""
+"""What every noise is, on data or on what a model reads, and how it draws."""
 
 import json
 from abc import ABC, abstractmethod
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
+from robustbench_rec.model import RecModel
 
 
 @dataclass
@@ -53,12 +54,21 @@ class Noise(ABC):
                 f"noise '{self.name}' needs {', '.join(missing)}, which dataset '{data.name}' does not have"
             )
         changed = self.change(data, torch.Generator().manual_seed(self.seed))
+        if changed is data:
+            return data
         described = json.dumps([data.fingerprint, self.name, self.described], sort_keys=True)
         return replace(changed, hidden=_hidden(data, changed), fingerprint=sha256(described.encode()).hexdigest())
 
     @abstractmethod
     def change(self, data: Data, generator: torch.Generator) -> Data:
         """The data at a level above 0."""
+
+    def delta(self, model: RecModel, generator: torch.Generator) -> dict[str, Tensor]:
+        """What comes on top of tensors of a model, by name: anew for each step of a training, once for a finished one.
+
+        Nothing, for a noise on data.
+        """
+        return {}
 
     def count(self, n: int) -> int:
         """The level as a share of n."""

@@ -23,6 +23,7 @@ from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast
 from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.model import RecModel
+from robustbench_rec.noise import Noise
 from robustbench_rec.objective import Objective, start_epoch, told
 from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
@@ -44,8 +45,8 @@ class Trainer:
     where `smaller` says so. Every epoch draws
     its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
     one ends, bit for bit. A parameter that does not require a gradient is left alone. about: what else makes the run
-    what it is (data, model, defence); a state of another run is not continued. A model without trainable parameters is
-    only fitted and validated.
+    what it is (data, model, defence); a state of another run is not continued. noise: what each step reads the model
+    with; the penalty of a model is that without it. A model without trainable parameters is only fitted and validated.
     """
 
     model: RecModel
@@ -59,6 +60,7 @@ class Trainer:
     precision: str
     out: Path
     about: Mapping[str, Any]
+    noise: Noise | None = None
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -137,11 +139,14 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.fit.lr * (0.1 if late else 1.0)
         start_epoch(self.objective, epoch, self._stream(epoch, "objective"))
+        noisy = epoch_generator(self.noise.seed if self.noise else 0, epoch, "noise")
         total, count = torch.zeros((), device=device), 0
         for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):
             with autocast(self.precision, device):
                 at = Shifted(self.model)
-                loss = self.objective(at, batch) + self.model.penalty(batch, partial(at.said, batch))
+                delta = self.noise.delta(self.model, noisy) if self.noise else {}
+                there = at.shift(delta) if delta else at
+                loss = self.objective(there, batch) + self.model.penalty(batch, partial(at.said, batch))
             self._step(self.optimizers[0], loss)
             total, count = total + loss.detach(), count + 1
         row = {"epoch": epoch + 1, "loss": total.item() / count, **told(self.objective)}

@@ -16,6 +16,7 @@ from robustbench_rec.config import Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
+from robustbench_rec.features import features
 from robustbench_rec.models import models
 from robustbench_rec.noise import cycle, drawn, pairs, repeated
 from robustbench_rec.noises import noises
@@ -111,7 +112,7 @@ def changed(data: Data, clean: Data = CLEAN) -> int:
 
 
 def test_every_noise_says_what_it_touches() -> None:
-    assert {*TOUCHED, "none"} == set(noises)
+    assert {*TOUCHED, "none", "embedding"} == set(noises)
 
 
 @pytest.mark.parametrize(("name", "changes"), WAYS, ids=IDS)
@@ -555,6 +556,34 @@ class TestRecipe:
         scores = [point(question(point.model, users)).scores for point in (old, none, new)]
         assert torch.equal(scores[0], scores[1])
         assert not torch.allclose(scores[0], scores[2])
+
+    def test_a_checkpoint_reads_noisy_categories_with_the_codes_of_its_training(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clean = CLEAN
+        monkeypatch.setattr(checkpoint, "load_data", lambda recipe, data_dir: clean)
+        torch.manual_seed(0)
+        config = configured("model", "deepfm")
+        checkpoint.save(tmp_path, checkpoint.build(config, clean), config, RECIPE, clean)
+        noise = configured("noise", "text_noise", level=0.7, column="genres")
+        old, new = (
+            checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=each)
+            for each in (None, noise)
+        )
+        assert not caplog.text
+        reworded = replace(clean, reworded=new.data.item_table)
+        one, two = (features(each, "item", ["genres"]) for each in (clean, reworded))
+        assert one.sizes == two.sizes
+        assert old.data.item_table is not None
+        assert new.data.item_table is not None
+        kept = torch.tensor((old.data.item_table["genres"] == new.data.item_table["genres"]).tolist())
+        assert 0 < kept.sum() < len(kept)
+        assert torch.equal(one.codes[0][kept], two.codes[0][kept])
+        known = [(each.codes[0][~kept] > 0).sum(1) for each in (one, two)]  # training has no misspelt genre
+        assert (known[1] < known[0]).all()
+        users = torch.arange(5)
+        scores = [Shifted(each.model.eval())(question(each.model, users)).scores for each in (old, new)]
+        assert torch.equal((scores[0] != scores[1]).any(0), ~kept)
 
     def test_noise_of_texts_that_nobody_reads_is_said(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         clean = load(RECIPE, None)

@@ -119,14 +119,12 @@ class DPSGD(Objective):
         return torch.cat(values).mean(), sums
 
     def told(self) -> dict[str, float]:
-        """ε and δ of all steps so far."""
-        if not self.steps:
+        """ε and δ of all steps so far; nothing without noise, where there is no ε."""
+        if not (self.steps and self.config.noise):
             return {}
-        epsilon = float("inf")
-        if self.config.noise:
-            accounted = accountant()
-            accounted.history = [(self.config.noise, self.largest.item() / self.events.item(), int(self.steps))]
-            epsilon = float(accounted.get_epsilon(delta=self.config.delta))
+        accounted = accountant()
+        accounted.history = [(self.config.noise, self.largest.item() / self.events.item(), int(self.steps))]
+        epsilon = float(accounted.get_epsilon(delta=self.config.delta))
         return {"privacy/epsilon": epsilon, "privacy/delta": self.config.delta}
 
 

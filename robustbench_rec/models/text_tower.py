@@ -79,6 +79,7 @@ class TextTower(RecModel):
     counts_events: ClassVar[bool] = True
     piecewise: ClassVar[bool] = True
     body: ClassVar[tuple[str, ...]] = ("backbone",)
+    given: ClassVar[tuple[str, ...]] = ("feature_text",)
 
     centre: Tensor
     unseen: Tensor

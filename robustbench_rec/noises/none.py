@@ -16,7 +16,7 @@ class NoNoise(Noise):
         pass
 
     def __init__(self, config: Config) -> None:
-        self.level = 0.0
+        self.level, self.seed = 0.0, 0
 
     def change(self, data: Data, generator: torch.Generator) -> Data:
         return data

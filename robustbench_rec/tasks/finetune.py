@@ -25,6 +25,8 @@ from robustbench_rec.goal import Goal
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.losses import Loss, loss
 from robustbench_rec.model import RecModel
+from robustbench_rec.noise import Noise
+from robustbench_rec.noises import noises
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Plain, streamed
 from robustbench_rec.reports import plots
@@ -71,7 +73,8 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=data.fingerprint):
         start = _state(model)
-        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), _Score(scoring, member, cfg, model, tuning))
+        score = _Score(scoring, member, cfg, model, tuning)
+        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), score, noises.build(loaded.recipe.noise))
         rounds.run({"data": data.fingerprint, "ckpt": cfg.ckpt, "attack": cfg.attack, "finetune": cfg.finetune})
         _interpolate(cfg, model, start, rounds.score, out)
         budget = _budget(cfg, model, start, rounds)
@@ -125,7 +128,9 @@ class Rounds:
         batches: Sampler,
         climbed: Loss,
         score: _Score,
+        noise: Noise,
     ) -> None:
+        self.noise = noise
         self.cfg, self.out, self.tuning, self.model = cfg, out, tuning, model
         self.batches, self.climbed, self.score = batches, climbed, score
         self.tunable, self.trained = _tunable(model), {n for n, each in model.named_parameters() if each.requires_grad}
@@ -169,6 +174,7 @@ class Rounds:
             precision=self.cfg.precision,
             out=folder,
             about={**about, "modules": chosen},
+            noise=self.noise,
         )
         trainer.run()
         self.trainers.append(trainer)

@@ -26,6 +26,7 @@ from robustbench_rec.losses import trained
 from robustbench_rec.metrics.cost import parameters
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
+from robustbench_rec.noises import noises
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
@@ -131,7 +132,7 @@ def trainer_of(
 ) -> tuple[Trainer, Evaluator[Any]]:
     """The trainer of a new model, and what it is judged with."""
     _check_graph(str(cfg.model["name"]), data)
-    checkpoint.tell_unread(cfg.noise, cfg.model)
+    checkpoint.tell_unread(cfg.noise, cfg.model, data)
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
     if cfg.start is not None:
@@ -163,6 +164,9 @@ def trainer_of(
             f"protocol=ratings judges ratings, and loss={name} with negatives={count} learns none; use loss=mse "
             "negatives=0, as model=biased_mf does"
         )
+    noise = noises.build(cfg.noise)
+    if model.trainable:
+        noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
     if inner.alone and objective is not inner:
@@ -182,7 +186,16 @@ def trainer_of(
         seed=cfg.seed,
         precision=cfg.precision,
         out=out,
-        about={"data": data.fingerprint, "model": cfg.model, "defense": cfg.defense, "task": task, **began, **about},
+        about={
+            "data": data.fingerprint,
+            "noise": cfg.noise,
+            "model": cfg.model,
+            "defense": cfg.defense,
+            "task": task,
+            **began,
+            **about,
+        },
+        noise=noise,
     )
     return trainer, judging
 
