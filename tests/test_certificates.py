@@ -552,6 +552,17 @@ class TestPartition:
         assert (after - before).clamp_min(0).sum(1).max() <= 2
 
 
+@pytest.mark.parametrize("name", ["partition", "pore"])
+def test_fake_users_that_cannot_be_made_are_said_before_the_elections(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = grouped()
+    certificate = proof(name, budgets=[1], empirical=True, poison=configured("poison", "random", feedback="ratings"))
+    monkeypatch.setattr(certificate, "elect", lambda *_: pytest.fail("an election was held"))
+    with pytest.raises(RrecError, match="poison.feedback=ratings"):
+        certificate.certify(loaded(build("pop", data), data), judging(data), "test")
+
+
 def subsequences(history: tuple[int, ...], p: float) -> Iterator[tuple[tuple[int, ...], float]]:
     """What is left of a history when each event is deleted with probability p, and how likely that is."""
     for kept in product([False, True], repeat=len(history)):

@@ -28,7 +28,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell
-from robustbench_rec.reports.reading import Book, Found, filled, read, runs
+from robustbench_rec.reports.reading import Book, Found, filled, read, runs, told_apart
 from robustbench_rec.reports.sections import page as page_of
 from robustbench_rec.reports.sections.cells import change, marked
 from robustbench_rec.reports.sections.compared import Pair
@@ -423,6 +423,12 @@ def test_the_best_is_the_smallest_error_and_there_is_none_where_neither_way_is_b
     metric: str, marks: list[str]
 ) -> None:
     assert [each.mark for each in marked([Spread(0.9, 0.1, 2), Spread(0.5, 0.1, 2)], metric)] == marks
+
+
+def test_what_is_told_of_a_run_is_no_part_of_its_label_unless_nothing_else_differs() -> None:
+    few, many = {"metrics": "['ndcg']", "top_k": "[10]"}, {"metrics": "None", "top_k": "[10, 20]"}
+    assert told_apart([{"lr": 1, **few}, {"lr": 2, **many}], least=4) == ["lr=1", "lr=2"]
+    assert told_apart([few, many], least=4) == ["metrics=['ndcg']", "metrics=None"]
 
 
 def test_runs_of_other_settings_never_share_a_label_however_many_differ(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, Result
 from robustbench_rec.graph import clicked
+from robustbench_rec.poison import Poison
 from robustbench_rec.poisons import poisons
 from robustbench_rec.threat import Threat
 
@@ -59,6 +60,9 @@ class Elected(Certificate):
         """With fake users: lower bounds `[P]`, and `barriers` of the upper bounds `[U, A]`."""
 
     def certify(self, loaded: Loaded, judging: Full, part: str) -> Certified:
+        if self.attacked:  # what cannot be built is refused before the elections, which take long
+            for each in filter(None, self.fakes):
+                self._poison(loaded.data, each)(loaded.data)
         ballot = self.elect(loaded.data, judging, part)
         own, rows, others = ballot.bounds(judging, part, *self.bounds(ballot, ballot.counts.numel()))
         above = []
@@ -68,8 +72,11 @@ class Elected(Certificate):
         return Certified(ballot.clean(judging, part), torch.stack(above), {"elections": float(ballot.n)})
 
     def attack(self, loaded: Loaded, judging: Full, part: str, budget: float) -> Result:
-        poison = poisons.build({**self.poison, "size": int(budget) / loaded.data.n_users})
+        poison = self._poison(loaded.data, int(budget))
         return self.elect(poison(loaded.data), judging, part).clean(judging, part)
+
+    def _poison(self, data: Data, fakes: int) -> Poison:
+        return poisons.build({**self.poison, "size": fakes / data.n_users})
 
 
 def histories(data: Data) -> Tensor:

@@ -15,6 +15,8 @@ from robustbench_rec.errors import RrecError
 
 LOCAL = ("seed", "device", "threads", "data_dir", "resume", "deterministic", "per_user", "trajectory", "tracker")
 """What does not make two runs different experiments: seeds, where they ran, and what they wrote beside."""
+TOLD = ("metrics", "top_k", "slices")
+"""What says how much is told of a run; it tells two runs apart where nothing else does."""
 LARGEST = 2**24
 """Bytes of a file that is read whole."""
 LONGEST = 200
@@ -315,9 +317,10 @@ def told_apart(settings: Sequence[Any], *, least: int = 0) -> list[str]:
     """
     flat = [_leaves(each) for each in settings]
     differ = [each for each in dict.fromkeys(k for f in flat for k in f) if len({f.get(each) for f in flat}) > 1]
-    chosen = differ[:least]
+    chosen = [each for each in differ if each not in TOLD][:least]
     words = _worded(flat, chosen)
-    for key in sorted(differ[least:], key=lambda each: not each.endswith("name")):
+    rest = [each for each in differ if each not in chosen]
+    for key in sorted(rest, key=lambda each: (each in TOLD, not each.endswith("name"))):
         more = _worded(flat, [*chosen, key])
         if len(set(more)) > len(set(words)):
             chosen, words = [*chosen, key], more
