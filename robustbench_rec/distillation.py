@@ -14,6 +14,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.histories import Histories
+from robustbench_rec.losses import Loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective
 from robustbench_rec.shifted import Shifted
@@ -37,12 +38,13 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Who learns what from whom. epochs: how many there are at most."""
+    """Who learns what from whom. epochs: how many there are at most. loss: the student's own, without a teacher."""
 
     teacher: Teacher
     student: RecModel
     data: Data
     epochs: int
+    loss: Loss
 
     @cached_property
     def histories(self) -> Histories:

@@ -33,6 +33,14 @@ class Objective(nn.Module):
         return {}
 
 
+class Adding(Objective):
+    """An objective that adds something to the one inside, which a distillation can have as a term of its own."""
+
+    def added(self, at: Shifted, batch: Batch) -> Tensor:
+        """What it adds, with its own weights."""
+        raise NotImplementedError
+
+
 class Plain(Objective):
     """The mean loss of a batch."""
 

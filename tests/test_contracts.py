@@ -349,7 +349,7 @@ class TestDefended:
 
     def test_distillation_composes_with_every_defense(self, name: str, defense: str) -> None:
         student, teacher = build(name, WIDE), Taught.of(build(name, WIDE, seed=9), WIDE)
-        lesson = Lesson(teacher, student, WIDE, epochs=5)
+        lesson = Lesson(teacher, student, WIDE, 5, loss(student.loss))
         objective = distilled(configured("distill", "listwise"), defended(defense, student), lesson)
         start_epoch(objective, 0, torch.Generator().manual_seed(0))
         before = state(teacher.at.model)

@@ -31,7 +31,7 @@ from robustbench_rec.losses import loss
 from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.objective import Objective, Plain, start_epoch, told
+from robustbench_rec.objective import Objective, Plain, innermost, start_epoch, told
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import distill as task
 from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, Teacher, cached
@@ -73,7 +73,8 @@ def distil(
     task: float = 1.0,
     **changes: Any,
 ) -> Distillation:
-    lesson = Lesson(teacher or teacher_of(data=data), student or build("mf", data), data, epochs)
+    pupil, alone = student or build("mf", data), innermost(inner).loss
+    lesson = Lesson(teacher or teacher_of(data=data), pupil, data, epochs, alone)
     settings = configured("distill", name, **(FEW.get(name, {}) | changes))
     built = distilled(settings, inner, lesson, task=task)
     start_epoch(built, epoch, torch.Generator().manual_seed(epoch))
@@ -126,7 +127,7 @@ class TestObjective:
 
     def test_terms_of_one_name_are_told_apart(self) -> None:
         first = configured("distill", "listwise", **FEW["listwise"])
-        built = distilled(first | {"inner": first}, BPR, Lesson(teacher_of(), build("mf"), DATA, 5))
+        built = distilled(first | {"inner": first}, BPR, Lesson(teacher_of(), build("mf"), DATA, 5, BPR.loss))
         assert list(built.told()) == ["term/task", "term/listwise", "term/listwise2"]
 
     @pytest.mark.parametrize(
@@ -174,6 +175,60 @@ class TestObjective:
         with autocast("bf16", torch.device("cpu")):
             value = built(Shifted(student.train()), batch_for(student))
         assert all(each.isfinite().all() for each in gradients(student, value).values())
+
+    @pytest.mark.parametrize(
+        ("student", "name", "changes"),
+        [
+            ("mf", "smart", {"eps": 0.3, "weight": 3.0}),
+            ("sasrec", "smart", {"norm": "l2"}),
+            ("mf", "gaussian", {"noisy": 0.3}),
+            ("sasrec", "gaussian", {}),
+            ("sasrec", "rdrop", {}),
+        ],
+        ids=str,
+    )
+    def test_a_robust_term_is_what_the_defence_adds(self, student: str, name: str, changes: dict[str, Any]) -> None:
+        model = build(student).train()
+        plain, by, batch = Plain(loss(model.loss)), configured("defense", name, **changes), batch_for(model)
+        defence = defenses.build(by, plain, model)
+        term = distil("robust", plain, student=model, by=by, weight=0.5, warmup=0.0)
+        found, values = [], []
+        for objective in (plain, defence, term):
+            start_epoch(objective, 0, torch.Generator().manual_seed(5))
+            torch.manual_seed(3)
+            values.append(objective(Shifted(model), batch))
+            found.append(gradients(model, values[-1]))
+        if name == "rdrop":  # whose two passes are not those of the task
+            assert values[2] > values[0]
+        else:
+            torch.testing.assert_close(values[2] - values[0], 0.5 * (values[1] - values[0]), rtol=1e-3, atol=1e-6)
+            for key, each in found[0].items():
+                half = each + 0.5 * (found[1][key] - each)
+                torch.testing.assert_close(found[2][key], half, rtol=1e-3, atol=1e-6)
+        assert told(term)["term/robust"] == pytest.approx((values[2] - values[0]).item(), abs=1e-5)
+
+    def test_the_robust_term_of_neftune_is_the_noisy_loss(self) -> None:
+        model = build("sasrec").eval()
+        plain, by = Plain(loss(model.loss)), configured("defense", "neftune")
+        term = distil("robust", plain, student=model, by=by, weight=1.0, warmup=0.0, task=0.0)
+        noisy = defenses.build(by, plain, model)
+        for objective in (term, noisy):
+            start_epoch(objective, 0, torch.Generator().manual_seed(5))
+        one, two = (each(Shifted(model), batch_for(model)) for each in (term, noisy))
+        assert torch.equal(one, two)
+
+    def test_the_robust_term_has_a_warm_up_as_any_other(self) -> None:
+        built = distil("robust", weight=1.0, warmup=0.5, epochs=10)
+        shares = []
+        for epoch in range(7):
+            start_epoch(built, epoch, torch.Generator().manual_seed(0))
+            shares.append(built.terms[0].factor)
+        assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+
+    @pytest.mark.parametrize("name", ["apr", "rawp", "none"])
+    def test_a_defence_that_adds_nothing_is_no_robust_term(self, name: str) -> None:
+        with pytest.raises(RrecError, match=rf"by={name}: .* \(gaussian, neftune, rdrop, smart do\)"):
+            distil("robust", by=configured("defense", name))
 
     @pytest.mark.parametrize("name", [each for each in distills if each not in ("distance", "adapter_norm")])
     def test_it_is_learnt(self, name: str) -> None:
@@ -316,7 +371,7 @@ class TestLists:
         own = {"users": torch.zeros_like(heavy), "items": heavy, "values": torch.ones(len(heavy))}
         train = Interactions(**{name: torch.cat([own[name].to(others[name].dtype), others[name]]) for name in own})
         data = replace(DATA, train=train)
-        lesson = Lesson(teacher_of(data=DATA), build("mf", DATA), data, 10)
+        lesson = Lesson(teacher_of(data=DATA), build("mf", DATA), data, 10, BPR.loss)
         found, there = lesson.best(8)
         assert found.shape == (DATA.n_users, 8)
         scores = lesson.teacher.scores(torch.arange(DATA.n_users), None)

@@ -10,12 +10,12 @@ from robustbench_rec.defenses._noise import drawn, read, real
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, innermost
+from robustbench_rec.objective import Adding, Objective, innermost
 from robustbench_rec.shifted import Shifted, surface
 
 
 @defenses.register
-class Gaussian(Objective):
+class Gaussian(Adding):
     """Random smoothing of the embeddings: L(θ) + a · symKL(scores at θ, at θ + ξ) + b · L(θ + ξ), ξ Gaussian.
 
     sigma: ξ is sigma · rms(e) · N(0, 1) for each embedding e, of each event as it is read, where a model reads
@@ -45,14 +45,17 @@ class Gaussian(Objective):
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         value: Tensor = self.inner(at, batch)
-        if not (self.config.consistency or self.config.noisy):
-            return value
-        there = at.shift(self.noise(at, batch))
+        return value + self.added(at, batch) if self.config.consistency or self.config.noisy else value
+
+    def added(self, at: Shifted, batch: Batch) -> Tensor:
+        there, parts = at.shift(self.noise(at, batch)), []
         if self.config.consistency:
             masks = Masks(at, batch)
             apart = divergence(masks(there, batch), masks(at, batch), batch, self.loss).mean()
-            value = value + self.config.consistency * apart
-        return value + self.config.noisy * self.inner(there, batch) if self.config.noisy else value
+            parts.append(self.config.consistency * apart)
+        if self.config.noisy:
+            parts.append(self.config.noisy * self.inner(there, batch))
+        return torch.stack(parts).sum()
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""

@@ -8,12 +8,12 @@ from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._noise import drawn, embedded, real
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective
+from robustbench_rec.objective import Adding, Objective
 from robustbench_rec.shifted import Shifted
 
 
 @defenses.register
-class NEFTune(Objective):
+class NEFTune(Adding):
     """Noisy embeddings in training: L(θ + ξ), ξ uniform in ±α/√(L d) on embedded events (Jain et al., ICLR 2024).
 
     alpha: α, the largest norm of the noise of a whole history; 5 to 15 in the paper. L is the true length of each
@@ -41,6 +41,10 @@ class NEFTune(Objective):
         there = at.shift(self.noise(at, batch)) if self.config.alpha else at
         value: Tensor = self.inner(there, batch)
         return value
+
+    def added(self, at: Shifted, batch: Batch) -> Tensor:
+        """The noisy loss, which is all of it."""
+        return self(at, batch)  # type: ignore[no-any-return]
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""

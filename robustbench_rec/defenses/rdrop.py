@@ -2,18 +2,18 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from robustbench_rec.batch import Batch
+from robustbench_rec.batch import Batch, Output
 from robustbench_rec.defenses import defenses
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain, innermost
+from robustbench_rec.objective import Adding, Objective, Plain, innermost
 from robustbench_rec.shifted import Shifted
 
 
 @defenses.register
-class RDrop(Objective):
+class RDrop(Adding):
     """Two dropout passes that are to agree: ½(L₁ + L₂) + a · ½(KL(p₁‖p₂) + KL(p₂‖p₁)) (Liang et al., NeurIPS 2021).
 
     weight: a. The losses are averaged, where the paper adds them, so that a = 0 is plain training. Around another
@@ -43,4 +43,10 @@ class RDrop(Objective):
             value = 0.5 * (self.loss(first, batch) + self.loss(second, batch)).mean()
         else:
             value = self.inner(at, batch)
-        return value + 0.5 * self.config.weight * divergence(first, second, batch, self.loss).mean()
+        return value + self._apart(first, second, batch)
+
+    def added(self, at: Shifted, batch: Batch) -> Tensor:
+        return self._apart(at(batch), replace(at)(batch), batch)
+
+    def _apart(self, first: Output, second: Output, batch: Batch) -> Tensor:
+        return 0.5 * self.config.weight * divergence(first, second, batch, self.loss).mean()

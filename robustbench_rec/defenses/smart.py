@@ -12,12 +12,12 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
-from robustbench_rec.objective import Objective, innermost
+from robustbench_rec.objective import Adding, Objective, innermost
 from robustbench_rec.shifted import Shifted
 
 
 @defenses.register
-class SMART(Objective):
+class SMART(Adding):
     """Smoothness in the embeddings: L(θ) + λ · symKL(scores at θ, at θ + δ), δ climbing it (Jiang et al., ACL 2020).
 
     The labels play no part in the second term. δ is on each token or event as it is read, where a model reads such, and
@@ -53,11 +53,12 @@ class SMART(Objective):
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.generator = generator
 
-    @torch.enable_grad()
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         value: Tensor = self.inner(at, batch)
-        if not self.config.weight:
-            return value
+        return value + self.added(at, batch) if self.config.weight else value
+
+    @torch.enable_grad()
+    def added(self, at: Shifted, batch: Batch) -> Tensor:
         device = batch.users.device.type
         here = replace(at) if torch.is_autocast_enabled(device) else at  # its own `encoded`, in single precision
         with torch.autocast(device, enabled=False):
@@ -65,7 +66,7 @@ class SMART(Objective):
             clean = masks(here, batch)
             delta = self.perturbation(here, batch, Output(clean.scores.detach()), masks)
             apart = divergence(masks(here.shift(delta), batch), clean, batch, self.loss).mean()
-        return value + self.config.weight * apart
+        return self.config.weight * apart
 
     def perturbation(self, at: Shifted, batch: Batch, clean: Output, masks: Masks) -> dict[str, Tensor]:
         """δ of a batch, away from the clean output."""

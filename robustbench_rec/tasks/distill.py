@@ -22,7 +22,7 @@ from robustbench_rec.evaluation import Evaluator
 from robustbench_rec.files import file_digest
 from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective
+from robustbench_rec.objective import Objective, innermost
 from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.tasks.train import train
 from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, Teacher, cached
@@ -46,7 +46,8 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
         if not cfg.task_weight and cfg.defense["name"] != "none":
             raise RrecError(f"defense={cfg.defense['name']} is about the task, which task_weight=0 leaves out")
         teacher = teacher_of(cfg, model, data)
-        return distilled(cfg.distill, objective, Lesson(teacher, model, data, cfg.epochs), task=cfg.task_weight)
+        lesson = Lesson(teacher, model, data, cfg.epochs, innermost(objective).loss)
+        return distilled(cfg.distill, objective, lesson, task=cfg.task_weight)
 
     about = {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema")}
     return train(cfg, out, "distill", wrap, about, partial(_compare, cfg))
