@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
         _say("-m and --cfg: a sweep has no one configuration; leave one of them out")
         return 2
     job, Sweep.directory = Job(verb), None
+    resumed = any(each.startswith("resume=") for each in overrides)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra must not print and exit: the errors are told here
     status, stopped = 0, None
     try:
@@ -70,6 +72,8 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
             raise
         status, stopped = 1, f"the sweep stopped: {error}"  # the sweeper, after jobs had failed
     failed = job.failed
+    if job.refused and job.out is not None and Sweep.directory is None and not resumed:
+        _discard(job.out, verb)
     if Sweep.directory is not None:
         unfinished = sweeping.report(verb, Sweep.directory)
         failed = failed or bool(unfinished)
@@ -176,6 +180,7 @@ class Job:
     verb: str
     out: Path | None = None
     failed: bool = False
+    refused: bool = False
     status: int = 1
 
     def __call__(self, composed: DictConfig) -> float | None:
@@ -191,6 +196,7 @@ class Job:
                 return _worth(composing.typed(composed, self.verb), metrics)
         except (RrecError, OmegaConfBaseException) as error:
             log.error("%s%s", where, composing.explain(error, self.verb, settings.overrides.task))
+            self.refused = True
             if not swept:
                 self.status = error.status if isinstance(error, RrecError) else UsageError.status
         except Exception as error:
@@ -232,6 +238,12 @@ class Sweep(Callback):
         asked = config.hydra.overrides
         told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task]}
         files.write_json(Sweep.directory / sweeping.SWEEP, told)
+
+
+def _discard(out: Path, verb: str) -> None:
+    """Remove the run directory of a run that was refused before it began."""
+    if {each.name for each in out.iterdir()} <= {".hydra", f"{verb}.log", sweeping.LOCK}:
+        shutil.rmtree(out)
 
 
 def _continuation(job: Job) -> str:

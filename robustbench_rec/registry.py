@@ -67,6 +67,8 @@ class Registry(Generic[T]):
             if reason.startswith("Key "):  # omegaconf: "Key 'x' not in 'Config'"
                 key = reason.split("'")[1]
                 raise unknown(f"key of {self.kind} '{name}'", key, cls.Config.__dataclass_fields__) from error
+            if "is not a ListConfig" in reason:
+                reason = f"a list is written {getattr(error, 'full_key', None)}=[a,b]"
             at = f" at '{error.full_key}'" if getattr(error, "full_key", None) else ""
             raise RrecError(f"{self.kind} '{name}'{at}: {reason}") from error
 

@@ -259,7 +259,7 @@ def refuse_twins(path: Path, names: Sequence[str]) -> None:
     """RrecError when two columns have one name."""
     twins = sorted({name for name in names if names.count(name) > 1})
     if twins:
-        raise RrecError(f"{path} names the column '{twins[0]}' twice")
+        raise RrecError(f"{path} names the column '{twins[0]}' twice; header=false is for a file without names")
 
 
 def _filled_lines(path: Path) -> list[int]:

@@ -68,6 +68,9 @@ def test_ls_shows_all_groups_with_their_names_and_counts() -> None:
         ("datasets", "synthetic"),
         ("losses", "bpr"),
         ("metrics", "ndcg"),
+        ("metrics", "gini"),
+        ("metrics", "pru"),
+        ("metrics", "rmse"),
     ],
 )
 def test_ls_of_a_group_has_one_described_line_for_each_name(group: str, name: str) -> None:
@@ -131,3 +134,21 @@ def test_the_completion_script_can_be_shown_for_every_shell(shell: str) -> None:
 def test_the_configuration_can_be_printed() -> None:
     printed = rrec("train", "--cfg", "job", "model=kgat").stdout
     assert "name: kgat" in printed
+
+
+def test_a_run_whose_output_nobody_reads_to_its_end_has_its_results(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = [
+        "train",
+        "dataset=synthetic",
+        "dataset.n_users=40",
+        "dataset.n_items=30",
+        "epochs=1",
+        f"hydra.run.dir={out}",
+    ]
+    command = [sys.executable, "-m", "robustbench_rec", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+    assert running.returncode == 0
+    assert (out / "metrics.json").is_file()

@@ -159,7 +159,9 @@ class TestTraining:
         assert json.loads((tmp_path / "noisy-tuned" / "model.json").read_text())["recipe"]["noise"]["level"] == 0.5
 
     def test_a_model_without_embeddings_is_refused_before_it_is_trained(self, tmp_path: Path) -> None:
-        trained("train", tmp_path / "ease", "model=ease", "noise=embedding")  # nothing is trained
+        with pytest.raises(RrecError, match="noise 'embedding': model 'ease' has no embeddings"):
+            trained("train", tmp_path / "noisy", "model=ease", "noise=embedding")
+        trained("train", tmp_path / "ease", "model=ease")
         with pytest.raises(RrecError, match="has no embeddings"):
             trained("eval", tmp_path / "judged", f"ckpt='{tmp_path / 'ease'}'", "device=cpu", "noise=embedding")
 

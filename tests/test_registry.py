@@ -3,7 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import configured
 
+from robustbench_rec.attacks import attacks
 from robustbench_rec.errors import RrecError
 from robustbench_rec.registry import Registry
 
@@ -85,3 +87,8 @@ def test_importing_the_registries_imports_neither_torch_nor_pandas() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_text_where_a_list_is_wanted_says_how_a_list_is_written() -> None:
+    with pytest.raises(RrecError, match=r"attack 'pgd' at 'modules': a list is written modules=\[a,b\]"):
+        attacks.config(configured("attack", "pgd", modules="user"))

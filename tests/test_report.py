@@ -429,6 +429,12 @@ def test_what_is_told_of_a_run_is_no_part_of_its_label_unless_nothing_else_diffe
     few, many = {"metrics": "['ndcg']", "top_k": "[10]"}, {"metrics": "None", "top_k": "[10, 20]"}
     assert told_apart([{"lr": 1, **few}, {"lr": 2, **many}], least=4) == ["lr=1", "lr=2"]
     assert told_apart([few, many], least=4) == ["metrics=['ndcg']", "metrics=None"]
+    table, drawn = ({"dataset": {"name": name, name: 1}} for name in ("table", "synthetic"))
+    assert told_apart([table, drawn, table | {"lr": 2}], least=4) == [
+        "dataset.name=table",
+        "dataset.name=synthetic",
+        "dataset.name=table, lr=2",
+    ]
 
 
 def test_runs_of_other_settings_never_share_a_label_however_many_differ(tmp_path: Path) -> None:

@@ -317,14 +317,19 @@ def told_apart(settings: Sequence[Any], *, least: int = 0) -> list[str]:
     """
     flat = [_leaves(each) for each in settings]
     differ = [each for each in dict.fromkeys(k for f in flat for k in f) if len({f.get(each) for f in flat}) > 1]
-    chosen = [each for each in differ if each not in TOLD][:least]
+    chosen = [each for each in differ if not _beside(each)][:least]
     words = _worded(flat, chosen)
     rest = [each for each in differ if each not in chosen]
-    for key in sorted(rest, key=lambda each: (each in TOLD, not each.endswith("name"))):
+    for key in sorted(rest, key=lambda each: (_beside(each), not each.endswith("name"))):
         more = _worded(flat, [*chosen, key])
         if len(set(more)) > len(set(words)):
             chosen, words = [*chosen, key], more
     return words
+
+
+def _beside(key: str) -> bool:
+    """Whether a key tells two runs apart only where nothing else does."""
+    return key in TOLD or (key.startswith("dataset.") and key != "dataset.name")
 
 
 def _worded(flat: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:

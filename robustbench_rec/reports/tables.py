@@ -1,5 +1,7 @@
 """Tables for people."""
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -7,6 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 Row = Sequence[str | float | int]
+
+
+class _Output(Console):
+    """Standard output, whose reader may have gone (`| head`): what is not read then is no reason to stop."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
@@ -21,12 +30,12 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
         table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=whole)
     for row in cells:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    _Output().print(table)
 
 
 def line(text: str) -> None:
     """Print a line on standard output as it is."""
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    _Output().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def number(value: float) -> str:

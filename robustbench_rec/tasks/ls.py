@@ -1,7 +1,7 @@
 """rrec ls: what can be chosen, read from the sources without importing a component."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,8 @@ from robustbench_rec.registry import Registry
 
 DECLARED = ("attacks", "certificates", "poisons")
 """Groups whose components declare a threat."""
+TABLES = {"losses": ("losses",), "metrics": ("metrics.prediction", "metrics.popularity", "metrics.ranking")}
+"""Groups that are functions, with the modules whose tables list them; of two of one name the last counts."""
 
 
 def groups() -> dict[str, str]:
@@ -23,17 +25,15 @@ def groups() -> dict[str, str]:
     for module in iter_modules(robustbench_rec.__path__):
         if module.ispkg and "Registry(__name__)" in _source(f"robustbench_rec.{module.name}"):
             found[module.name] = f"robustbench_rec.{module.name}"
-    return dict(
-        sorted((found | {"losses": "robustbench_rec.losses", "metrics": "robustbench_rec.metrics.ranking"}).items())
-    )
+    return dict(sorted((found | {"losses": "robustbench_rec.losses", "metrics": "robustbench_rec.metrics"}).items()))
 
 
 def names(group: str) -> dict[str, str]:
     """The names of a group, each with the first line of its docstring; RrecError names the groups."""
     if group not in groups():
         raise unknown("group", group, groups())
-    if group in ("losses", "metrics"):
-        return _functions(groups()[group])
+    if group in TABLES:
+        return _functions(TABLES[group])
     registry = getattr(import_module(groups()[group]), group)
     assert isinstance(registry, Registry)
     return {name: registry.describe(name) for name in registry}
@@ -63,17 +63,23 @@ def show(group: str | None) -> None:
         console.print("\nrrec ls <group> describes each.", markup=False, highlight=False, soft_wrap=True)
 
 
-def _functions(module: str) -> dict[str, str]:
-    """The names that the upper-case tables of a module list, each with its text or its function's first line."""
-    body = ast.parse(_source(module)).body
-    lines = {node.name: _first_line(ast.get_docstring(node)) for node in body if isinstance(node, ast.FunctionDef)}
+def _functions(modules: Sequence[str]) -> dict[str, str]:
+    """The names that the upper-case tables of modules list, each with its text or its function's first line."""
+    lines: dict[str, str] = {}
     found: dict[str, str] = {}
-    for node in body:
-        table = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
-        if isinstance(table, ast.Dict):
-            for key, value in zip(table.keys, table.values, strict=True):
-                if isinstance(key, ast.Constant):
-                    found[str(key.value)] = lines[value.id] if isinstance(value, ast.Name) else ast.literal_eval(value)
+    for module in modules:
+        body = ast.parse(_source(f"robustbench_rec.{module}")).body
+        lines |= {node.name: _first_line(ast.get_docstring(node)) for node in body if isinstance(node, ast.FunctionDef)}
+        for node in body:
+            table = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+            if isinstance(table, ast.Tuple):
+                named = [str(each.value) for each in table.elts if isinstance(each, ast.Constant)]
+                found |= {name: lines[name] for name in named if name in lines}
+            if isinstance(table, ast.Dict):
+                for key, value in zip(table.keys, table.values, strict=True):
+                    if isinstance(key, ast.Constant):
+                        line = lines[value.id] if isinstance(value, ast.Name) else ast.literal_eval(value)
+                        found[str(key.value)] = line
     return dict(sorted(found.items()))
 
 

@@ -165,8 +165,7 @@ def trainer_of(
             "negatives=0, as model=biased_mf does"
         )
     noise = noises.build(cfg.noise)
-    if model.trainable:
-        noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
+    noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
     if inner.alone and objective is not inner:
