@@ -133,7 +133,12 @@ class TestTraining:
         for folder, seed in (("one", 0), ("two", 0), ("other", 1)):
             seen.clear()
             (tmp_path / folder).mkdir()
-            run(tmp_path / folder, objective=Watching(), noise=noise(seed=seed), epochs=2)
+            run(
+                tmp_path / folder,
+                objective=Watching(),
+                noise=configured("noise", "embedding", level=0.5, seed=seed),
+                epochs=2,
+            )
             drawn_by.append([each["user.weight"] for each in seen])
         one, two, other = drawn_by
         assert len(one) > 2

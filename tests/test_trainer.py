@@ -25,7 +25,6 @@ from robustbench_rec.evaluation import evaluator
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.noise import Noise
 from robustbench_rec.noises import noises
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.optimizers import OPTIMIZERS
@@ -52,7 +51,7 @@ def trainer(
     seed: int = 0,
     data: Data = DATA,
     precision: str = "fp32",
-    noise: Noise | None = None,
+    noise: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Trainer:
     model = model or build("mf", data, dim=8)
@@ -77,7 +76,7 @@ def trainer(
         precision=precision,
         out=out,
         about={},
-        noise=noise,
+        noise=noises.build(noise or {"name": "none"}),
     )
 
 
@@ -332,7 +331,7 @@ RESUMED: list[tuple[str, dict[str, Any]]] = [
     ("mf", {"defense": {**configured("defense", "rawp", proxy="adam"), "inner": configured("defense", "freelb")}}),
     ("kgat", {"optimizer": "sgd", "momentum": 0.9}),
     ("mf", {"patience": 2, "epochs": 12}),
-    ("mf", {"noise": noises.build(configured("noise", "embedding"))}),
+    ("mf", {"noise": configured("noise", "embedding")}),
 ]
 
 
