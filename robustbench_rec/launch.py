@@ -187,16 +187,18 @@ class Job:
         settings = HydraConfig.get()
         self.out = Path(settings.runtime.output_dir)
         swept = settings.mode == RunMode.MULTIRUN
+        begun = False
         where = f"job {settings.job.num} ({' '.join(settings.overrides.task)}): " if swept else ""
         try:
             with files.held(self.out / sweeping.LOCK):  # a worker may outlive the sweep that started it
+                begun = True
                 if not swept or not sweeping.finished(self.out, composed, settings.overrides.task):
                     return self._run(composed, self.out)
                 metrics = files.read_json(self.out / "metrics.json", "sweep")
                 return _worth(composing.typed(composed, self.verb), metrics)
         except (RrecError, OmegaConfBaseException) as error:
             log.error("%s%s", where, composing.explain(error, self.verb, settings.overrides.task))
-            self.refused = True
+            self.refused = begun  # else another process is at it
             if not swept:
                 self.status = error.status if isinstance(error, RrecError) else UsageError.status
         except Exception as error:

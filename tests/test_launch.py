@@ -259,6 +259,14 @@ def test_a_run_that_another_process_is_at_is_left_to_it(words: list[str], capsys
     assert not metrics.exists()
 
 
+def test_a_run_that_another_process_has_just_begun_is_left_to_it() -> None:
+    Path("run").mkdir()
+    with held(Path("run/lock")):
+        assert launch("train", ["hydra.run.dir=run"]) == 1
+        assert Path("run/lock").exists()
+    assert Path("run/.hydra").is_dir()
+
+
 def test_a_run_whose_settings_cannot_be_read_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("train", ["hydra.run.dir=run"]) == 0
     Path("run/.hydra/config.yaml").write_text("")
