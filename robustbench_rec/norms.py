@@ -1,4 +1,4 @@
-"""Balls: how large a perturbation may be, in which norm, counted over what."""
+"""Balls: how large a perturbation may be, in which norm, counted over what; and noise of such a size."""
 
 from dataclasses import dataclass
 
@@ -99,3 +99,9 @@ class Ball:
         if x.ndim == 1 or self.per == "layer":
             return tuple(range(x.ndim))
         return (-1,) if self.per == "row" else tuple(range(1, x.ndim))
+
+
+def gaussian(vectors: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    """Noise for vectors `[…, D]`: sigma · rms(vector) · N(0, 1), whose norm is about sigma times that of the vector."""
+    drawn = torch.randn(vectors.shape, generator=generator).to(vectors)
+    return sigma * vectors.square().mean(-1, keepdim=True).sqrt() * drawn

@@ -13,7 +13,6 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, Result
 from robustbench_rec.graph import clicked
-from robustbench_rec.poison import Poison
 from robustbench_rec.poisons import poisons
 from robustbench_rec.threat import Threat
 
@@ -44,6 +43,7 @@ class Elected(Certificate):
     def __init__(self, config: Elections) -> None:
         super().__init__(config)
         self.fakes, self.votes, self.poison = whole(config.budgets), config.votes, config.poison
+        self.made: dict[tuple[str, int], Data] = {}
         if config.votes < 1:
             raise RrecError(f"certify.votes={config.votes}: at least 1")
 
@@ -62,7 +62,7 @@ class Elected(Certificate):
     def certify(self, loaded: Loaded, judging: Full, part: str) -> Certified:
         if self.attacked:  # what cannot be built is refused before the elections, which take long
             for each in filter(None, self.fakes):
-                self._poison(loaded.data, each)(loaded.data)
+                self._poisoned(loaded.data, each)
         ballot = self.elect(loaded.data, judging, part)
         own, rows, others = ballot.bounds(judging, part, *self.bounds(ballot, ballot.counts.numel()))
         above = []
@@ -72,11 +72,14 @@ class Elected(Certificate):
         return Certified(ballot.clean(judging, part), torch.stack(above), {"elections": float(ballot.n)})
 
     def attack(self, loaded: Loaded, judging: Full, part: str, budget: float) -> Result:
-        poison = self._poison(loaded.data, int(budget))
-        return self.elect(poison(loaded.data), judging, part).clean(judging, part)
+        return self.elect(self._poisoned(loaded.data, int(budget)), judging, part).clean(judging, part)
 
-    def _poison(self, data: Data, fakes: int) -> Poison:
-        return poisons.build({**self.poison, "size": fakes / data.n_users})
+    def _poisoned(self, data: Data, fakes: int) -> Data:
+        """The data with so many fake users, who are made once."""
+        key = data.fingerprint, fakes
+        if key not in self.made:
+            self.made[key] = poisons.build({**self.poison, "size": fakes / data.n_users})(data)
+        return self.made[key]
 
 
 def histories(data: Data) -> Tensor:

@@ -23,12 +23,9 @@ def read(model: RecModel, at: Shifted, batch: Batch) -> dict[str, Tensor]:
     return {name: each.detach() for name, each in tables.items()}
 
 
-def drawn(like: Tensor, generator: torch.Generator, *, uniform: bool = False) -> Tensor:
-    """Standard normal numbers, or uniform ones in [−1, 1]."""
-    found = (
-        torch.rand(like.shape, generator=generator) * 2 - 1 if uniform else torch.randn(like.shape, generator=generator)
-    )
-    return found.to(like.device, like.dtype)
+def uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers in [−1, 1]."""
+    return (torch.rand(like.shape, generator=generator) * 2 - 1).to(like)
 
 
 def real(noise: Tensor, batch: Batch) -> Tensor:

@@ -6,10 +6,11 @@ from torch import Tensor
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._masks import Masks
-from robustbench_rec.defenses._noise import drawn, read, real
+from robustbench_rec.defenses._noise import read, real
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence
 from robustbench_rec.model import RecModel
+from robustbench_rec.norms import gaussian
 from robustbench_rec.objective import Adding, Objective, innermost
 from robustbench_rec.shifted import Shifted, surface
 
@@ -59,8 +60,5 @@ class Gaussian(Adding):
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""
-        found = {}
-        for name, each in read(at.model, at, batch).items():
-            size = self.config.sigma * each.square().mean(-1, keepdim=True).sqrt()
-            found[name] = real(size * drawn(each, self.generator), batch)
-        return found
+        found = read(at.model, at, batch)
+        return {name: real(gaussian(each, self.config.sigma, self.generator), batch) for name, each in found.items()}

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
-from robustbench_rec.defenses._noise import drawn, embedded, real
+from robustbench_rec.defenses._noise import embedded, real, uniform
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Adding, Objective
@@ -44,15 +44,13 @@ class NEFTune(Adding):
 
     def added(self, at: Shifted, batch: Batch) -> Tensor:
         """The noisy loss, which is all of it."""
-        return self(at, batch)  # type: ignore[no-any-return]
+        return self.forward(at, batch)
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""
         assert batch.history is not None
         lengths = batch.history.lengths.clamp_min(1)[:, None, None]
         return {
-            name: real(
-                self.config.alpha / (lengths * each.shape[2]).sqrt() * drawn(each, self.generator, uniform=True), batch
-            )
+            name: real(self.config.alpha / (lengths * each.shape[2]).sqrt() * uniform(each, self.generator), batch)
             for name, each in at.activations(self.names, batch).items()
         }

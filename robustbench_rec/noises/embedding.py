@@ -8,6 +8,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Level, Noise
 from robustbench_rec.noises import noises
+from robustbench_rec.norms import gaussian
 from robustbench_rec.shifted import SURFACES, Shifted
 
 
@@ -37,9 +38,4 @@ class EmbeddingNoise(Noise):
         tables = Shifted(model).tensors([*SURFACES["embedding"](model), *given])
         if not tables:
             raise RrecError(f"noise 'embedding': model '{type(model).__module__.rpartition('.')[2]}' has no embeddings")
-        found = {}
-        for name, each in tables.items():
-            rows = each.detach()
-            drawn = torch.randn(rows.shape, generator=generator).to(rows)
-            found[name] = self.level * rows.square().mean(-1, keepdim=True).sqrt() * drawn
-        return found
+        return {name: gaussian(each.detach(), self.level, generator) for name, each in tables.items()}
