@@ -3,9 +3,8 @@
 import csv
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from robustbench_rec.certificates import certificates
 from robustbench_rec.certificates._elections import chosen, histories, neighbours
 from robustbench_rec.certificates.partition import hashed
 from robustbench_rec.certificates.pore import PORE, clean_share
-from robustbench_rec.certificates.smoothing import Smoothing, _interpolated, _latest, regions, seen
 from robustbench_rec.certified import (
     Certificate,
     barriers,
@@ -561,158 +559,6 @@ def test_fake_users_that_cannot_be_made_are_said_before_the_elections(
     monkeypatch.setattr(certificate, "elect", lambda *_: pytest.fail("an election was held"))
     with pytest.raises(RrecError, match="poison.feedback=ratings"):
         certificate.certify(loaded(build("pop", data), data), judging(data), "test")
-
-
-def subsequences(history: tuple[int, ...], p: float) -> Iterator[tuple[tuple[int, ...], float]]:
-    """What is left of a history when each event is deleted with probability p, and how likely that is."""
-    for kept in product([False, True], repeat=len(history)):
-        yield tuple(e for e, k in zip(history, kept, strict=True) if k), math.prod(1 - p if k else p for k in kept)
-
-
-class TestSmoothing:
-    def of(self, **changes: Any) -> Smoothing:
-        built = proof("smoothing", **changes)
-        assert isinstance(built, Smoothing)
-        return built
-
-    @pytest.mark.parametrize(
-        ("changes", "after", "count"),
-        [
-            ("delete", (1, 2, 4), 1),
-            ("delete", (4,), 3),
-            ("insert", (1, 9, 2, 3, 4), 1),
-            ("insert", (8, 1, 2, 9, 3, 4), 2),
-            ("replace", (1, 2, 9, 4), 1),
-            ("replace", (9, 2, 8, 4), 2),
-        ],
-    )
-    def test_no_vote_on_thinned_histories_falls_below_the_bound(
-        self, changes: str, after: tuple[int, ...], count: int
-    ) -> None:
-        p_minus, nothing = 0.7, torch.zeros((), dtype=torch.long)
-        certificate = self.of(noise="deletion", changes=changes, p_minus=p_minus, budgets=[1])
-        before = (1, 2, 3, 4)
-        for seed in range(40):
-            draw = torch.Generator().manual_seed(seed)
-            everything = {each for h in (before, after) for each, _ in subsequences(h, p_minus)}
-            votes = {
-                each: float(torch.rand((), generator=draw) < 0.2 + 0.6 * (seed % 2)) for each in sorted(everything)
-            }
-            values = [sum(p * votes[each] for each, p in subsequences(h, p_minus)) for h in (before, after)]
-            least = certificate.least(torch.tensor(values[0], dtype=torch.float64), count, nothing)
-            assert values[1] >= least.item() - 1e-9
-            most = 1 - certificate.least(torch.tensor(1 - values[0], dtype=torch.float64), count, nothing)
-            assert values[1] <= most.item() + 1e-9
-
-    @pytest.mark.parametrize(("length", "changed", "kept"), [(6, 1, 2), (6, 2, 3), (4, 4, 1), (3, 1, 5), (5, 0, 2)])
-    def test_the_share_of_masked_histories_that_see_a_change_is_counted(
-        self, length: int, changed: int, kept: int
-    ) -> None:
-        subsets = list(combinations(range(length), min(kept, length)))
-        touched = sum(any(each < changed for each in subset) for subset in subsets)
-        assert seen(length, changed, kept) == pytest.approx(touched / len(subsets))
-
-    @given(st.integers(0, 2), st.integers(0, 2), st.floats(0.01, 0.4), st.floats(0.3, 0.9), st.integers(0, 1000))
-    def test_no_vote_on_flipped_histories_falls_below_the_bound(
-        self, added: int, deleted: int, p_plus: float, p_minus: float, seed: int
-    ) -> None:
-        """Over all 0/1 vectors of the changed coordinates, for any function of them."""
-        x = (0,) * added + (1,) * deleted
-        tilde = tuple(1 - each for each in x)
-        before, after = regions(added, deleted, p_plus, p_minus)
-        assert before[-1].item() == pytest.approx(1)
-        assert after[-1].item() == pytest.approx(1)
-
-        def chance(x: tuple[int, ...], z: tuple[int, ...]) -> float:
-            one = [1 - p_minus if each else p_plus for each in x]
-            return math.prod(p if bit else 1 - p for p, bit in zip(one, z, strict=True))
-
-        points = list(product([0, 1], repeat=len(x)))
-        votes = torch.rand(len(points), generator=torch.Generator().manual_seed(seed)).round().tolist()
-        values = [sum(v * chance(h, z) for v, z in zip(votes, points, strict=True)) for h in (x, tilde)]
-        least = _interpolated(torch.tensor([values[0]]).double(), before, after)
-        assert values[1] >= least.item() - 1e-6
-
-    def test_the_bound_on_flips_without_additions_is_that_of_deletions(self) -> None:
-        p, nothing = torch.linspace(0.05, 1, 9).double(), torch.zeros(9, dtype=torch.long)
-        for changes in ("delete", "insert", "replace"):
-            shared = {"changes": changes, "p_minus": 0.6, "p_plus": 0.0, "budgets": [1]}
-            flips, deletion = (self.of(noise=each, **shared) for each in ("flips", "deletion"))
-            assert (flips.least(p, 2, nothing) >= deletion.least(p, 2, nothing) - 1e-9).all()
-            if changes != "replace":
-                torch.testing.assert_close(flips.least(p, 2, nothing), deletion.least(p, 2, nothing))
-
-    def test_the_gaussian_bound_is_reached_by_a_half_space(self) -> None:
-        """A vote of x₁ > 0 falls from p to Φ(Φ⁻¹(p) − r/σ) when x moves by r against it (Cohen et al., 2019)."""
-        p = torch.tensor([0.2, 0.5, 0.9]).double()
-        least = self.of(sigma=0.5).least(p, 0.3, torch.zeros(3))
-        normal = torch.distributions.Normal(0.0, 1.0)
-        torch.testing.assert_close(least, normal.cdf(normal.icdf(p) - 0.3 / 0.5), rtol=1e-6, atol=1e-7)
-
-    def test_the_latest_kept_events_are_what_a_model_reads(self) -> None:
-        items = torch.tensor([[-1, 4, -1, 5, 6], [3, -1, -1, -1, -1], [-1, -1, -1, -1, -1]])
-        found = _latest(items, 2, 20)
-        assert found.items.tolist() == [[5, 6], [3, 20], [20, 20]]
-        assert found.lengths.tolist() == [2, 1, 0]
-
-    @pytest.mark.parametrize(
-        ("model", "changes"),
-        [
-            ("mf", {"noise": "gaussian", "budgets": [0, 0.05, 0.2, 0.5], "sigma": 1.0}),
-            ("sasrec", {"noise": "deletion", "changes": "delete", "budgets": [0, 1, 2], "p_minus": 0.8}),
-            ("sasrec", {"noise": "deletion", "changes": "insert", "budgets": [0, 1, 2], "p_minus": 0.8}),
-            ("gru4rec", {"noise": "deletion", "changes": "replace", "budgets": [0, 1], "p_minus": 0.8}),
-            ("sasrec", {"noise": "masking", "kept": 2, "budgets": [0, 1, 2]}),
-            ("itemknn", {"noise": "flips", "budgets": [0, 1], "p_minus": 0.8, "p_plus": 0.02}),
-        ],
-        ids=lambda each: each if isinstance(each, str) else "-".join(map(str, each.values())),
-    )
-    def test_no_change_of_the_input_beats_it(self, model: str, changes: dict[str, Any]) -> None:
-        data = grouped(n_users=20)
-        judge, built = judging(data, k=8), spread(model, data)
-        certificate = self.of(samples=400, votes=6, empirical=True, **changes)
-        found = certificate.certify(loaded(built, data), judge, "test")
-        proven = [guaranteed(judge, "test", above) for above in found.above]
-        assert proven[0].metrics["hr@8"] > 0
-        for budget, bound in zip(certificate.budgets, proven, strict=True):
-            assert_no_better(certificate.attack(loaded(built, data), judge, "test", budget), bound)
-        curve = [each.metrics["hr@8"] for each in proven]
-        assert curve == sorted(curve, reverse=True)
-
-    def test_a_whole_surface_can_be_smoothed(self) -> None:
-        certificate = self.of(surface="embedding", samples=20, budgets=[0, 0.1])
-        found = certificate.certify(loaded(build("neumf")), judging(), "test")
-        assert found.above.shape == (2, len(DATA.test))
-        with pytest.raises(RrecError, match="empirical"):
-            certificate.attack(loaded(build("neumf")), judging(), "test", 0.1)
-
-    @pytest.mark.parametrize(
-        ("model", "changes", "told"),
-        [
-            ("mf", {"noise": "deletion", "budgets": [1]}, "histories"),
-            ("mf", {"noise": "flips", "budgets": [1]}, "itemknn"),
-            ("neumf", {"noise": "gaussian"}, "dot products"),
-        ],
-    )
-    def test_models_without_the_input_are_refused(self, model: str, changes: dict[str, Any], told: str) -> None:
-        with pytest.raises(RrecError, match=told):
-            self.of(**changes).certify(loaded(build(model)), judging(), "test")
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"noise": "laplace"},
-            {"noise": "masking", "changes": "delete", "budgets": [1]},
-            {"noise": "deletion", "budgets": [0.5]},
-            {"p_minus": 1.0},
-            {"sigma": 0.0},
-            {"budgets": [1, 0]},
-            {"budgets": []},
-        ],
-    )
-    def test_settings_that_make_no_sense_are_refused(self, changes: dict[str, Any]) -> None:
-        with pytest.raises(RrecError, match="certify"):
-            self.of(**changes)
 
 
 class TestTask:
