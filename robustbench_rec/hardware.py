@@ -1,5 +1,6 @@
 """Device, threads, precision and determinism of a run."""
 
+import ctypes
 import os
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +10,9 @@ from robustbench_rec.config import Base
 from robustbench_rec.errors import RrecError, unknown
 
 PRECISIONS = ("fp32", "bf16")
+KEPT = 2**30
+"""Bytes that are freed and not given back to the system."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def setup(cfg: Base) -> torch.device:
@@ -22,12 +26,23 @@ def setup(cfg: Base) -> torch.device:
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
     torch.use_deterministic_algorithms(cfg.deterministic)
+    _keep_memory()
     return _device(cfg.device)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """bf16 autocast, or nothing for fp32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def _keep_memory() -> None:
+    """Let glibc use again what is freed; new pages cost more than the arithmetic on a catalogue's scores does."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        mallopt(option, KEPT)
 
 
 def _device(name: str) -> torch.device:
