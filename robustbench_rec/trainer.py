@@ -96,6 +96,8 @@ class Trainer:
             forget(self.out)  # else epochs of an earlier run would count as those of this one
         saved = time.perf_counter()
         with Bar("epoch", total=self.fit.epochs, steps=len(self.sampler)) as bar:
+            if self.history:
+                bar.note(len(self.history) - 1, "was there already")
             for epoch in range(len(self.history), self.fit.epochs):
                 if self._waited() >= self.fit.patience:
                     break

@@ -365,6 +365,12 @@ class TestResume:
             interrupted(tmp_path, 2)
         assert same(state(run(tmp_path)), state(whole))
 
+    def test_a_run_that_goes_on_says_from_where(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        interrupted(tmp_path, 2)
+        assert "was there already" not in capsys.readouterr().err
+        run(tmp_path)
+        assert "epoch 1/6  was there already" in capsys.readouterr().err
+
     def test_a_run_that_had_ended_ends_again_at_once(self, tmp_path: Path) -> None:
         whole = run(tmp_path)
 
