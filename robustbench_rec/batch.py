@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -100,11 +101,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Products:
+    """Dot products of `left` `[B, D]` with all of `right` `[n, D]`, not multiplied out."""
+
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
 class Output:
     """What a model says about a batch.
 
-    scores: `[B, C]`, one row an example. hidden: inner states by name, e.g. "user" `[B, D]`.
+    given: scores `[B, C]`, one row an example, or what they are products of. hidden: inner states by name, e.g. "user"
+    `[B, D]`.
     """
 
-    scores: Tensor
+    given: Tensor | Products
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """`[B, C]`."""
+        return self.given.left @ self.given.right.T if isinstance(self.given, Products) else self.given

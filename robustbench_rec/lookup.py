@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustbench_rec.batch import Batch, History
-from robustbench_rec.traced import traced
+from robustbench_rec.traced import plain
 
 ROWS_ONLY = "rows_only"
 
@@ -25,7 +25,7 @@ with warnings.catch_warnings():  # torch says once a process that CSR is in beta
 
 def rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a table `[n, D]` for an index of any shape `[…]`: `[…, D]`."""
-    if _plain(table):
+    if plain(table):
         return table.index_select(0, index.flatten()).view(*index.shape, table.shape[1])
     found: Tensor = _Rows.apply(table, index)  # type: ignore[no-untyped-call]
     return found
@@ -37,7 +37,7 @@ def pairs(left: Tensor, index: Tensor | None, right: Tensor, candidates: Tensor)
     index: None where the rows of `left` are those of the batch. It is fastest in ascending order.
     """
     crowded = candidates.numel() > len(left) * len(right)  # more places than a sparse matrix has
-    if _plain(left) or _plain(right) or crowded:
+    if plain(left) or plain(right) or crowded:
         chosen = left if index is None else rows(left, index)
         return (chosen[:, None] * rows(right, candidates)).sum(2)
     if index is not None and not _ascending(index):
@@ -49,7 +49,7 @@ def pairs(left: Tensor, index: Tensor | None, right: Tensor, candidates: Tensor)
 
 def half_square(table: Tensor, index: Tensor) -> Tensor:
     """½‖·‖² of the rows that an index names, summed over the index."""
-    if _plain(table):
+    if plain(table):
         return 0.5 * rows(table, index).square().sum()
     found: Tensor = _HalfSquare.apply(table, index)  # type: ignore[no-untyped-call]
     return found
@@ -76,12 +76,6 @@ class Events(nn.Module):
     def forward(self, table: Tensor, history: History) -> Tensor:
         found = rows(table, history.items.clamp_max(len(table) - 1))
         return found * history.real[..., None]
-
-
-def _plain(table: Tensor) -> bool:
-    """Whether the operators of torch are used as they are: they are fast on a GPU, and know reduced precision."""
-    cpu = table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64)
-    return not cpu or traced() or torch.is_autocast_enabled("cpu")
 
 
 class _Runs:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_rec.batch import Batch, Output
+from robustbench_rec.batch import Batch, Output, Products
+from robustbench_rec.catalogue import surprise
 from robustbench_rec.errors import unknown
 
 Loss = Callable[[Output, Batch], Tensor]
@@ -30,9 +31,11 @@ def bce(output: Output, batch: Batch) -> Tensor:
 
 def softmax(output: Output, batch: Batch) -> Tensor:
     """Cross-entropy of the positives over all candidates, averaged over the positives of an example."""
-    scores = output.scores.float()  # [B, C]
     if batch.targets is not None:
-        return F.cross_entropy(scores, batch.targets, reduction="none")
+        if isinstance(output.given, Products):
+            return surprise(output.given.left, output.given.right, batch.targets)
+        return F.cross_entropy(output.scores.float(), batch.targets, reduction="none")
+    scores = output.scores.float()  # [B, C]
     if batch.mask is not None:
         scores = scores.masked_fill(~batch.mask, float("-inf"))
     positives = batch.labels.sum(1).clamp_min(1)

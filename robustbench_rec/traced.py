@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+from torch import Tensor
+
 _TRACED = ContextVar("traced", default=False)
 
 
@@ -20,3 +23,9 @@ def tracing() -> Iterator[None]:
 def traced() -> bool:
     """Whether they do now."""
     return _TRACED.get()
+
+
+def plain(table: Tensor) -> bool:
+    """Whether the operators of torch are used as they are: they are fast on a GPU, and know reduced precision."""
+    cpu = table.device.type == "cpu" and table.dtype in (torch.float32, torch.float64)
+    return not cpu or traced() or torch.is_autocast_enabled("cpu")

@@ -22,7 +22,7 @@ class Propagated(RecModel):
 
     def forward(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Output:
         users, items = encoded
-        return Output(self.dots(users, batch.users, items, batch.items))
+        return self.dots.output(users, batch.users, items, batch)
 
     def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return rows(encoded[0], batch.users)

@@ -42,7 +42,7 @@ class MF(RecModel):
             nn.init.xavier_normal_(table.weight)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
-        return Output(self.dots(self.user.weight, batch.users, self.item.weight, batch.items))
+        return self.dots.output(self.user.weight, batch.users, self.item.weight, batch)
 
     def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
         return rows(self.user.weight, batch.users)

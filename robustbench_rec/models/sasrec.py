@@ -59,7 +59,7 @@ class SASRec(RecModel):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         users = self.user_states(batch, encoded)  # [N, D]
-        return Output(self.meeting(users, None, self.item.weight, batch.items), {"user": users})
+        return self.meeting.output(users, None, self.item.weight, batch, user=users)
 
     def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
         assert batch.history is not None

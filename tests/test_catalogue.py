@@ -1,0 +1,99 @@
+"""Cross-entropy over a whole catalogue against PyTorch's, which has all scores in memory."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import DATA, build
+from torch import Tensor
+
+from robustbench_rec import catalogue
+from robustbench_rec.batch import Batch, Output, Products
+from robustbench_rec.catalogue import surprise
+from robustbench_rec.losses import loss, trained
+from robustbench_rec.sampling import sampler
+from robustbench_rec.shifted import Shifted
+from robustbench_rec.traced import tracing
+
+
+@pytest.fixture(params=[1, 3, 64])
+def _portions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "TOGETHER", 0)
+    monkeypatch.setattr(catalogue, "FEWEST", request.param)
+
+
+def drawn(rows: int = 7, items: int = 11, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(rows, 4, generator=generator, dtype=dtype).requires_grad_()
+    right = torch.randn(items, 4, generator=generator, dtype=dtype).requires_grad_()
+    return left, right, torch.randint(items, (rows,), generator=generator)
+
+
+@pytest.mark.usefixtures("_portions")
+class TestSurprise:
+    def test_is_the_cross_entropy_of_the_products(self) -> None:
+        left, right, targets = drawn()
+        torch.testing.assert_close(
+            surprise(left, right, targets), F.cross_entropy(left @ right.T, targets, reduction="none")
+        )
+
+    def test_has_its_gradient_whatever_the_rows_count(self) -> None:
+        left, right, targets = drawn()
+        weights = torch.linspace(-1, 2, len(left), dtype=left.dtype)
+        ours = torch.autograd.grad(weights @ surprise(left, right, targets), (left, right))
+        whole = F.cross_entropy(left @ right.T, targets, reduction="none")
+        for one, two in zip(ours, torch.autograd.grad(weights @ whole, (left, right)), strict=True):
+            torch.testing.assert_close(one, two)
+        assert torch.autograd.gradcheck(lambda a, b: surprise(a, b, targets), (left, right))
+
+    def test_large_scores_stay_finite(self) -> None:
+        left, right, targets = drawn(dtype=torch.float32)
+        (surprise(1e3 * left, 1e3 * right, targets).mean()).backward()
+        assert left.grad is not None
+        assert left.grad.isfinite().all()
+
+    def test_a_frozen_side_has_no_gradient(self) -> None:
+        left, right, targets = drawn()
+        surprise(left, right.detach(), targets).sum().backward()
+        surprise(left.detach(), right, targets).sum().backward()
+        whole = F.cross_entropy(left @ right.T, targets, reduction="sum")
+        for each, wanted in zip((left, right), torch.autograd.grad(whole, (left, right)), strict=True):
+            torch.testing.assert_close(each.grad, wanted)
+
+
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "traced": tracing,
+    "bf16": partial(torch.autocast, "cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_is_left_to_torch_where_that_knows_more(name: str) -> None:
+    left, right, targets = drawn(dtype=torch.float32)
+    with CONTEXTS[name]():
+        ours = surprise(left, right, targets)
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, F.cross_entropy((left @ right.T).float(), targets, reduction="none"))
+
+
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "mf", "lightgcn", "kgat"])
+def test_models_of_dot_products_train_on_the_catalogue_without_its_scores(name: str) -> None:
+    model = build(name).eval()
+    batch = next(sampler(DATA, model, loss="softmax", batch_size=64, negatives=0).epoch(torch.Generator()))
+    output = Shifted(model)(batch)
+    assert isinstance(output.given, Products)
+    found = trained("softmax")(output, batch)
+    assert "scores" not in vars(output)
+    assert batch.targets is not None
+    torch.testing.assert_close(found, F.cross_entropy(output.scores, batch.targets, reduction="none"))
+
+
+def test_other_losses_find_the_scores_multiplied_out() -> None:
+    left, right, targets = drawn()
+    batch = Batch(torch.arange(len(left)), None, F.one_hot(targets, len(right)), targets=targets)
+    lazy, whole = Output(Products(left, right)), Output(left @ right.T)
+    for name in ("margin", "topk", "dlr"):
+        assert torch.equal(loss(name, k=2)(lazy, batch), loss(name, k=2)(whole, batch))
