@@ -14,6 +14,7 @@ from robustbench_rec import catalogue
 from robustbench_rec.batch import Batch, Output, Products
 from robustbench_rec.catalogue import surprise
 from robustbench_rec.losses import loss, trained
+from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.traced import tracing
@@ -89,6 +90,20 @@ def test_models_of_dot_products_train_on_the_catalogue_without_its_scores(name: 
     assert "scores" not in vars(output)
     assert batch.targets is not None
     torch.testing.assert_close(found, F.cross_entropy(output.scores, batch.targets, reduction="none"))
+
+
+@pytest.mark.parametrize("frozen", ["", "user", "item"])
+def test_passes_are_counted_without_the_scores_too(frozen: str) -> None:
+    model = build("mf").train()
+    if frozen:
+        model.get_submodule(frozen).requires_grad_(False)
+    batches = list(sampler(DATA, model, loss="softmax", batch_size=64, negatives=0).epoch(torch.Generator()))
+    with Passes(model) as passes:
+        for batch in batches:
+            output = Shifted(model)(batch)
+            trained("softmax")(output, batch).mean().backward()
+            assert "scores" not in vars(output)
+    assert (passes.forward, passes.backward) == (len(batches), len(batches))
 
 
 def test_other_losses_find_the_scores_multiplied_out() -> None:

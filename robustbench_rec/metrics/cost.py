@@ -1,9 +1,12 @@
 """What a training takes, counted rather than timed."""
 
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor, nn
+
+from robustbench_rec.batch import Output, Products
 
 BACKWARD = 2
 """Forward passes that a backward pass is worth."""
@@ -17,8 +20,8 @@ def parameters(model: nn.Module) -> int:
 class Passes:
     """Context that counts the passes of a model in training mode: a backward one as `BACKWARD` forward ones.
 
-    A backward pass is counted where it reaches the scores, whoever asks for the gradient. What is computed before, once
-    for all batches (`encode`), belongs to the pass that it is computed for.
+    A backward pass is counted where it reaches the scores, or the vectors that they are products of, whoever asks for the
+    gradient. What is computed before, once for all batches (`encode`), belongs to the pass that it is computed for.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,11 +39,18 @@ class Passes:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._handle.remove()
 
-    def _seen(self, module: nn.Module, args: Any, output: Any) -> None:
-        if module.training:
-            self.forward += 1
-            if output.scores.requires_grad:
-                output.scores.register_hook(self._returned)
+    def _seen(self, module: nn.Module, args: Any, output: Output) -> Output:
+        if not module.training:
+            return output
+        self.forward += 1
+        given = output.given
+        if isinstance(given, Products):
+            given = replace(given, right=given.right.view_as(given.right))  # a parameter would keep the hook
+            output = replace(output, given=given)
+        reached = given if isinstance(given, Tensor) else given.left if given.left.requires_grad else given.right
+        if reached.requires_grad:
+            reached.register_hook(self._returned)
+        return output
 
     def _returned(self, gradient: Tensor) -> None:
         self.backward += 1
