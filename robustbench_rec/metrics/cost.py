@@ -20,8 +20,8 @@ def parameters(model: nn.Module) -> int:
 class Passes:
     """Context that counts the passes of a model in training mode: a backward one as `BACKWARD` forward ones.
 
-    A backward pass is counted where it reaches the scores, or the vectors that they are products of, whoever asks for the
-    gradient. What is computed before, once for all batches (`encode`), belongs to the pass that it is computed for.
+    A backward pass is counted where it reaches the scores, or the vectors that they are products of, whoever asks for
+    the gradient. What is computed before, once for all batches (`encode`), belongs to the pass that it is computed for.
     """
 
     def __init__(self, model: nn.Module) -> None:
