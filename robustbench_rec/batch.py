@@ -35,6 +35,14 @@ class History:
 
 
 @dataclass(frozen=True)
+class Products:
+    """Dot products of `left` `[B, D]` with all of `right` `[n, D]`, not multiplied out."""
+
+    left: Tensor
+    right: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """B users, each with C candidates to score.
 
@@ -87,6 +95,10 @@ class Batch:
         """A batch to score."""
         return cls(users, items, users.new_empty((len(users), 0)), context=context, history=history)
 
+    def products(self, left: Tensor, right: Tensor) -> Tensor | Products:
+        """Of `left` `[N, D]`, the examples, and the whole catalogue; not multiplied out where that is trained on."""
+        return left @ right.T if self.targets is None else Products(left, right)
+
     def rows(self, index: Tensor) -> "Batch":
         """Only the given users `[n]`, of a batch whose examples are its users."""
         fields: dict[str, Any] = {name: each[index] for name, each in vars(self).items() if isinstance(each, Tensor)}
@@ -98,14 +110,6 @@ class Batch:
     def question(self) -> "Batch":
         """The same without the answers."""
         return Batch.unlabelled(self.users, self.items, context=self.context, history=self.history)
-
-
-@dataclass(frozen=True)
-class Products:
-    """Dot products of `left` `[B, D]` with all of `right` `[n, D]`, not multiplied out."""
-
-    left: Tensor
-    right: Tensor
 
 
 @dataclass(frozen=True)

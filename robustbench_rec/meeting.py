@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustbench_rec.batch import Batch, Output, Products
+from robustbench_rec.batch import Batch, Output
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import pairs, rows
 from robustbench_rec.model import RecModel
@@ -36,10 +36,10 @@ class Meeting(nn.Module):
         return products.sum(2)
 
     def output(self, users: Tensor, index: Tensor | None, items: Tensor, batch: Batch, **hidden: Tensor) -> Output:
-        """The scores of a batch; not multiplied out where it trains on the whole catalogue."""
-        if batch.items is not None or batch.targets is None:
+        """What a model says whose scores they are."""
+        if batch.items is not None:
             return Output(self(users, index, items, batch.items), hidden)
-        return Output(Products(self.user(users if index is None else rows(users, index)), items), hidden)
+        return Output(batch.products(self.user(users if index is None else rows(users, index)), items), hidden)
 
 
 def vectors(model: RecModel) -> tuple[str, str]:

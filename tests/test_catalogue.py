@@ -80,8 +80,8 @@ def test_is_left_to_torch_where_that_knows_more(name: str) -> None:
         assert torch.equal(ours, F.cross_entropy((left @ right.T).float(), targets, reduction="none"))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "mf", "lightgcn", "kgat"])
-def test_models_of_dot_products_train_on_the_catalogue_without_its_scores(name: str) -> None:
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "stosa", "multi_intent_gaussian", "mf", "lightgcn", "kgat"])
+def test_models_train_on_the_catalogue_without_its_scores(name: str) -> None:
     model = build(name).eval()
     batch = next(sampler(DATA, model, loss="softmax", batch_size=64, negatives=0).epoch(torch.Generator()))
     output = Shifted(model)(batch)

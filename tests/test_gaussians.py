@@ -63,19 +63,25 @@ def history(rows: list[list[int]], steps: list[int] | None = None) -> Batch:
     return Batch.unlabelled(torch.arange(len(rows)), history=known)
 
 
+def near(points: Tensor, others: Tensor, items: Tensor | None = None) -> Tensor:
+    given = nearness(points, others, Batch.unlabelled(torch.arange(len(points)), items))
+    assert isinstance(given, Tensor)
+    return given
+
+
 class TestDistance:
     def test_it_is_the_formula(self) -> None:
         users, items = gaussian(5, 4), gaussian(9, 4)
         expected = -distances(users, items)
-        torch.testing.assert_close(nearness(users.point(), items.point(), None), expected)
+        torch.testing.assert_close(near(users.point(), items.point()), expected)
         chosen = torch.randint(9, (5, 3))
-        torch.testing.assert_close(nearness(users.point(), items.point(), chosen), expected.gather(1, chosen))
+        torch.testing.assert_close(near(users.point(), items.point(), chosen), expected.gather(1, chosen))
 
     def test_it_is_a_metric(self) -> None:
         points = gaussian(12, 3).point().double()
         squared = torch.cdist(points, points).square()
-        torch.testing.assert_close(-nearness(points, points, None).double(), squared, atol=1e-5, rtol=1e-5)
-        root = (-nearness(points, points, None)).clamp_min(0).sqrt()
+        torch.testing.assert_close(-near(points, points).double(), squared, atol=1e-5, rtol=1e-5)
+        root = (-near(points, points)).clamp_min(0).sqrt()
         torch.testing.assert_close(root, root.T, atol=1e-5, rtol=0)
         assert (root.diagonal() < 2e-3).all()
         assert (root + torch.eye(12) > 1e-2).all()
@@ -90,7 +96,7 @@ class TestDistance:
         quantiles = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
         values = [Normal(each.mean.double(), each.covariance.double().sqrt()).icdf(quantiles) for each in (one, two)]
         expected = (values[0] - values[1]).square().mean()
-        assert -nearness(one.point(), two.point(), None).item() == pytest.approx(expected.item(), rel=1e-3)
+        assert -near(one.point(), two.point()).item() == pytest.approx(expected.item(), rel=1e-3)
 
     def test_positives_are_pushed_no_further_than_the_negatives_are_from_them(self) -> None:
         users, items, chosen = gaussian(6, 4), gaussian(9, 4), torch.randint(9, (6, 3))

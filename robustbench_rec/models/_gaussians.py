@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_rec.batch import History
+from robustbench_rec.batch import Batch, History, Products
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events, pairs, rows
 from robustbench_rec.models._sequences import from_the_end
@@ -43,16 +43,17 @@ def deviation(raw: Tensor) -> Tensor:
     return torch.exp(0.5 * raw.clamp_max(0)) * torch.sqrt(1 + F.relu(raw))
 
 
-def nearness(points: Tensor, others: Tensor, items: Tensor | None) -> Tensor:
-    """-W₂² of Gaussians `[N, 2D]` and candidates `[N, C]` among others `[n, 2D]`, or all of these `[N, n]`."""
+def nearness(points: Tensor, others: Tensor, batch: Batch) -> Tensor | Products:
+    """-W₂² of Gaussians `[N, 2D]` and the candidates `[N, C]` of a batch among others `[n, 2D]`, or all of these."""
+    reduced = torch.is_autocast_enabled(points.device.type)
     with torch.autocast(points.device.type, enabled=False):  # a small difference of large numbers
         points, others = points.float(), others.float()
         size, sizes = points.square().sum(1, keepdim=True), others.square().sum(1, keepdim=True)
         left = torch.cat([2 * points, -size, torch.ones_like(size)], 1)
         right = torch.cat([others, torch.ones_like(sizes), -sizes], 1)
-        if items is None:
-            return left @ right.T  # one product, without a pass over all pairs beside it
-        return pairs(left, None, right, items)
+        if batch.items is not None:
+            return pairs(left, None, right, batch.items)
+        return left @ right.T if reduced else batch.products(left, right)  # one product, and no pass over all pairs
 
 
 def distance_deviation(users: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:

@@ -97,7 +97,7 @@ class MultiIntentGaussian(RecModel):
         if intents is not None:
             hidden |= {"intents": intents.mean, "intent_covariances": intents.covariance}
         if self.config.score == "wasserstein":
-            return Output(nearness(user.point(), items.point(), batch.items), hidden)
+            return Output(nearness(user.point(), items.point(), batch), hidden)
         return Output(probit(user, items, batch.items), hidden)
 
     def deviation(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:

@@ -57,8 +57,8 @@ class STOSA(RecModel):
 
     def forward(self, batch: Batch, encoded: Tensor) -> Output:
         user = self._users(batch)
-        scores = nearness(user.point(), encoded, batch.items)
-        return Output(scores, {"user_mean": user.mean, "user_covariance": user.covariance})
+        given = nearness(user.point(), encoded, batch)
+        return Output(given, {"user_mean": user.mean, "user_covariance": user.covariance})
 
     def deviation(self, batch: Batch, encoded: Tensor) -> Tensor:
         mean, root = encoded.chunk(2, 1)
