@@ -89,7 +89,8 @@ def test_models_train_on_the_catalogue_without_its_scores(name: str) -> None:
     found = trained("softmax")(output, batch)
     assert "scores" not in vars(output)
     assert batch.targets is not None
-    torch.testing.assert_close(found, F.cross_entropy(output.scores, batch.targets, reduction="none"))
+    whole = F.cross_entropy(output.scores, batch.targets, reduction="none")
+    torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-5)  # distances are small differences of large numbers
 
 
 @pytest.mark.parametrize("frozen", ["", "user", "item"])
