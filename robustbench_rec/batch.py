@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustbench_rec.catalogue import Products
+
 
 @dataclass(frozen=True)
 class History:
@@ -32,14 +34,6 @@ class History:
     def real(self) -> Tensor:
         """Which places hold an event, bool `[B, L]`."""
         return torch.arange(self.items.shape[1], device=self.items.device) < self.lengths[:, None]
-
-
-@dataclass(frozen=True)
-class Products:
-    """Dot products of `left` `[B, D]` with all of `right` `[n, D]`, not multiplied out."""
-
-    left: Tensor
-    right: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,8 +90,9 @@ class Batch:
         return cls(users, items, users.new_empty((len(users), 0)), context=context, history=history)
 
     def products(self, left: Tensor, right: Tensor) -> Tensor | Products:
-        """Of `left` `[N, D]`, the examples, and the whole catalogue; not multiplied out where that is trained on."""
-        return left @ right.T if self.targets is None else Products(left, right)
+        """Of the examples, `Products.left`, and the whole catalogue; not multiplied out where that is trained on."""
+        found = Products(left, right)
+        return found.multiplied() if self.targets is None else found
 
     def rows(self, index: Tensor) -> "Batch":
         """Only the given users `[n]`, of a batch whose examples are its users."""
@@ -126,4 +121,4 @@ class Output:
     @cached_property
     def scores(self) -> Tensor:
         """`[B, C]`."""
-        return self.given.left @ self.given.right.T if isinstance(self.given, Products) else self.given
+        return self.given.multiplied() if isinstance(self.given, Products) else self.given

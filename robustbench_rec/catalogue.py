@@ -1,6 +1,8 @@
-"""Cross-entropy over a whole catalogue, without its scores in memory."""
+"""Dot products with a whole catalogue, and cross-entropy over them without all of them in memory."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -16,37 +18,87 @@ FEWEST = 32
 """Rows of them at least; with fewer the catalogue is read too often."""
 
 
-def surprise(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(left · rightᵀ) at the targets `[B]`, for `left` `[B, D]` and `right` `[n, D]`: `[B]`.
+@dataclass(frozen=True)
+class Products:
+    """Dot products `[B, n]` of `left` `[B, D]`, or the largest of K of `left` `[B, K, D]`, with `right` `[n, D]`."""
+
+    left: Tensor
+    right: Tensor
+
+    def multiplied(self) -> Tensor:
+        """All of them, one of the K after the other."""
+        if self.left.ndim == 2:
+            return self.left @ self.right.T
+        return reduce(larger, (each @ self.right.T for each in self.left.unbind(1)))
+
+
+def larger(one: Tensor, two: Tensor) -> Tensor:
+    """Of each pair; at a tie the first has the gradient, where `torch.maximum` takes ten passes to halve it."""
+    found: Tensor = _Larger.apply(one, two)  # type: ignore[no-untyped-call]
+    return found
+
+
+def surprise(products: Products, targets: Tensor) -> Tensor:
+    """−log softmax(products) at the targets `[B]`: `[B]`.
 
     A few rows of scores at a time, and the same once more for the gradient: that is cheaper than to keep them.
     """
-    if plain(left) or plain(right):
-        return F.cross_entropy((left @ right.T).float(), targets, reduction="none")
-    found: Tensor = _Surprise.apply(left, right, targets)  # type: ignore[no-untyped-call]
+    if plain(products.left) or plain(products.right):
+        return F.cross_entropy(products.multiplied().float(), targets, reduction="none")
+    found: Tensor = _Surprise.apply(products.left, products.right, targets)  # type: ignore[no-untyped-call]
     return found
+
+
+class _Larger(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, one: Tensor, two: Tensor) -> Tensor:
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(one >= two)
+        return torch.maximum(one, two)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+        (first,) = ctx.saved_tensors
+        own = torch.where(first, outer, 0.0)
+        return own, outer - own
 
 
 class _Surprise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
+        several = left if left.ndim == 3 else left[:, None]
         total = left.new_empty(len(left))
         for part in _portions(len(left), len(right)):
-            total[part] = (left[part] @ right.T).logsumexp(1)
+            total[part] = _scores(several[part], right)[0].logsumexp(1)
         ctx.save_for_backward(left, right, targets, total)
-        return total - (left * right.index_select(0, targets)).sum(1)
+        return total - (several * right.index_select(0, targets)[:, None]).sum(2).amax(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> Any:
         left, right, targets, total = (each.detach() for each in ctx.saved_tensors)
         to_left, to_right = torch.empty_like(left), torch.zeros_like(right)
+        several, to_several = (each if each.ndim == 3 else each[:, None] for each in (left, to_left))
         for part in _portions(len(left), len(right)):
-            weights = (left[part] @ right.T).sub_(total[part, None]).exp_().mul_(outer[part, None])
+            weights, owner = _scores(several[part], right)
+            weights.sub_(total[part, None]).exp_().mul_(outer[part, None])
             weights.scatter_add_(1, targets[part, None], -outer[part, None])
-            torch.mm(weights, right, out=to_left[part])
-            to_right.addmm_(weights.T, left[part])
+            for k in range(several.shape[1]):
+                own = weights if owner is None else weights * (owner == k)
+                torch.mm(own, right, out=to_several[part, k])
+                to_right.addmm_(own.T, several[part, k])
         return to_left, to_right, None
+
+
+def _scores(several: Tensor, right: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The largest of K products `[b, n]`, and which it is where there are several; the first at a tie."""
+    best, owner = several[:, 0] @ right.T, None
+    for k in range(1, several.shape[1]):
+        each = several[:, k] @ right.T
+        owner = torch.zeros_like(best, dtype=torch.uint8) if owner is None else owner
+        owner.masked_fill_(each > best, k)
+        torch.maximum(best, each, out=best)
+    return best, owner
 
 
 def _portions(n: int, width: int) -> Iterator[slice]:

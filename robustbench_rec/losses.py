@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_rec.batch import Batch, Output, Products
-from robustbench_rec.catalogue import surprise
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.catalogue import Products, surprise
 from robustbench_rec.errors import unknown
 
 Loss = Callable[[Output, Batch], Tensor]
@@ -33,7 +33,7 @@ def softmax(output: Output, batch: Batch) -> Tensor:
     """Cross-entropy of the positives over all candidates, averaged over the positives of an example."""
     if batch.targets is not None:
         if isinstance(output.given, Products):
-            return surprise(output.given.left, output.given.right, batch.targets)
+            return surprise(output.given, batch.targets)
         return F.cross_entropy(output.scores.float(), batch.targets, reduction="none")
     scores = output.scores.float()  # [B, C]
     if batch.mask is not None:

@@ -11,8 +11,8 @@ from conftest import DATA, build
 from torch import Tensor
 
 from robustbench_rec import catalogue
-from robustbench_rec.batch import Batch, Output, Products
-from robustbench_rec.catalogue import surprise
+from robustbench_rec.batch import Batch, Output
+from robustbench_rec.catalogue import Products, surprise
 from robustbench_rec.losses import loss, trained
 from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.sampling import sampler
@@ -38,28 +38,28 @@ class TestSurprise:
     def test_is_the_cross_entropy_of_the_products(self) -> None:
         left, right, targets = drawn()
         torch.testing.assert_close(
-            surprise(left, right, targets), F.cross_entropy(left @ right.T, targets, reduction="none")
+            surprise(Products(left, right), targets), F.cross_entropy(left @ right.T, targets, reduction="none")
         )
 
     def test_has_its_gradient_whatever_the_rows_count(self) -> None:
         left, right, targets = drawn()
         weights = torch.linspace(-1, 2, len(left), dtype=left.dtype)
-        ours = torch.autograd.grad(weights @ surprise(left, right, targets), (left, right))
+        ours = torch.autograd.grad(weights @ surprise(Products(left, right), targets), (left, right))
         whole = F.cross_entropy(left @ right.T, targets, reduction="none")
         for one, two in zip(ours, torch.autograd.grad(weights @ whole, (left, right)), strict=True):
             torch.testing.assert_close(one, two)
-        assert torch.autograd.gradcheck(lambda a, b: surprise(a, b, targets), (left, right))
+        assert torch.autograd.gradcheck(lambda a, b: surprise(Products(a, b), targets), (left, right))
 
     def test_large_scores_stay_finite(self) -> None:
         left, right, targets = drawn(dtype=torch.float32)
-        (surprise(1e3 * left, 1e3 * right, targets).mean()).backward()
+        (surprise(Products(1e3 * left, 1e3 * right), targets).mean()).backward()
         assert left.grad is not None
         assert left.grad.isfinite().all()
 
     def test_a_frozen_side_has_no_gradient(self) -> None:
         left, right, targets = drawn()
-        surprise(left, right.detach(), targets).sum().backward()
-        surprise(left.detach(), right, targets).sum().backward()
+        surprise(Products(left, right.detach()), targets).sum().backward()
+        surprise(Products(left.detach(), right), targets).sum().backward()
         whole = F.cross_entropy(left @ right.T, targets, reduction="sum")
         for each, wanted in zip((left, right), torch.autograd.grad(whole, (left, right)), strict=True):
             torch.testing.assert_close(each.grad, wanted)
@@ -71,16 +71,31 @@ CONTEXTS: dict[str, Callable[[], AbstractContextManager[object]]] = {
 }
 
 
+@pytest.mark.usefixtures("_portions")
+def test_the_largest_of_several_products_counts_alone() -> None:
+    left, right, targets = drawn(rows=14)
+    several, weights = left.view(7, 2, 4), torch.linspace(-1, 2, 7, dtype=left.dtype)
+    best = torch.stack([each @ right.T for each in several.unbind(1)]).amax(0)
+    whole = F.cross_entropy(best, targets[:7], reduction="none")
+    found = surprise(Products(several, right), targets[:7])
+    torch.testing.assert_close(found, whole)
+    ours, wanted = (torch.autograd.grad(weights @ each, (left, right)) for each in (found, whole))
+    for one, two in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(one, two)
+
+
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_is_left_to_torch_where_that_knows_more(name: str) -> None:
     left, right, targets = drawn(dtype=torch.float32)
     with CONTEXTS[name]():
-        ours = surprise(left, right, targets)
+        ours = surprise(Products(left, right), targets)
         assert ours.dtype == torch.float32
         assert torch.equal(ours, F.cross_entropy((left @ right.T).float(), targets, reduction="none"))
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "stosa", "multi_intent_gaussian", "mf", "lightgcn", "kgat"])
+@pytest.mark.parametrize(
+    "name", ["sasrec", "gru4rec", "comirec", "stosa", "multi_intent_gaussian", "mf", "lightgcn", "kgat"]
+)
 def test_models_train_on_the_catalogue_without_its_scores(name: str) -> None:
     model = build(name).eval()
     batch = next(sampler(DATA, model, loss="softmax", batch_size=64, negatives=0).epoch(torch.Generator()))

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustbench_rec.batch import Output, Products
+from robustbench_rec.batch import Output
+from robustbench_rec.catalogue import Products
 
 BACKWARD = 2
 """Forward passes that a backward pass is worth."""

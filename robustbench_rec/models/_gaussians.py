@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_rec.batch import Batch, History, Products
+from robustbench_rec.batch import Batch, History
+from robustbench_rec.catalogue import Products
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events, pairs, rows
 from robustbench_rec.models._sequences import from_the_end

@@ -1,10 +1,12 @@
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import reduce
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
+from robustbench_rec.catalogue import larger
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events, rows
@@ -55,9 +57,9 @@ class ComiRec(RecModel):
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         interests = self._interests(batch)
-        scores = dots(interests[:, 0], self.item.weight, batch.items)
-        for number in range(1, interests.shape[1]):  # one after the other: never K times the scores at once
-            scores = _Larger.apply(scores, dots(interests[:, number], self.item.weight, batch.items))  # type: ignore[no-untyped-call]
+        if batch.items is None:
+            return Output(batch.products(interests, self.item.weight), {"interests": interests})
+        scores = reduce(larger, (dots(each, self.item.weight, batch.items) for each in interests.unbind(1)))
         return Output(scores, {"interests": interests})
 
     def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
@@ -78,19 +80,3 @@ class ComiRec(RecModel):
         placed = events + rows(self.position.weight, from_the_end(batch.history, self.window))
         logits: Tensor = self.last(self.hidden(torch.tanh(self.first(placed)))).transpose(1, 2)  # [B, K, L]
         return logits.masked_fill(~batch.history.real[:, None], -1e9).softmax(2)  # -∞ would be NaN without events
-
-
-class _Larger(torch.autograd.Function):
-    """The larger of two; at a tie the first has the gradient, where `torch.maximum` takes ten passes to halve it."""
-
-    @staticmethod
-    def forward(ctx: Any, one: Tensor, two: Tensor) -> Tensor:
-        if any(ctx.needs_input_grad):
-            ctx.save_for_backward(one >= two)
-        return torch.maximum(one, two)
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
-        (first,) = ctx.saved_tensors
-        own = torch.where(first, outer, 0.0)
-        return own, outer - own
