@@ -92,7 +92,7 @@ class Batch:
     def products(self, left: Tensor, right: Tensor) -> Tensor | Products:
         """Of the examples, `Products.left`, and the whole catalogue; not multiplied out where that is trained on."""
         found = Products(left, right)
-        return found.multiplied() if self.targets is None else found
+        return found if self.targets is not None and torch.is_grad_enabled() else found.multiplied()
 
     def rows(self, index: Tensor) -> "Batch":
         """Only the given users `[n]`, of a batch whose examples are its users."""
@@ -121,4 +121,7 @@ class Output:
     @cached_property
     def scores(self) -> Tensor:
         """`[B, C]`."""
-        return self.given.multiplied() if isinstance(self.given, Products) else self.given
+        if isinstance(self.given, Tensor):
+            return self.given
+        with torch.enable_grad():  # whoever asks first
+            return self.given.multiplied()

@@ -128,3 +128,14 @@ def test_other_losses_find_the_scores_multiplied_out() -> None:
     lazy, whole = Output(Products(left, right)), Output(left @ right.T)
     for name in ("margin", "topk", "dlr"):
         assert torch.equal(loss(name, k=2)(lazy, batch), loss(name, k=2)(whole, batch))
+
+
+def test_who_asks_for_scores_without_a_gradient_takes_it_from_nobody() -> None:
+    left, right, targets = drawn()
+    batch = Batch(torch.arange(len(left)), None, F.one_hot(targets, len(right)), targets=targets)
+    output = Output(batch.products(left, right))
+    with torch.no_grad():
+        output.scores.argmax(1)
+        assert not Output(batch.products(left, right)).scores.requires_grad
+    loss("margin", k=2)(output, batch).sum().backward()
+    assert left.grad is not None
