@@ -215,6 +215,7 @@ class TestTable:
 
     def test_what_other_formats_and_columns_there_are(self, refused):
         refused(RATINGS.replace("rating", "note"), "dataset.rating names it, null where there is none")
+        refused(RATINGS, "'userId'", "dataset.user names it", user="userId")
         refused(RATINGS, "is not a time of the format", "milliseconds, iso", time_format="%Y")
         refused(RATINGS, "column", "separator: comma, semicolon", separator="semicolon")
 

@@ -99,11 +99,15 @@ class Table(Source):
     def _events(self) -> pd.DataFrame:
         c = self.config
         sheet = read(c, locate(str(c.path)))
+        for key, name in (("user", c.user), ("item", c.item), ("rating", c.rating), ("time", c.time)):
+            if name is None:
+                continue
+            try:
+                sheet.pick(name)
+            except RrecError as error:
+                without = ", null where there is none" if key in ("rating", "time") else ""
+                raise RrecError(f"{error}; dataset.{key} names it{without}") from error
         events = sheet.columns({"user": c.user, "item": c.item})
-        for key, name in (("rating", c.rating), ("time", c.time)):
-            if name is not None and name not in sheet.frame.columns:
-                told = unknown(f"column of {sheet.path.name}", name, map(str, sheet.frame.columns))
-                raise RrecError(f"{told}; dataset.{key} names it, null where there is none")
         if c.rating is not None:
             events["rating"] = sheet.ratings(c.rating)
         if c.time is not None:
