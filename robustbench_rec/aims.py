@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.batch import Batch, Output
+from robustbench_rec.largest import largest
 from robustbench_rec.losses import Loss, bar, candidates, spread
 
 
@@ -23,7 +24,7 @@ def promote_margin(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
 
 def promote_dlr(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     """The same in units of the spread of the list, and without an end."""
-    top = candidates(output, batch).topk(min(k + 2, output.scores.shape[1]), 1).values
+    top, _ = largest(candidates(output, batch), min(k + 2, output.scores.shape[1]))
     return _mean(-_short(output, batch, k), output, batch) / spread(top)
 
 

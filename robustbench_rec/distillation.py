@@ -14,6 +14,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.histories import Histories
+from robustbench_rec.largest import largest
 from robustbench_rec.losses import Loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective
@@ -91,7 +92,7 @@ class Lesson:
         items, there = [], []
         for users in self.portions():
             order, candidates = self._order(users)
-            items.append(order.topk(min(k, self.data.n_items), 1).indices)
+            items.append(largest(order, min(k, self.data.n_items))[1])
             there.append(candidates.gather(1, items[-1]))
         return torch.cat(items), torch.cat(there)
 

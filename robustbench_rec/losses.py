@@ -11,6 +11,7 @@ from torch import Tensor
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.catalogue import Products, surprise
 from robustbench_rec.errors import unknown
+from robustbench_rec.largest import largest
 
 Loss = Callable[[Output, Batch], Tensor]
 
@@ -50,7 +51,7 @@ def margin(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     """
     scores, positive = output.scores.float(), batch.labels > 0  # [B, C]
     others = scores.masked_fill(positive if batch.mask is None else positive | ~batch.mask, float("-inf"))
-    bar = others.topk(min(k, scores.shape[1] - 1), 1).values[:, -1:]
+    bar = largest(others, min(k, scores.shape[1] - 1))[0][:, -1:]
     inside = F.relu(scores - bar).masked_fill(~positive | bar.isinf(), 0.0)  # no k-th negative: always inside
     return -inside.sum(1) / positive.sum(1).clamp_min(1)
 
@@ -101,7 +102,7 @@ def dlr(output: Output, batch: Batch, *, k: int = 10) -> Tensor:
     runner-up: shifting or scaling all scores changes nothing, so scores that are large or small hide no gradient.
     """
     scores, positive = candidates(output, batch), batch.labels > 0
-    top = scores.topk(min(k + 2, scores.shape[1]), 1).values
+    top, _ = largest(scores, min(k + 2, scores.shape[1]))
     margin = scores - top[:, -2:-1]
     inside = positive & (margin > 0)
     least = margin.masked_fill(~inside, float("inf")).amin(1)
@@ -140,7 +141,7 @@ def candidates(output: Output, batch: Batch) -> Tensor:
 
 def bar(scores: Tensor, own: Tensor, k: int) -> Tensor:
     """For each of `own` `[B, T]` the k-th largest of the other scores `[B, C]`."""
-    top = scores.topk(min(k + 1, scores.shape[1]), 1).values
+    top, _ = largest(scores, min(k + 1, scores.shape[1]))
     return torch.where(own >= top[:, -2:-1], top[:, -1:], top[:, -2:-1])
 
 

@@ -12,6 +12,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import together
 from robustbench_rec.graph import Csr, Sparse
 from robustbench_rec.histories import Histories
+from robustbench_rec.largest import largest
 from robustbench_rec.model import RecModel
 from robustbench_rec.models._item_based import ItemBased
 from robustbench_rec.models.pop import Pop
@@ -105,11 +106,11 @@ class Recommender:
         if not self.seen:
             rows = torch.repeat_interleave(had.starts.diff())
             scores = scores.index_put((rows, had.columns), scores.new_tensor(-torch.inf))
-        best = scores.topk(min(k, scores.shape[1]), 1)
-        if bool(best.values.isnan().any() | (best.values == torch.inf).any()):
+        best, items = largest(scores, min(k, scores.shape[1]))
+        if bool(best.isnan().any() | (best == torch.inf).any()):
             raise RrecError("a score is NaN or infinite: such a model cannot be ranked (lower lr or eps)")
-        deviation = self.model.deviation(replace(batch, items=best.indices), self.at.encoded)
-        return Lists(best.indices, best.values, deviation)
+        deviation = self.model.deviation(replace(batch, items=items), self.at.encoded)
+        return Lists(items, best, deviation)
 
 
 class FoldIn:

@@ -18,6 +18,7 @@ from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Portion, Result, Shown, together
 from robustbench_rec.goal import Goal
+from robustbench_rec.largest import largest
 from robustbench_rec.losses import CUT, Loss
 from robustbench_rec.metrics import popularity, ranking
 from robustbench_rec.shifted import Shifted
@@ -102,7 +103,7 @@ class Ranking(Evaluator[Lists]):
         for chunk, found in zip(portions, scores, strict=True):
             found[chunk.excluded] = float("-inf")
             order = _ordered(found.clone()) if values else None
-            lists.append((chunk.users, *_ranked(found, chunk, depth, order)))
+            lists.append((chunk.users, *_ranked(found, chunk, depth)))
             if order is not None:
                 for name, each in self._whole(values, found, order, chunk, lists[-1][-1]).items():
                     values[name].append(each)
@@ -301,17 +302,16 @@ def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, 
     return owners, dict(zip(values, found, strict=True))
 
 
-def _ranked(scores: Tensor, chunk: Lists, depth: int, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best items, their scores, whether each is relevant, all `[B, depth]`, and the number of relevant items `[B]`.
 
-    Where there are fewer candidates than that the items are -1 and their scores -inf. order: the scores sorted, if
-    that is known.
+    Where there are fewer candidates than that the items are -1 and their scores -inf.
     """
     rows, columns = chunk.relevant
     relevant = torch.zeros(len(scores), dtype=torch.long, device=scores.device).index_add(
         0, rows, torch.ones_like(rows)
     )
-    best, places = _best(scores, min(depth + 1, scores.shape[1]), order)
+    best, places = largest(scores, min(depth + 1, scores.shape[1]))
     finite = scores[rows, columns].isfinite().all()
     if bool(best.isnan().any() | (best == float("inf")).any() | ~finite):  # both sort before numbers
         raise RrecError("a score is NaN or infinite: such a model cannot be ranked (lower lr or eps)")
@@ -325,19 +325,6 @@ def _ranked(scores: Tensor, chunk: Lists, depth: int, order: Tensor | None) -> t
         top[tied] = order.gather(1, again)
     items = top if chunk.items is None else chunk.items.gather(1, top)
     return items.masked_fill(values.isinf(), -1), values, flags.gather(1, top), relevant
-
-
-def _best(scores: Tensor, count: int, order: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row, descending, and their columns. order: the rows sorted, where that is known."""
-    if order is not None and scores.device.type == "cpu" and not bool(order[:, -1].isnan().any()):
-        flat = scores.numpy().ravel()
-        above = np.flatnonzero(scores.numpy() >= order[:, -count, None].numpy())  # some times faster than torch's
-        if len(above) == count * len(scores):  # else some are tied for the last place
-            best = torch.from_numpy(flat[above].reshape(-1, count)).sort(1, descending=True)
-            columns = torch.from_numpy(above.reshape(-1, count)) % scores.shape[1]
-            return best.values, columns.gather(1, best.indices)
-    found = scores.topk(count, 1)
-    return found.values, found.indices
 
 
 def _ordered(scores: Tensor) -> Tensor:

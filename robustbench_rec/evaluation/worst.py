@@ -15,6 +15,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.base import Evaluator, Moved, Result
 from robustbench_rec.evaluation.ranking import Full, over_targets
 from robustbench_rec.goal import Goal
+from robustbench_rec.largest import largest
 from robustbench_rec.metrics.ranking import neutral
 from robustbench_rec.shifted import Shifted
 
@@ -158,5 +159,5 @@ def _rivals(
             assert batch.mask is not None
             relevant = (_decided(batch, found) if own_labels else batch).labels > 0
             others = found.masked_fill(~batch.mask | relevant, float("-inf"))
-            table[batch.users] = others.topk(min(k + place, others.shape[1]), 1).indices[:, -1:]
+            table[batch.users] = largest(others, min(k + place, others.shape[1]))[1][:, -1:]
     return lambda batch: replace(batch, aims=table[batch.users])

@@ -2,10 +2,12 @@
 
 from torch import Tensor
 
+from robustbench_rec.largest import largest
+
 
 def overlap(scores: Tensor, others: Tensor, k: int) -> Tensor:
     """Share of the first k of one list that are among the first k of the other, of scores `[B, C]` each: `[B]`."""
-    first, second = (each.topk(min(k, each.shape[1]), 1).indices for each in (scores, others))
+    first, second = (largest(each, min(k, each.shape[1]))[1] for each in (scores, others))
     return (first[:, :, None] == second[:, None]).any(2).float().mean(1)
 
 

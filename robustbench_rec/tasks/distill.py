@@ -20,6 +20,7 @@ from robustbench_rec.distills import distilled
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator
 from robustbench_rec.files import file_digest
+from robustbench_rec.largest import largest
 from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, innermost
@@ -99,7 +100,7 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
         for name, k in zip(names, cfg.top_k, strict=True):
             enough = theirs.isfinite().sum(1) >= k
             sums[name].append(overlap(own, theirs, k).where(enough, torch.nan))
-        first = theirs.topk(min(FIRST, theirs.shape[1]), 1).indices
+        first = largest(theirs, min(FIRST, theirs.shape[1]))[1]
         lists = (each.gather(1, first).masked_fill(each.gather(1, first).isinf(), torch.nan) for each in (own, theirs))
         sums["kendall"] += [kendall(*pair) for pair in _pieces(*lists)]
     found = {f"agreement/{name}": torch.cat(each).nanmean().item() for name, each in sums.items()}
