@@ -102,9 +102,9 @@ class Ranking(Evaluator[Lists]):
         values: dict[str, list[Tensor]] = {name: [] for name in names if name in ranking.WHOLE}
         for chunk, found in zip(portions, scores, strict=True):
             found[chunk.excluded] = float("-inf")
-            order = _ordered(found.clone()) if values else None
             lists.append((chunk.users, *_ranked(found, chunk, depth)))
-            if order is not None:
+            if values:
+                order = _ordered(found.clone())
                 for name, each in self._whole(values, found, order, chunk, lists[-1][-1]).items():
                     values[name].append(each)
         users, items, best, hits, relevant = (torch.cat(each) for each in zip(*lists, strict=True))
