@@ -28,8 +28,16 @@ class Products:
     def multiplied(self) -> Tensor:
         """All of them, one of the K after the other."""
         if self.left.ndim == 2:
-            return self.left @ self.right.T
-        return reduce(larger, (each @ self.right.T for each in self.left.unbind(1)))
+            return product(self.left, self.right)
+        return reduce(larger, (product(each, self.right) for each in self.left.unbind(1)))
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left · rightᵀ, `[B, n]`, for `left` `[B, D]` and `right` `[n, D]`."""
+    if plain(left) or plain(right):
+        return left @ right.T
+    found: Tensor = _Product.apply(left, right)  # type: ignore[no-untyped-call]
+    return found
 
 
 def larger(one: Tensor, two: Tensor) -> Tensor:
@@ -47,6 +55,20 @@ def surprise(products: Products, targets: Tensor) -> Tensor:
         return F.cross_entropy(products.multiplied().float(), targets, reduction="none")
     found: Tensor = _Surprise.apply(products.left, products.right, targets)  # type: ignore[no-untyped-call]
     return found
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(left, right)
+        return _product(left, right)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        left, right = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return outer @ right if wanted[0] else None, outer.T @ left if wanted[1] else None
 
 
 class _Larger(torch.autograd.Function):
@@ -92,13 +114,24 @@ class _Surprise(torch.autograd.Function):
 
 def _scores(several: Tensor, right: Tensor) -> tuple[Tensor, Tensor | None]:
     """The largest of K products `[b, n]`, and which it is where there are several; the first at a tie."""
-    best, owner = several[:, 0] @ right.T, None
+    best, owner = _product(several[:, 0], right), None
     for k in range(1, several.shape[1]):
-        each = several[:, k] @ right.T
+        each = _product(several[:, k], right)
         owner = torch.zeros_like(best, dtype=torch.uint8) if owner is None else owner
         owner.masked_fill_(each > best, k)
         torch.maximum(best, each, out=best)
     return best, owner
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Few rows at a time: with short vectors a matrix product is as long as its writing, which is slow far apart."""
+    step = 16 if left.shape[1] <= 32 else 32
+    if left.shape[1] > 64 or len(left) <= step:
+        return left @ right.T
+    found = left.new_empty(len(left), len(right))
+    for start in range(0, len(left), step):
+        torch.mm(left[start : start + step], right.T, out=found[start : start + step])
+    return found
 
 
 def _portions(n: int, width: int) -> Iterator[slice]:

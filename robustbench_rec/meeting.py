@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
+from robustbench_rec.catalogue import product
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import pairs, rows
 from robustbench_rec.model import RecModel
@@ -29,7 +30,7 @@ class Meeting(nn.Module):
             return pairs(users, index, items, candidates)
         chosen: Tensor = self.user(users if index is None else rows(users, index))  # [B, D]
         if candidates is None:
-            return chosen @ items.T
+            return product(chosen, items)
         if self.item.idle:
             return pairs(chosen, None, items, candidates)
         products: Tensor = chosen[:, None] * self.item(rows(items, candidates))  # [B, C, D]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_rec import catalogue
 from robustbench_rec.batch import Batch, Output
-from robustbench_rec.catalogue import Products, surprise
+from robustbench_rec.catalogue import Products, product, surprise
 from robustbench_rec.losses import loss, trained
 from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.sampling import sampler
@@ -31,6 +31,17 @@ def drawn(rows: int = 7, items: int = 11, dtype: torch.dtype = torch.float64) ->
     left = torch.randn(rows, 4, generator=generator, dtype=dtype).requires_grad_()
     right = torch.randn(items, 4, generator=generator, dtype=dtype).requires_grad_()
     return left, right, torch.randint(items, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("dim", [3, 40, 80])
+def test_products_of_few_rows_at_a_time_are_those_of_all(dim: int) -> None:
+    left, right = (torch.randn(each, dim, dtype=torch.float64, requires_grad=True) for each in (70, 11))
+    outer = torch.randn(70, 11, dtype=torch.float64)
+    torch.testing.assert_close(product(left, right), left @ right.T)
+    found = (product(left, right), left @ right.T)
+    ours, theirs = (torch.autograd.grad((outer * each).sum(), (left, right)) for each in found)
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 @pytest.mark.usefixtures("_portions")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.batch import History
+from robustbench_rec.catalogue import product
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import pairs
 
@@ -19,7 +20,7 @@ def from_the_end(history: History, window: int) -> Tensor:
 def dots(states: Tensor, table: Tensor, items: Tensor | None) -> Tensor:
     """Dot products of states `[N, D]` with candidates `[N, C]`, or with all rows of the table."""
     if items is None:
-        return states @ table.T
+        return product(states, table)
     return pairs(states, None, table, items)
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch, Output
+from robustbench_rec.catalogue import product
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import pairs, rows
@@ -82,5 +83,5 @@ class NeuMF(RecModel):
             scores: Tensor = self.product(users[:, None] * chosen) @ readout
             return scores
         if batch.items is None:
-            return (users * readout) @ items.T
+            return product(users * readout, items)
         return pairs(users * readout, None, items, batch.items)
