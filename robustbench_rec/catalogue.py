@@ -17,6 +17,9 @@ TOGETHER = 2**19
 FEWEST = 32
 """Rows of them at least; with fewer the catalogue is read too often."""
 
+FEW, SHORT, MANY = 16, 32, 4096
+"""Rows of a product at a time, where vectors are at most so long and items at least so many."""
+
 
 @dataclass(frozen=True)
 class Products:
@@ -125,12 +128,11 @@ def _scores(several: Tensor, right: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Few rows at a time: with short vectors a matrix product is as long as its writing, which is slow far apart."""
-    step = 16 if left.shape[1] <= 32 else 32
-    if left.shape[1] > 64 or len(left) <= step:
+    if left.shape[1] > SHORT or len(right) < MANY:
         return left @ right.T
     found = left.new_empty(len(left), len(right))
-    for start in range(0, len(left), step):
-        torch.mm(left[start : start + step], right.T, out=found[start : start + step])
+    for start in range(0, len(left), FEW):
+        torch.mm(left[start : start + FEW], right.T, out=found[start : start + FEW])
     return found
 
 

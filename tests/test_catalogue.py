@@ -33,8 +33,9 @@ def drawn(rows: int = 7, items: int = 11, dtype: torch.dtype = torch.float64) ->
     return left, right, torch.randint(items, (rows,), generator=generator)
 
 
-@pytest.mark.parametrize("dim", [3, 40, 80])
-def test_products_of_few_rows_at_a_time_are_those_of_all(dim: int) -> None:
+@pytest.mark.parametrize("dim", [3, 40])
+def test_products_of_few_rows_at_a_time_are_those_of_all(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "MANY", 11)
     left, right = (torch.randn(each, dim, dtype=torch.float64, requires_grad=True) for each in (70, 11))
     outer = torch.randn(70, 11, dtype=torch.float64)
     torch.testing.assert_close(product(left, right), left @ right.T)
