@@ -210,6 +210,20 @@ class TestCommand:
         out = capfd.readouterr().out
         assert out.index("latest of user u1") < out.index("recommended for user u1")
 
+    def test_nothing_is_called_latest_where_the_data_have_no_order(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        rows = [f"u{user},i{(user * 7 + step) % 40}" for user in range(30) for step in range(12)]
+        (tmp_path / "likes.csv").write_text("\n".join(["user,item", *rows]))
+        columns = ["user=user", "item=item", "rating=null", "time=null", f"path={tmp_path}/likes.csv"]
+        words = ["dataset=table", *(f"dataset.{each}" for each in columns), "epochs=1", f"data_dir={tmp_path}/cache"]
+        assert launch.launch("train", [*words, f"hydra.run.dir={tmp_path}/mf"]) == 0
+        capfd.readouterr()
+        assert launch.launch("recommend", [f"ckpt={tmp_path}/mf", f"data_dir={tmp_path}/cache", "user=u1", "k=2"]) == 0
+        out = capfd.readouterr().out
+        assert "some of user u1" in out
+        assert "latest" not in out
+
     @pytest.mark.parametrize("suffix", ["csv", "parquet"])
     def test_everybodys_lists_go_to_a_file(self, runs: Path, tmp_path: Path, suffix: str) -> None:
         path = tmp_path / f"lists.{suffix}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from robustbench_rec import checkpoint
@@ -43,7 +44,7 @@ class NoVerdictError(RrecError):
 def run(cfg: Gate, out: Path) -> dict[str, float]:
     """Check a model against limits; RrecError where one is broken, `NoVerdictError` where none could be checked.
 
-    Writes `junit.xml`, `gate.md` and `metrics.json` unless nothing could be checked.
+    Writes `junit.xml`, `gate.md`, `gate.csv` and `metrics.json` unless nothing could be checked.
     """
     try:
         checks, told = _checked(cfg, out)
@@ -99,6 +100,8 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
         told |= {"gate/checks": float(len(checks)), "gate/failed": float(sum(not each.passed for each in checks))}
         rows = [[f"{c.group}: {c.name}", c.wanted, c.found, "pass" if c.passed else "fail"] for c in checks]
         show(f"gate: {loaded.data.name}, {cfg.part}", ["check", "wanted", "found", ""], rows)
+        table = pd.DataFrame(rows, columns=["check", "wanted", "found", "verdict"])
+        write_text(out / "gate.csv", table.to_csv(index=False))
         write_text(out / "junit.xml", junit("rrec gate", checks, time.perf_counter() - clock))
         about = [f"{key}: `{value}`" for key, value in (("ckpt", cfg.ckpt), ("baseline", cfg.baseline)) if value]
         about += [f"data: {loaded.data.name}, {cfg.part} part, fingerprint {loaded.data.fingerprint[:12]}"]

@@ -28,7 +28,7 @@ SUFFIXES = (".csv", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class Answer:
-    """A list and whose it is. user: original id, None for a new one. history: indices, the latest last."""
+    """A list and whose it is. user: original id, None for a new one. history: indices, the latest last where the data know."""
 
     user: str | None
     history: list[int]
@@ -62,7 +62,7 @@ def answer(cfg: Recommend) -> None:
         sys.stdout.write(_joined(answers, names).to_csv(index=False))
     else:
         for each in answers:
-            _show(each, names)
+            _show(each, names, ordered=loaded.data.ordered)
 
 
 def _tell(cfg: Recommend, lists: int) -> None:
@@ -185,9 +185,10 @@ def _told(item: int, names: Names) -> dict[str, str]:
     return told if names.titles is None else {**told, "title": names.titles[item]}
 
 
-def _show(each: Answer, names: Names) -> None:
+def _show(each: Answer, names: Names, *, ordered: bool) -> None:
     if each.history:
-        title = f"latest of user {each.user}" if each.user is not None else "liked"
+        some = "latest" if ordered else "some"
+        title = f"{some} of user {each.user}" if each.user is not None else "liked"
         columns = ["item", *(["title"] if names.titles is not None else [])]
         show(title, columns, [list(_told(item, names).values()) for item in each.history])
     frame = _frame(each.user or "", each.found, names).drop(columns="user")

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
-from robustbench_rec.config import LIMITS
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found
-from robustbench_rec.reports.sections.cells import NOISE, change, marked
+from robustbench_rec.reports.sections.cells import NOISE, change, frame_of, marked
 from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, judged_again, places
 from robustbench_rec.significance import over_seeds
+
+CHECK = ["check", "wanted", "found", "verdict"]
+"""Columns of `gate.csv`."""
 
 
 def clean(trained: Mapping[str, Sequence[Found]], book: Book, main: str) -> Section | None:
@@ -81,21 +83,15 @@ def judged(done: Sequence[Found], book: Book, main: str) -> Section | None:
 
 
 def gates(done: Sequence[Found], book: Book) -> Section | None:
-    """`rrec gate`: the limits that each model was held to, and whether it kept them."""
+    """`rrec gate`: what each model was held to, and whether it kept it."""
     rows = []
     for run in done:
         if run.verb != "gate":
             continue
-        limits = [
-            f"{key}.{name}={limit}"
-            for key in LIMITS
-            if isinstance(said := run.config.get(key), Mapping)
-            for name, limit in said.items()
-        ]
-        broken, checks = ((run.metrics or {}).get(f"gate/{key}", NAN) for key in ("failed", "checks"))
-        verdict = "pass" if broken == 0 else f"fail, {broken:g} of {checks:g} checks" if broken > 0 else "unknown"
         attack = run.named("attack")
         attack += "" if attack == "none" or run.eps is None else f", eps {run.eps:g}"
-        rows.append([Cell(each) for each in (run.name, book.victim(run), attack, ", ".join(limits), verdict)])
-    table = Table("gates", "Limits", ["run", "model", "attack", "limits", "verdict"], rows)
+        frame = frame_of(run.path / "gate.csv", CHECK, [])
+        checks = [[NAN, NAN, NAN, "unknown"]] if frame is None else frame[CHECK].astype(str).to_numpy().tolist()
+        rows += [[Cell(each) for each in (run.name, book.victim(run), attack, *check)] for check in checks]
+    table = Table("gates", "Checks", ["run", "model", "attack", *CHECK], rows)
     return Section("gates", "Gates", "", [table]) if rows else None
