@@ -24,13 +24,15 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     Where it is wider than the terminal, columns of several words are broken, and single words and numbers stay whole.
     """
     cells = [[number(each) if isinstance(each, float) else str(each) for each in row] for row in rows]
-    table = Table(title=escape(title), title_justify="left", title_style="bold", header_style="bold")
+    table = Table(header_style="bold")
     for index, column in enumerate(columns):
         whole = not any(" " in row[index] for row in cells)
         table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=whole)
     for row in cells:
         table.add_row(*map(escape, row))
-    _Output().print(table)
+    out = _Output()
+    out.print(title, style="bold", markup=False, highlight=False)  # the title of a rich table is broken at its width
+    out.print(table)
 
 
 def line(text: str) -> None:

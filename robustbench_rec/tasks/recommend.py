@@ -28,7 +28,7 @@ SUFFIXES = (".csv", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class Answer:
-    """A list and whose it is. user: original id, None for a new one. history: indices, the latest last where the data know."""
+    """A list and whose it is. user: original id, None for a new one. history: indices, in the order of the data."""
 
     user: str | None
     history: list[int]
