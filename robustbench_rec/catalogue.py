@@ -102,16 +102,21 @@ class _Surprise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor) -> Any:
         left, right, targets, total = (each.detach() for each in ctx.saved_tensors)
-        to_left, to_right = torch.empty_like(left), torch.zeros_like(right)
-        several, to_several = (each if each.ndim == 3 else each[:, None] for each in (left, to_left))
+        to_left, to_right = (
+            torch.zeros_like(each) if wanted else None
+            for each, wanted in zip((left, right), ctx.needs_input_grad, strict=False)
+        )
+        several = left if left.ndim == 3 else left[:, None]
         for part in _portions(len(left), len(right)):
             weights, owner = _scores(several[part], right)
             weights.sub_(total[part, None]).exp_().mul_(outer[part, None])
             weights.scatter_add_(1, targets[part, None], -outer[part, None])
             for k in range(several.shape[1]):
                 own = weights if owner is None else weights * (owner == k)
-                torch.mm(own, right, out=to_several[part, k])
-                to_right.addmm_(own.T, several[part, k])
+                if to_left is not None:
+                    torch.mm(own, right, out=to_left.view_as(several)[part, k])
+                if to_right is not None:
+                    to_right.addmm_(own.T, several[part, k])
         return to_left, to_right, None
 
 
