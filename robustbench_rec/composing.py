@@ -99,9 +99,12 @@ def ids(verb: str, overrides: Sequence[str]) -> list[str]:
 
 
 def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
-    """`nested`, with one name for each of the other groups; `group=null` goes where nothing is the default anyway."""
+    """`nested`, with one name for each of the other groups; `group=null` goes where nothing is the default anyway.
+
+    A level of noise alone is one of flipped interactions.
+    """
     words = []
-    for each in nested(overrides):
+    for each in [*_flips(verb, overrides), *nested(overrides)]:
         group, _, value = (part.strip() for part in each.partition("="))
         names = [path.stem for path in sorted((conf_dir() / group).glob("*.yaml"))] if group.isidentifier() else []
         if not names or value in names or (value.startswith("[") and group == "experiment"):
@@ -116,11 +119,27 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def _flips(verb: str, overrides: Sequence[str]) -> list[str]:
+    """The noise that a level without one is about."""
+    said = {each.partition("=")[0].strip(): each for each in overrides}
+    if "noise.level" not in said or "noise" in said:
+        return []
+    with suppress(HydraException, OmegaConfBaseException):  # they are told when it is run
+        if _choice(verb, "noise", [said[each] for each in ("experiment", "hparams") if each in said]) == "none":
+            return ["noise=label_flip"]
+    return []
+
+
 def _optional(verb: str, group: str) -> bool:
     """Whether a verb has no choice of a group unless it is told."""
+    return _choice(verb, group, []) in ("None", "null")
+
+
+def _choice(verb: str, group: str, overrides: Sequence[str]) -> str:
+    """What is chosen of a group."""
     with session():
-        composed = hydra.compose(verb, [], return_hydra_config=True)
-    return str(composed.hydra.runtime.choices.get(group)) in ("None", "null")
+        composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    return str(composed.hydra.runtime.choices.get(group))
 
 
 def nested(overrides: Sequence[str]) -> list[str]:

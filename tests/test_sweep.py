@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from robustbench_rec import config
+from robustbench_rec import composing, config
 from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
@@ -80,7 +80,7 @@ def test_a_sweep_over_seeds_ends_with_a_row_for_each_combination_of_the_other_ke
 
 def test_two_numeric_keys_give_a_heat_map_as_well() -> None:
     assert launch("train", ["lr=0.1,0.3", "epochs=1,2", "hydra.sweep.dir=s"], multirun=True) == 0
-    assert {path.name for path in Path("s").glob("*.png")} == {"curve.png", "heatmap.png"}
+    assert {path.name for path in Path("s").glob("*.png")} == {"curve.png", "curve_epochs.png", "heatmap.png"}
     assert "test/ndcg@10 std" not in rows("s/summary.csv")[0], "no seeds, no spread"
 
 
@@ -332,6 +332,29 @@ def test_a_study_needs_no_m_and_its_values_can_be_replaced() -> None:
     assert [row["noise robustness"] for row in rows("s/robustness.csv")] == ["1.0"]
 
 
+def test_a_level_of_noise_alone_is_one_of_flipped_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def distill(cfg: config.Distill, out: Path) -> dict[str, float]:
+        asked.append((cfg.noise["name"], cfg.noise["level"], cfg.distill["weight"]))
+        return {"test/ndcg@10": 1 - cfg.noise["level"]}
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.distill", SimpleNamespace(run=distill))
+    words = ["distill.weight=0.1,0.5", "noise.level=0,0.1", "teacher=first", "hydra.sweep.dir=s"]
+    assert launch("distill", words, multirun=True) == 0
+    assert asked == [("label_flip", level, weight) for weight in (0.1, 0.5) for level in (0, 0.1)]
+    drawn = {"curve.png", "curve_noise.level.png", "heatmap.png"}
+    assert {path.name for path in Path("s").glob("*.png")} == drawn
+    assert [row["noise robustness"] for row in rows("s/robustness.csv")] == ["0.95"] * 2
+
+
+def test_a_level_of_a_noise_that_was_chosen_is_of_that() -> None:
+    assert composing.chosen("train", ["noise.level=0.1", "noise=sparsify"]) == ["noise.level=0.1", "noise=sparsify"]
+    words = ["experiment=study_noise", "noise.level=0.1"]
+    assert composing.chosen("train", words) == words
+    assert composing.chosen("train", ["experiment=study_weight", "noise.level=0.1"])[0] == "noise=label_flip"
+
+
 def test_settings_that_are_no_numbers_give_bars() -> None:
     assert launch("train", ["experiment=study_shift", "seed=0,1", "hydra.sweep.dir=s"]) == 0
     assert {path.name for path in Path("s").glob("*.png")} == {"bars.png"}
@@ -345,7 +368,7 @@ STUDIES = {
     "study_precision": "eval ckpt=first",
     "study_noise": "train epochs=1 seed=0",
     "study_test_noise": "eval ckpt=first noise.level=0,0.2",
-    "study_shift": "eval ckpt=first",
+    "study_shift": "train epochs=1 seed=0",
 }
 
 
@@ -409,4 +432,4 @@ def test_a_sweep_killed_twice_ends_with_the_summary_of_an_undisturbed_one(launch
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert Path("s/summary.csv").read_bytes() == Path("whole/summary.csv").read_bytes()
     assert Path("s/summary.md").read_bytes() == Path("whole/summary.md").read_bytes()
-    assert {path.name for path in Path("s").glob("*.png")} == {"curve.png", "heatmap.png"}
+    assert {path.name for path in Path("s").glob("*.png")} == {"curve.png", "curve_lr.png", "heatmap.png"}

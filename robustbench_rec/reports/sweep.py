@@ -20,7 +20,7 @@ from robustbench_rec.significance import Spread
 
 MARKDOWN = 8
 """Metrics in `summary.md`; all of them stand in `summary.csv`."""
-PLOTS = ("security_curve.png", "curve.png", "heatmap.png", "bars.png")
+SECURITY, CURVE, HEATMAP, BARS = PLOTS = ("security_curve.png", "curve.png", "heatmap.png", "bars.png")
 
 
 def report(found: Summary, directory: Path, console: Console) -> None:
@@ -28,8 +28,8 @@ def report(found: Summary, directory: Path, console: Console) -> None:
 
     `sweep.csv` has a row a job; `summary.csv` and `summary.md` one for each combination of the swept keys that are no
     seeds, with means and standard deviations over these, and nothing that depends on the clock. Plots where they
-    apply: `security_curve.png` of attacks over eps, else `curve.png` over the first numeric key, `heatmap.png` over the
-    first two, `bars.png` where no key is numeric.
+    apply: `security_curve.png` of attacks over eps, else `curve.png` over the first numeric key and `curve_<key>.png`
+    over each other one, `heatmap.png` over the first two, `bars.png` where no key is numeric.
     """
     _write_jobs(found, directory / "sweep.csv")
     _write_summary(found, directory / "summary.csv")
@@ -40,8 +40,9 @@ def report(found: Summary, directory: Path, console: Console) -> None:
         _write_resilience(found, directory / "robustness.csv")
         written.append("robustness.csv")
     drawn = _draw(found, directory)
-    for name in set(PLOTS) - set(drawn):
-        (directory / name).unlink(missing_ok=True)  # of a report with fewer jobs
+    for path in (*(directory / name for name in PLOTS), *directory.glob(f"{Path(CURVE).stem}_*.png")):
+        if path.name not in drawn:
+            path.unlink(missing_ok=True)  # of a report with fewer jobs
     console.print(_table(found, shown, console.width))
     if any(found.best(metric)[0] for metric in shown):
         console.print(_legend(found, "bold"), style="dim", markup=False, highlight=False, soft_wrap=True)
@@ -203,17 +204,19 @@ def _draw(found: Summary, directory: Path) -> list[str]:
     if not found.settings or primary is None:
         return []
     if not numeric:
-        return [_bars(found, primary, directory / PLOTS[3])]
+        return [_bars(found, primary, directory / BARS)]
     drawn = []
     if found.verb == "attack" and "eps" in numeric and primary.startswith("attacked/"):
-        drawn.append(_curve(found, "eps", [primary, primary.replace("attacked/", "clean/")], directory / PLOTS[0]))
+        drawn.append(_curve(found, "eps", [primary, primary.replace("attacked/", "clean/")], directory / SECURITY))
     else:
         metric = primary.rpartition("/")[2]
         alone = len(found.settings) == 1
         also = [each for each in found.metrics if alone and each != primary and each.rpartition("/")[2] == metric]
-        drawn.append(_curve(found, numeric[0], [primary, *also], directory / PLOTS[1]))
+        for number, key in enumerate(numeric):
+            name = CURVE if not number else f"{Path(CURVE).stem}_{re.sub(r'[^.0-9A-Za-z]', '_', key)}.png"
+            drawn.append(_curve(found, key, [primary, *also], directory / name))
     if len(numeric) > 1:
-        drawn.append(_heatmap(found, numeric[1], numeric[0], primary, directory / PLOTS[2]))
+        drawn.append(_heatmap(found, numeric[1], numeric[0], primary, directory / HEATMAP))
     return [each for each in drawn if each]
 
 
@@ -250,9 +253,9 @@ def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
         first = next(each for each in lines if each.dashed)
         one = replace(first, label="clean", color=plots.GREY)
         lines = [one if each is first else each for each in lines if not each.dashed or each is first]
-    title = "Security curve" if path.name == PLOTS[0] else f"{name} over {x}"
+    title = "Security curve" if path.name == SECURITY else f"{name} over {x}"
     ylabel = name if len(metrics) > 1 else metrics[0]
-    plots.curves(lines, x, ylabel, title, path, from_zero=path.name == PLOTS[0])
+    plots.curves(lines, x, ylabel, title, path, from_zero=path.name == SECURITY)
     return path.name
 
 
