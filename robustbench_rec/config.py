@@ -129,11 +129,6 @@ class Train(Fit, Judge, Recipe, Base):
     resume: str | None = MISSING
 
 
-def typed_training(values: Mapping[str, Any]) -> Train:
-    """Settings of a training from untrusted values; ValueError where one is missing, or a key or a type is wrong."""
-    return _typed(Train, values)
-
-
 @dataclass
 class Distill(Train):
     """teacher: a run directory, a list of them (an ensemble), a file of scores `….npy`, or ema: the student's average.
@@ -147,6 +142,11 @@ class Distill(Train):
     task_weight: float = MISSING
     ema: float = MISSING
     cache: bool = MISSING
+
+
+def typed_training(values: Mapping[str, Any]) -> Train:
+    """Settings of a training from untrusted values; ValueError where one is missing, or a key or a type is wrong."""
+    return _typed(Distill if "teacher" in values else Train, values)
 
 
 @dataclass

@@ -37,6 +37,10 @@ class Teacher(ABC):
     def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
         """Of users `[B]` and items `[B, C]`, None for all: float32 `[B, C]`."""
 
+    def asked(self) -> "Teacher":
+        """Who computes the scores, where these are kept ones."""
+        return self
+
     def users(self, users: Tensor) -> Tensor:
         """Vectors of users, `[B, D]`; RrecError where it has none."""
         raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
@@ -173,6 +177,9 @@ class Matrix(Teacher):
         if not bool(found.isfinite().all()):
             raise RrecError("a score of the teacher's matrix is NaN or infinite")
         return found
+
+    def asked(self) -> Teacher:
+        return self if self.states is None else self.states
 
     def users(self, users: Tensor) -> Tensor:
         return super().users(users) if self.states is None else self.states.users(users)

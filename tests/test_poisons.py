@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -695,6 +696,43 @@ class TestVerbs:
         run("distill", tmp_path / "s", f"teacher='{tmp_path / 't'}'", *TRAINED, *replay)
         with pytest.raises(RrecError, match="was trained on data"):
             run("distill", tmp_path / "u", f"teacher='{clean}'", *TRAINED, *replay)
+
+    def test_what_a_student_learnt_from_is_trained_again_too(self, tmp_path: Path, clean: Path) -> None:
+        learnt = (f"teacher='{clean}'", *TRAINED, "distill.top=10", "epochs=2", "patience=2", "seed=1")
+        attacked = (*JUDGED, *poison("random"))
+        for name, weight in (("s", 2), ("plain", 0)):
+            run("distill", tmp_path / name, *learnt, f"distill.weight={weight}")
+            run("attack", tmp_path / f"{name}-again", f"ckpt='{tmp_path / name}'", *attacked)
+        again = [
+            checkpoint.load(str(tmp_path / "s-again" / each), data_dir=None, device=torch.device("cpu"))
+            for each in ("", "teacher-0")
+        ]
+        assert again[0].data.fingerprint == again[1].data.fingerprint
+        assert again[1].data.fakes is not None
+        run("attack", tmp_path / "alone", f"ckpt='{clean}'", *attacked)
+        tensors = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("s-again/teacher-0", "alone")]
+        assert tensors[0] == tensors[1]
+        run("train", tmp_path / "t", *TRAINED, *learnt[-3:])
+        found = run("attack", tmp_path / "t-again", f"ckpt='{tmp_path / 't'}'", *attacked)
+        students = [(tmp_path / f"{each}-again" / "model.safetensors").read_bytes() for each in ("s", "plain", "t")]
+        assert students[0] != students[1] == students[2]  # with no weight the teacher changes nothing
+        assert "poisoned/t_hr@10" in found
+
+    def test_so_is_what_a_run_started_from(self, tmp_path: Path, clean: Path) -> None:
+        run("train", tmp_path / "s", f"start='{clean}'", *TRAINED, "epochs=1")
+        run("attack", tmp_path / "a", f"ckpt='{tmp_path / 's'}'", *JUDGED, *poison("random"))
+        run("attack", tmp_path / "b", f"ckpt='{clean}'", *JUDGED, *poison("random"))
+        tensors = [(tmp_path / each / "model.safetensors").read_bytes() for each in ("a/start", "b")]
+        assert tensors[0] == tensors[1]
+
+    def test_a_matrix_of_scores_cannot_learn_of_fakes(self, tmp_path: Path, clean: Path) -> None:
+        data = checkpoint.load(str(clean), data_dir=None, device=torch.device("cpu")).data
+        np.save(tmp_path / "m.npy", np.random.default_rng(0).random((data.n_users, data.n_items), dtype=np.float32))
+        for kind, ids in (("users", data.user_ids), ("items", data.item_ids)):
+            (tmp_path / f"m.{kind}.txt").write_text("".join(f"{each}\n" for each in ids))
+        run("distill", tmp_path / "s", f"teacher='{tmp_path}/m.npy'", *TRAINED, "distill.top=10", "epochs=1")
+        with pytest.raises(RrecError, match="which cannot learn of fake users"):
+            run("attack", tmp_path / "a", f"ckpt='{tmp_path / 's'}'", *JUDGED, *poison("random"))
 
     def test_a_killed_run_takes_up_the_fakes_that_it_had(self, tmp_path: Path) -> None:
         config = {**configured("poison", "random"), "count": 2, "size": 0.1}

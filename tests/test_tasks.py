@@ -476,6 +476,9 @@ class TestDistill:
         told = read(tmp_path / "run" / "run.json")
         assert told["task"] == "distill"
         assert told["objective"] == "L = task + 2 · listwise"
+        assert {each for each, speed in told["cost"].items() if each.startswith("users_per_second/") and speed > 0} == {
+            f"users_per_second/{each}" for each in ("student", "teacher")
+        }
         assert told["parameters"] == {"trained": 8 * (150 + 60), "all": 8 * (150 + 60)}
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'run'}'", *JUDGED)
         assert all(metrics[key] == value for key, value in again.items())

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -25,7 +25,7 @@ from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, innermost
 from robustbench_rec.reports.tables import Row, show
-from robustbench_rec.tasks.train import train
+from robustbench_rec.tasks.train import Wrap, train
 from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, Teacher, cached
 from robustbench_rec.trainer import Trainer
 
@@ -40,6 +40,16 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
 
     The teacher may have seen the data without their noise: users, items and split must be the same.
     """
+    return train(cfg, out, "distill", taught(cfg), about(cfg), partial(_compare, cfg))
+
+
+def about(cfg: Distill) -> dict[str, Any]:
+    """What a run that goes on must have alike, beside what every training has."""
+    return {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema")}
+
+
+def taught(cfg: Distill) -> Wrap:
+    """What puts the terms of a distillation around the student's own objective."""
 
     def wrap(objective: Objective, model: RecModel, data: Data) -> Objective:
         if not model.trainable:
@@ -50,15 +60,12 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
         lesson = Lesson(teacher, model, data, cfg.epochs, innermost(objective).loss)
         return distilled(cfg.distill, objective, lesson, task=cfg.task_weight)
 
-    about = {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema")}
-    return train(cfg, out, "distill", wrap, about, partial(_compare, cfg))
+    return wrap
 
 
 def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
     """The teacher that `teacher=` names."""
-    named = cfg.teacher if isinstance(cfg.teacher, list) else [cfg.teacher]
-    if not named or not all(isinstance(each, str) for each in named):
-        raise RrecError(f"teacher={cfg.teacher}: a run directory, a list of them, a file of scores or ema is needed")
+    named = members(cfg)
     if named == ["ema"]:
         teacher: Teacher = Average(student, data, cfg.ema)
         return cached(teacher, data, "") if cfg.cache else teacher
@@ -72,6 +79,14 @@ def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
     return teacher
 
 
+def members(cfg: Distill) -> list[str]:
+    """The words of `teacher=`; RrecError where they are none."""
+    named = cfg.teacher if isinstance(cfg.teacher, list) else [cfg.teacher]
+    if not named or not all(isinstance(each, str) for each in named):
+        raise RrecError(f"teacher={cfg.teacher}: a run directory, a list of them, a file of scores or ema is needed")
+    return named
+
+
 def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
     """A teacher, and a hash of all that makes it what it is."""
     if path.endswith(".npy"):
@@ -83,7 +98,7 @@ def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
 
 
 @torch.no_grad()
-def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[str, float]:
+def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any], cost: dict[str, float]) -> dict[str, float]:
     """How far student and teacher agree on what they would recommend, and what each of them costs."""
     objective = trainer.objective
     assert isinstance(objective, Distillation)
@@ -110,8 +125,21 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any]) -> dict[st
         "size/teacher": float(parameters[1]),
         "size/trained_share": trained / max(1, total),
     }
-    _show(cfg, objective, trainer, found, [student.scores, lesson.teacher.scores])
+    users = torch.arange(min(TIMED, lesson.data.n_genuine), device=lesson.data.train.users.device)
+    speeds = [_speed(each, users) for each in (student, lesson.teacher.asked())]
+    cost |= dict(zip(("users_per_second/student", "users_per_second/teacher"), speeds, strict=True))
+    _show(cfg, objective, trainer, found, speeds)
     return found
+
+
+def _speed(teacher: Teacher, users: Tensor) -> float:
+    """Users a second whose scores of the whole catalogue are computed, once it has been done before."""
+    seconds = []
+    for _ in range(2):
+        start = time.perf_counter()
+        teacher.scores(users, None).sum().item()  # which waits for the device
+        seconds.append(time.perf_counter() - start)
+    return len(users) / max(seconds[-1], 1e-9)
 
 
 def _pieces(one: Tensor, two: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -123,22 +151,14 @@ def _show(
     cfg: Distill,
     objective: Distillation,
     trainer: Trainer,
-    found: dict[str, float],
-    ask: list[Callable[[Tensor, Tensor | None], Tensor]],
+    found: Mapping[str, float],
+    speeds: Sequence[float],
 ) -> None:
     terms = [key for key in (trainer.history[0] if trainer.history else {}) if key.startswith("term/")]
     rows: list[Row] = [[key.removeprefix("term/"), *(trainer.history[at][key] for at in (0, -1))] for key in terms]
     show(f"{objective.formula} (weight × value, epoch by epoch in history.csv)", ["term", "first", "last"], rows)
     shown = {name: value for name, value in found.items() if name.startswith("agreement/")}
     show("agreement of student and teacher", list(shown), [list(shown.values())])
-    users = torch.arange(min(TIMED, objective.lesson.data.n_users), device=objective.lesson.taken.device)
-    seconds = []
-    for scores in ask:
-        scores(users, None)
-        start = time.perf_counter()
-        scores(users, None)
-        seconds.append(time.perf_counter() - start)
-    speeds = [len(users) / max(each, 1e-9) for each in seconds]
     size: list[Row] = [["parameters", int(found["size/student"]), int(found["size/teacher"])]]
     size.append(["users a second", *(round(each) for each in speeds)])
     show("size and speed", ["", "student", "teacher"], size)

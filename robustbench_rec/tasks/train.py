@@ -13,7 +13,7 @@ from robustbench_rec import checkpoint, profiles
 from robustbench_rec.adapters import digest, frozen, sizes
 from robustbench_rec.clean import Clean, Finding, cleaned, judged
 from robustbench_rec.cleans import cleans
-from robustbench_rec.config import Fit, Judge, Train
+from robustbench_rec.config import Distill, Fit, Judge, Train
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defended, defenses
 from robustbench_rec.distillation import Distillation
@@ -41,8 +41,8 @@ from robustbench_rec.trainer import RESUME, Trainer
 log = logging.getLogger(__name__)
 
 Wrap = Callable[[Objective, RecModel, Data], Objective]
-Finish = Callable[[Trainer, Evaluator[Any]], dict[str, float]]
-"""What is reported of a finished training beside its quality."""
+Finish = Callable[[Trainer, Evaluator[Any], dict[str, float]], dict[str, float]]
+"""What is reported of a finished training beside its quality; it adds to what the training cost."""
 
 
 def run(cfg: Train, out: Path) -> dict[str, float]:
@@ -56,7 +56,7 @@ def train(
     task: str,
     wrap: Wrap,
     about: Mapping[str, Any],
-    finish: Finish = lambda trainer, judging: {},
+    finish: Finish = lambda trainer, judging, cost: {},
 ) -> dict[str, float]:
     """The same with another objective around the defended one."""
     device = setup(cfg)
@@ -77,10 +77,10 @@ def train(
     trained, total = sizes(trainer.model)
     notes["parameters"] = {"trained": trained, "all": total}
     with Run(out, task, seeds=seeds, device=device, **notes) as record:
-        learn(trainer, cfg, data, settings(cfg) if task == "train" else None)
-        record.record["cost"] = cost(trainer)
+        learn(trainer, cfg, data, settings(cfg))
+        record.record["cost"] = spent = cost(trainer)
         metrics = judge(judging, Shifted(trainer.model), cfg, out) | suspects(found, data, out)
-        metrics |= finish(trainer, judging)
+        metrics |= finish(trainer, judging, spent)
         numbers = {name: value for name, value in (trainer.history or [{}])[-1].items() if "/" in name}
         if numbers:
             show("at the end", ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
@@ -261,6 +261,8 @@ def settings(cfg: Train) -> dict[str, Any]:
     """What a model is trained with beside its config and its data, for a checkpoint to keep."""
     kept = {each.name for group in (Fit, Judge) for each in fields(group)}
     kept |= {"seed", "precision", "defense", "clean", "start"}
+    if isinstance(cfg, Distill):
+        kept |= {each.name for each in fields(Distill)} - {each.name for each in fields(Train)}
     return {name: value for name, value in asdict(cfg).items() if name in kept}
 
 
