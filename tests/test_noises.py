@@ -51,6 +51,7 @@ WAYS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in TOUCHED),
     *((name, {"bias": "degree"}) for name in ("edge_add", "edge_drop", "edge_rewire", "kg_drop")),
     ("history", {"op": "swap"}),
+    ("history", {"op": "insert"}),
     ("subpopulation", {"among": "items", "share": 0.5}),
     ("subpopulation", {"among": "gender", "value": "F"}),
     ("unseen_category", {"column": "genres", "value": "old"}),
@@ -296,6 +297,25 @@ class TestEvents:
         assert torch.equal(pairs(data.train, data).sort().values, pairs(CLEAN.train, CLEAN).sort().values)
         assert data.hidden is None
         assert torch.equal(data.train.times, CLEAN.train.times)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("timed", [True, False])
+    def test_inserted_events_come_behind_others_which_stay(self, timed: bool) -> None:
+        clean = CLEAN if timed else replace(CLEAN, train=replace(CLEAN.train, times=None))
+        data = noisy("history", clean, op="insert", level=0.3)
+        new = data.truth["train/noise"]
+        assert int(new.sum()) == round(0.3 * len(clean.train))
+        kept = data.train.where(~new)
+        assert torch.equal(pairs(kept, data), pairs(clean.train, clean))
+        assert data.hidden is None
+        at = new.nonzero().squeeze(1)
+        assert torch.equal(data.train.users[at], data.train.users[at - 1])
+        if timed:
+            assert data.train.times is not None
+            assert torch.equal(data.train.times[at], data.train.times[at - 1])
+        known = torch.cat([pairs(clean.part(each), clean) for each in ("train", "valid", "test")])
+        assert not torch.isin(pairs(data.train.where(new), data), known).any()
+        last = torch.cat([data.train.users.diff() != 0, torch.tensor([True])])
+        assert 0 < int((new & ~last).sum())  # not all at the end
 
     @pytest.mark.parametrize("level", [0.05, 0.2, 0.5, 0.9])
     def test_as_many_events_of_short_histories_are_swapped_as_the_level_says(self, level: float) -> None:

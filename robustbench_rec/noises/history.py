@@ -8,9 +8,9 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import unknown
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import added, rows, with_train
+from robustbench_rec.noises._events import added, joined, rows, with_train
 
-OPS = ("replace", "swap")
+OPS = ("replace", "insert", "swap")
 
 
 @noises.register
@@ -19,7 +19,8 @@ class HistoryNoise(Noise):
 
     level: share of the events. op: swap, they take one another's places within a user, two of a user at least (those
     with a single event keep it), times stay; replace, their items are others, uniform, that the user has in no part
-    (`train/noise` of the ground truth). Valid and test stay; what a model reads before a test event changes as well.
+    (`train/noise` of the ground truth); insert, such an item comes behind each, at the same time. What deletes events
+    is `sparsify`. Valid and test stay; what a model reads before a test event changes as well.
     """
 
     @dataclass
@@ -43,6 +44,14 @@ class HistoryNoise(Noise):
         chosen = drawn(torch.ones(len(train)), count, generator)
         false, places = added(data, chosen, torch.ones(data.n_items), generator)
         origin = torch.arange(len(train))
+        if self.op == "insert":
+            order = torch.cat([origin, places]).argsort(stable=True)  # each behind the one that it is a copy of
+            return with_train(
+                data,
+                rows(joined(train, false), order),
+                torch.cat([origin, places])[order],
+                order >= len(train),
+            )
         items, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
         items[places], noise[places] = false.items, True
         return with_train(data, replace(train, items=items), origin, noise)
