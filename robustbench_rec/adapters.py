@@ -108,7 +108,7 @@ class Bottleneck(nn.Module):
 
 
 class Probe(nn.Module):
-    """x ↦ y + W y + b behind the last frozen layer y(x), for a model that has no head of its own; W, b start as zero."""
+    """x ↦ y + W y + b behind the last frozen layer y(x), for a model without a head; W and b are zero at first."""
 
     def __init__(self, base: nn.Module, width: int) -> None:
         super().__init__()
@@ -204,7 +204,9 @@ def sizes(model: RecModel) -> tuple[int, int]:
     buffers = {
         id(each): each.numel()
         for name, each in _tensors(parts)
-        if not isinstance(each, nn.Parameter) and each.is_floating_point() and not name.endswith(".shift")
+        if not isinstance(each, nn.Parameter)
+        and each.is_floating_point()
+        and not name.rpartition(".")[2].startswith(("shift", "feature_"))  # of sites, and side information
     }
     trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     return trained, sum(each.numel() for each in model.parameters()) + sum(buffers.values()) + model.asked_once

@@ -636,9 +636,10 @@ class TestStart:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (("model=gru4rec", "adaptation=lora"), "has no linear maps in its body: adaptation=adapter"),
-            (("model=mf", "adaptation=adapter"), "has no stack of layers in its body: adaptation=head"),
-            (("model=kgat", "adaptation=head"), "model 'kgat' has no body to leave frozen here"),
+            (("model=mf", "adaptation=lora"), "model 'mf' has no linear maps in its body: adaptation=head"),
+            (("model=mf", "adaptation=adapter"), "model 'mf' has no layers in its body: adaptation=head"),
+            (("model=ease", "adaptation=head"), "model 'ease' has no body to leave frozen here"),
+            (("model=pop", "adaptation=lora"), "model 'pop' has no body to leave frozen here"),
             (("model=mf", "start=nowhere"), "start=nowhere: no model.safetensors there"),
         ],
     )

@@ -136,7 +136,8 @@ class LSTMText(RecModel):
         tokens = self.tokens[items, : max(1, int(lengths.max()))]
         words = self.embedded(rows(self.token.weight, tokens))  # [n, T, token_dim]
         last = self.lstm(words)[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
-        return last * (lengths > 0)[:, None]
+        read: Tensor = last * (lengths > 0)[:, None]
+        return read
 
 
 class LSTM(nn.Module):
@@ -154,7 +155,7 @@ class LSTM(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[n, T, size]` to `[n, T, hidden]`."""
         start = x.new_zeros(1, len(x), self.hidden_size)
-        weights = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
         single = x.device.type == "cpu"  # many CPUs have no LSTM in bf16
         with torch.autocast("cpu", enabled=False) if single else nullcontext():
             states, _, _ = torch.lstm(x, [start, start], weights, True, 1, 0.0, self.training, False, True)

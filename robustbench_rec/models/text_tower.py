@@ -55,11 +55,11 @@ class TextTower(RecModel):
 
     An item is its text and nothing else, so one that training never saw can be ranked; with user=history, so can a
     user. Where training compares with the whole catalogue, items without a training event are left out, or their texts
-    would be learnt as those of items that nobody wants. Without LoRA the texts are encoded once, are kept in the data
-    directory, and are the feature surface. With LoRA or bottlenecks the encoder runs in the graph, over the texts that a batch names
-    or, in evaluation, over all of them; its word embeddings are then part of the embedding surface. The backbone is
-    never changed and never stored. [R] Put together from these papers' ideas; none of them has this very model. Vectors
-    are centred and scaled by what the frozen encoder says of the catalogue.
+    would be learnt as those of items that nobody wants. Without adapters the texts are encoded once, are kept in the
+    data directory, and are the feature surface. With LoRA or bottlenecks the encoder runs in the graph, over the texts
+    that a batch names or, in evaluation, over all of them; its word embeddings are then part of the embedding surface.
+    The backbone is never changed and never stored. [R] Put together from these papers' ideas; none of them has this
+    very model. Vectors are centred and scaled by what the frozen encoder says of the catalogue.
     """
 
     @dataclass
