@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, batch_for, build, buildable, configured, pretrained, question
+from conftest import DATA, batch_for, build, buildable, configured, gradients, pretrained, question
 from torch import Tensor, nn
 
 from robustbench_rec import checkpoint
@@ -26,7 +26,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.shifted import Shifted
+from robustbench_rec.shifted import Shifted, surface
 from robustbench_rec.tasks.train import body_digest
 
 NO_LORA = {"rank": 0, "alpha": 4.0, "dropout": 0.0}
@@ -156,6 +156,25 @@ class TestContract:
         other.refresh()
         assert torch.equal(scores(model), scores(other))
         assert set(plainly(variant).state_dict()) <= {plain(each) for each in state}
+
+    def test_every_matrix_at_another_point_reaches_the_scores(self, variant: str, adaptation: str) -> None:
+        model = adapted(variant, adaptation)
+        steps(model, 1)  # from where half of an adapter is zero
+        batch = batch_for(model)
+        apart = {"projection", "relation.weight"} if models["kgat"] is type(model) else set()  # read by `refresh` alone
+        before = Shifted(model.eval())(batch).scores
+        for name in set(surface(model, "weight")) - apart:
+            (base,) = Shifted(model).tensors([name]).values()
+            moved = Shifted(model, {name: 0.3 * torch.randn_like(base)})(batch).scores
+            assert not torch.equal(moved, before), name
+        assert torch.equal(Shifted(model.twin())(batch).scores, before)
+
+    def test_bf16_goes_through(self, variant: str, adaptation: str) -> None:
+        model = adapted(variant, adaptation)
+        batch = batch_for(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(model.loss)(Shifted(model)(batch), batch).mean()
+        assert all(each.isfinite().all() for each in gradients(model, value).values())
 
 
 def weights(model: RecModel) -> int:
