@@ -81,7 +81,10 @@ class RecModel(nn.Module):
         raise self._stateless()
 
     def embody(self, data: Data) -> None:
-        """Have the whole body in the graph, also what was asked once, so that adapters can stand in it."""
+        """Have the whole body in the graph, also what was asked once, so that adapters can stand in it.
+
+        data: those that it was built of.
+        """
 
     def deviation(self, batch: Batch, encoded: Encoded) -> Tensor | None:
         """How far each score is in doubt, in units of the score, `[B, C]`; None for a model that does not say."""
