@@ -1,5 +1,7 @@
 """Adapters: identity at first, few parameters, a body that stays, and what counts as one."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,6 +230,23 @@ def test_what_comes_pretrained_is_frozen_without_an_adaptation(variant: str) -> 
         if model.trainable:
             steps(model)
         assert body_digest(model) == before
+
+
+def test_an_output_layer_with_weights_of_its_own_is_part_of_the_body(tmp_path: Path) -> None:
+    if not buildable("llm_prompt"):
+        pytest.skip("needs the extra text")
+    import transformers
+
+    folder = str(tmp_path / "untied")
+    shutil.copytree(str(pretrained("causal")), folder)
+    shape = transformers.AutoConfig.from_pretrained(folder)
+    shape.tie_word_embeddings = False
+    transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    model, tied = build("llm_prompt", encoder=folder), build("llm_prompt")
+    before, head = digest(model), model.get_buffer("reader.head.weight")
+    assert sizes(model)[1] == sizes(tied)[1] + head.numel()
+    head[0, 0] += 1
+    assert digest(model) != before
 
 
 @pytest.mark.parametrize("name", ["text_tower", "llm_prompt"])
