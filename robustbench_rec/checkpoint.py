@@ -217,7 +217,7 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
     adaptation = config.get("adaptation")
     model = models.build({key: each for key, each in config.items() if key != "adaptation"}, data)
     if isinstance(adaptation, Mapping):
-        adaptations.build(adaptation)(model)
+        adaptations.build(adaptation)(model, data)
     return model.to(data.train.users.device)
 
 

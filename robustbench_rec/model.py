@@ -1,7 +1,8 @@
 """The base class of every recommender."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -50,9 +51,14 @@ class RecModel(nn.Module):
     given: ClassVar[tuple[str, ...]] = ()
     """Buffers `feature_*` whose rows are embeddings that a frozen encoder gave: noise on embeddings is on them too."""
     body: ClassVar[tuple[str, ...]] = ()
-    """Modules that an adaptation leaves frozen: what reads events, texts or items; the head is everything else."""
-    widths: tuple[int, ...] = ()
-    """Sizes of the states after each layer of the stack in its body, where there is one."""
+    """Modules and parameters that an adaptation leaves frozen: what reads events, texts, items or a graph; the head is
+    everything else."""
+    projections: Sequence[str] = ()
+    """Names of the linear maps in its body that LoRA is for, where it is not for all of them."""
+    widths: Mapping[str, int] = MappingProxyType({})
+    """Names of the layers in its body, or of sites behind them, and the sizes of their states: where bottlenecks go."""
+    ends: Mapping[str, int] = MappingProxyType({})
+    """The same of its last states, where a model without a head beside its body gets one."""
     asked_once: int = 0
     """Numbers of a frozen part that has said all that it is asked and is not kept; they count in the model's size."""
     window: int = 0
@@ -73,6 +79,12 @@ class RecModel(nn.Module):
     def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
         """Vectors of items `[n]`: `[n, D]`, what the model knows of each before any user."""
         raise self._stateless()
+
+    def embody(self, data: Data) -> None:
+        """Have the whole body in the graph, also what was asked once, so that adapters can stand in it.
+
+        data: those that it was built of.
+        """
 
     def deviation(self, batch: Batch, encoded: Encoded) -> Tensor | None:
         """How far each score is in doubt, in units of the score, `[B, C]`; None for a model that does not say."""

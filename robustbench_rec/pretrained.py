@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from robustbench_rec.adapters import Adaptation, LoRA
+from robustbench_rec.adapters import ADAPTERS
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.files import write_bytes
@@ -165,11 +165,11 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A pretrained transformer, adapted, as a map from tokens to states."""
+    """A pretrained transformer, frozen, as a map from tokens to states."""
 
-    def __init__(self, model: nn.Module, lora: Adaptation, name: str) -> None:
+    def __init__(self, model: nn.Module, name: str) -> None:
         super().__init__()
-        adapt(model, lora, name)
+        hold(model, name)
         self.model = model
 
     def forward(self, ids: Tensor, real: Tensor) -> Tensor:
@@ -183,33 +183,37 @@ class Backbone(nn.Module):
         return self
 
 
-def adapt(model: nn.Module, lora: Adaptation, name: str) -> None:
-    """Freeze a pretrained transformer and give its blocks sites and, with a rank, LoRA: nothing else in it is trained.
+def hold(model: nn.Module, name: str) -> None:
+    """Freeze a pretrained transformer and give its blocks sites: nothing in it but adapters is ever trained.
 
     Its own weights become buffers, which no optimiser and no checkpoint has; rows of its word embeddings still are an
     embedding surface.
     """
-    if lora.rank < 0 or not 0 <= lora.dropout < 1:
-        raise RrecError(
-            f"model.lora with rank={lora.rank}, dropout={lora.dropout}: rank is at least 0, dropout is in [0, 1)"
-        )
     freeze(model)
     stacks = _stacks(model)
     if not stacks:
         raise RrecError(f"model.encoder={name}: no stack of attention blocks in it, which LoRA and sites need")
     for stack in stacks:
         for number, layer in enumerate(stack):
-            for path in _projections(layer) if lora.rank else ():
-                owner, _, leaf = path.rpartition(".")
-                setattr(layer.get_submodule(owner), leaf, LoRA(layer.get_submodule(path), lora))
             stack[number] = Block(layer, entry=number == 0)
 
 
+def projections(root: nn.Module, name: str) -> list[str]:
+    """Names of the linear maps in the attention of a transformer inside `root`, which is called `name`."""
+    blocks = [(path, each) for path, each in root.named_modules() if isinstance(each, Block)]
+    return [f"{name}.{path}.layer.{each}" for path, block in blocks for each in _projections(block.layer)]
+
+
+def widths(root: nn.Module, name: str, size: int) -> dict[str, int]:
+    """Names of the sites behind its blocks, with the size of the states."""
+    return {f"{name}.{path}.site": size for path, each in root.named_modules() if isinstance(each, Block)}
+
+
 def settle(model: nn.Module, mode: bool) -> None:
-    """Evaluation mode for an adapted transformer, so that it has no dropout but that of LoRA, which goes by `mode`."""
+    """Evaluation mode for a transformer, so that it has no dropout but that of adapters, which goes by `mode`."""
     model.train(False)
     for each in model.modules():
-        if isinstance(each, LoRA):
+        if isinstance(each, ADAPTERS):
             each.train(mode)
 
 

@@ -10,13 +10,14 @@ from conftest import DATA, batch_for, build, buildable, gradients, pretrained, q
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustbench_rec.adapters import LoRA
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.models import llm_prompt
 from robustbench_rec.models.llm_prompt import LLMPrompt
 from robustbench_rec.objective import Plain
-from robustbench_rec.pretrained import LoRA, texts
+from robustbench_rec.pretrained import texts
 from robustbench_rec.shifted import Shifted, surface
 
 pytestmark = pytest.mark.skipif(not buildable("llm_prompt"), reason="needs the extra `text`")

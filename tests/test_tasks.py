@@ -14,12 +14,14 @@ from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
 from safetensors.torch import load_file
 
 from robustbench_rec import checkpoint, composing, trainer
+from robustbench_rec.adapters import plain
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import by_user
 from robustbench_rec.evaluation.worst import attacked
 from robustbench_rec.models import models
 from robustbench_rec.tasks import attack, distill, finetune, gate, train, trials
 from robustbench_rec.tasks import eval as evaluate
+from robustbench_rec.tasks.train import body_digest
 
 DATA = (
     "dataset=synthetic",
@@ -581,7 +583,7 @@ class TestStart:
 
     @pytest.mark.parametrize(
         ("name", "adaptation"),
-        [("sasrec", "lora"), ("sasrec", "adapter"), ("sasrec", "head"), ("gru4rec", "adapter"), ("gru4rec", "head")],
+        [(name, adaptation) for name in ("sasrec", "gru4rec") for adaptation in ("lora", "adapter", "head")],
     )
     def test_an_adapted_model_starts_where_the_run_ended_and_keeps_its_body(
         self, sequences: Runs, tmp_path: Path, name: str, adaptation: str
@@ -594,11 +596,45 @@ class TestStart:
         assert moved.keys() == before.keys()
         old, new = (load_file(each / "model.safetensors") for each in (path, tmp_path / "moved"))
         body = [key for key in old if key.startswith(("item.", "blocks.", "layers."))]
-        plain = {key.replace(".base.", "."): each for key, each in new.items()}
+        there = {plain(key): each for key, each in new.items()}
         assert body
-        assert all(torch.equal(old[key], plain[key]) for key in body)
+        assert all(torch.equal(old[key], there[key]) for key in body)
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'moved'}'", *JUDGED)
         assert all(moved[key] == value for key, value in again.items())
+
+    @pytest.mark.parametrize(
+        ("name", "adaptation"),
+        [
+            ("text_tower", "lora"),
+            ("text_tower", "adapter"),
+            ("text_tower", "head"),
+            ("llm_prompt", "head"),
+            ("kgat", "lora"),
+            ("kgat", "head"),
+        ],
+    )
+    def test_towers_and_language_models_are_adapted_too(
+        self, tmp_path: Path, name: str, adaptation: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        if not buildable(name):
+            pytest.skip("needs the extra text")
+        words = [*TRAINED, f"model={name}", "dataset.n_users=20", "dataset.n_items=20", "dataset.events_per_user=8"]
+        if name in STANDINS:
+            words += [f"model.encoder={pretrained(STANDINS[name])}", "model.lora.rank=0"]
+        before = run("train", tmp_path / "before", *words, "epochs=1")
+        words += [f"start='{tmp_path / 'before'}'", f"adaptation={adaptation}", "epochs=1"]
+        still = run("train", tmp_path / "still", *words, "lr=0")
+        assert {key: still[key] for key in before} == pytest.approx(before, abs=1e-3)
+        moved = run("train", tmp_path / "moved", *words)
+        assert "share" in capsys.readouterr().out
+        counted = read(tmp_path / "moved" / "run.json")["parameters"]
+        assert 0 < counted["trained"] < counted["all"]
+        again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'moved'}'", *JUDGED)
+        assert all(moved[key] == value for key, value in again.items())
+        loaded = checkpoint.load(str(tmp_path / "moved"), data_dir=None, device=torch.device("cpu"))
+        assert body_digest(loaded.model) == body_digest(
+            checkpoint.load(str(tmp_path / "still"), data_dir=None, device=torch.device("cpu")).model
+        )
 
     @pytest.mark.parametrize(("split", "told"), [("ratio", True), ("leave_one_out", False)])
     def test_a_random_hold_out_of_histories_without_times_is_told(
@@ -614,15 +650,27 @@ class TestStart:
         run("train", tmp_path, *TRAINED, "model=sasrec", "model.dim=8", "adaptation=lora", "epochs=1")
         assert "adaptation=lora without start=<run>" in caplog.text
 
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("item.weight", ("model=sasrec", "adaptation=lora")),
+            ("layers.0.parametrizations.recurrent.original", ("model=gru4rec", "adaptation=lora")),
+            ("reader.backbone.model.h.0.layer.mlp.c_fc.weight", ("model=llm_prompt",)),
+            ("feature_text", ("model=text_tower",)),
+        ],
+    )
     def test_a_body_that_changes_is_an_error(
-        self, sequences: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: tuple[str, ...]
     ) -> None:
         def careless(self: trainer.Trainer) -> None:
             with torch.no_grad():
-                self.model.get_parameter("item.weight")[0, 0] += 1
+                dict((*self.model.named_parameters(), *self.model.named_buffers()))[name].view(-1)[0] += 1
 
         monkeypatch.setattr(trainer.Trainer, "run", careless)
-        words = (*TRAINED, "model=sasrec", "model.dim=8", f"start='{sequences['sasrec'][0]}'", "adaptation=lora")
+        model = words[0].removeprefix("model=")
+        if not buildable(model):
+            pytest.skip("needs the extra text")
+        words = (*TRAINED, *words, *([f"model.encoder={pretrained(STANDINS[model])}"] if model in STANDINS else []))
         with pytest.raises(RuntimeError, match="the frozen body of the model was changed"):
             run("train", tmp_path, *words)
 
@@ -639,9 +687,10 @@ class TestStart:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (("model=gru4rec", "adaptation=lora"), "has no linear maps in its body: adaptation=adapter"),
-            (("model=mf", "adaptation=adapter"), "has no stack of layers in its body: adaptation=head"),
-            (("model=kgat", "adaptation=head"), "model 'kgat' has no body to leave frozen here"),
+            (("model=mf", "adaptation=lora"), "model 'mf' has no linear maps in its body: adaptation=head"),
+            (("model=mf", "adaptation=adapter"), "model 'mf' has no layers in its body: adaptation=head"),
+            (("model=ease", "adaptation=head"), "model 'ease' has no body to leave frozen here"),
+            (("model=pop", "adaptation=lora"), "model 'pop' has no body to leave frozen here"),
             (("model=mf", "start=nowhere"), "start=nowhere: no model.safetensors there"),
         ],
     )

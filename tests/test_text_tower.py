@@ -12,14 +12,14 @@ from conftest import DATA, batch_for, build, buildable, gradients, pretrained, q
 from torch import Tensor, nn
 
 from robustbench_rec import pretrained as library
-from robustbench_rec.adapters import sizes
+from robustbench_rec.adapters import Adaptation, LoRA, sizes
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import text_tower
 from robustbench_rec.models.text_tower import TextTower
 from robustbench_rec.objective import Plain
-from robustbench_rec.pretrained import Adaptation, Backbone, LoRA, Pretrained, kept, texts
+from robustbench_rec.pretrained import Backbone, Pretrained, kept, texts
 from robustbench_rec.shifted import Shifted, surface
 
 pytestmark = pytest.mark.skipif(not buildable("text_tower"), reason="needs the extra `text`")
@@ -146,7 +146,7 @@ class TestEncoder:
         tokens = found.tokenizer()(
             ["a film about the sea", "an ocean movie", "tax law"], padding=True, return_tensors="pt"
         )
-        backbone = Backbone(found.model("AutoModel", torch.device("cpu")), Adaptation(0, 0, 0), found.name).eval()
+        backbone = Backbone(found.model("AutoModel", torch.device("cpu")), found.name).eval()
         with torch.no_grad():
             x = library.mean(backbone(tokens["input_ids"], tokens["attention_mask"] > 0), tokens["attention_mask"] > 0)
         assert x.shape == (3, 384)
@@ -328,4 +328,4 @@ class TestModel:
 def test_a_frozen_encoder_counts_in_the_size_of_the_model() -> None:
     head, adapted = sizes(model_of()), sizes(model_of(lora={"rank": 4, "alpha": 8.0, "dropout": 0.0}))
     assert head[0] < adapted[0] < head[1] < adapted[1]
-    assert adapted[1] - head[1] == pytest.approx(adapted[0] - head[0], abs=8)  # low-rank maps, and some idle sites
+    assert adapted[1] - head[1] == adapted[0] - head[0]  # low-rank maps

@@ -1,7 +1,8 @@
 from dataclasses import dataclass
 
 from robustbench_rec.adaptations import adaptations
-from robustbench_rec.adapters import Adapting, Bottleneck, blocks, freeze_body
+from robustbench_rec.adapters import Adapting, Bottleneck, freeze_body, put_behind
+from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 
@@ -25,11 +26,12 @@ class Adapter(Adapting):
             )
         self.config = config
 
-    def __call__(self, model: RecModel) -> None:
-        name, widths = type(model).__module__.rpartition(".")[2], model.widths
-        found = list(blocks(model))
-        if not found or len(widths) != len(found):
-            raise RrecError(f"model '{name}' has no stack of layers in its body: adaptation=head, or none")
+    def __call__(self, model: RecModel, data: Data) -> None:
+        model.embody(data)
+        if model.body and not model.widths:
+            name = type(model).__module__.rpartition(".")[2]
+            raise RrecError(f"model '{name}' has no layers in its body: adaptation=head")
         freeze_body(model)
-        for (stack, number), width in zip(found, widths, strict=True):
-            stack[number] = Bottleneck(stack[number], width, self.config.size, self.config.dropout)
+        put_behind(
+            model, model.widths, lambda base, width: Bottleneck(base, width, self.config.size, self.config.dropout)
+        )

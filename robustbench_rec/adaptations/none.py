@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from robustbench_rec.adaptations import adaptations
 from robustbench_rec.adapters import Adapting
+from robustbench_rec.data import Data
 from robustbench_rec.model import RecModel
 
 
@@ -16,5 +17,5 @@ class Unadapted(Adapting):
     def __init__(self, config: Config) -> None:
         pass
 
-    def __call__(self, model: RecModel) -> None:
+    def __call__(self, model: RecModel, data: Data) -> None:
         pass

@@ -4,6 +4,7 @@ As points [μ, √Σ], two of them have the squared Wasserstein distance of two 
 all pairs.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -144,6 +145,11 @@ def seen(length: int, span: int | None, device: torch.device) -> Tensor:
     """
     every = torch.ones(length, length, dtype=torch.bool, device=device)
     return every.tril() if span is None else every.tril().triu(1 - span)
+
+
+def path_widths(names: Iterable[str], dim: int) -> dict[str, int]:
+    """Names of the sites behind the two paths of the named blocks, with the size of the states."""
+    return {f"{name}.{path}.fed": dim for name in names for path in ("mean", "covariance")}
 
 
 class _Path(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from robustbench_rec.adapters import LoRA
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import rows
@@ -29,7 +30,7 @@ class Pairs(nn.Module):
 
     def __init__(self, user: int, item: int, sizes: Sequence[int], dropout: float) -> None:
         super().__init__()
-        self.user, self.width = user, sum(sizes)
+        self.user, self.sizes, self.width = user, list(sizes), sum(sizes)
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([user + item, *sizes]))
         self.sites = nn.ModuleList(Site() for _ in sizes)
         self.dropout = Dropout(dropout)
@@ -56,7 +57,7 @@ class Pairs(nn.Module):
         is computed again in the backward. A shifted site needs all activations at once.
         """
         count = len(table) if items is None else items.shape[1]
-        if not all(each.idle for each in self.sites):
+        if not all(each.idle for each in self.sites.modules() if isinstance(each, Site)):
             check_size(len(users), count, self.width)
             return self._piece(users, table, items, readout)
         gradient = torch.is_grad_enabled()
@@ -68,9 +69,13 @@ class Pairs(nn.Module):
         compute = self._again if gradient else self._piece
         return torch.cat([compute(users, each, chosen, readout) for each, chosen in pieces], 1)
 
-    def _first(self) -> tuple[Tensor, Tensor]:
+    def widths(self, name: str) -> dict[str, int]:
+        """Names of the sites, where these layers are called `name`, with the sizes of their states."""
+        return {f"{name}.sites.{number}": size for number, size in enumerate(self.sizes)}
+
+    def _first(self) -> tuple[Tensor, Tensor | None]:
         layer = self.layers[0]
-        assert isinstance(layer, nn.Linear)
+        assert isinstance(layer, (nn.Linear, LoRA))
         return layer.weight, layer.bias
 
     def _piece(self, users: Tensor, table: Tensor, items: Tensor | None, readout: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class BiasedMF(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"rating"})
     loss: ClassVar[str] = "mse"
     negatives: ClassVar[int] = 0
+    body: ClassVar[tuple[str, ...]] = ("item", "item_bias")
     newcomers: ClassVar[tuple[str, ...]] = ("user.weight", "user_bias")
 
     mean: Tensor

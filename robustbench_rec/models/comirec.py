@@ -40,12 +40,12 @@ class ComiRec(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
-    body: ClassVar[tuple[str, ...]] = ("item",)
+    body: ClassVar[tuple[str, ...]] = ("item", "position", "dropout", "first", "interests")
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         checked("comirec", config)
-        self.window = config.window
+        self.window, self.widths = config.window, {"interests": config.dim}
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
         self.first = nn.Linear(config.dim, config.hidden, bias=False)

@@ -35,6 +35,7 @@ class DeepCFMLP(RecModel):
     loss = "bce"
     negatives: ClassVar[int] = 4
     piecewise: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("user", "user_bias", "item", "item_bias", "hidden")
 
     reads_events: ClassVar[bool] = True
 
@@ -54,6 +55,7 @@ class DeepCFMLP(RecModel):
                 nn.init.uniform_(each, -(table.num_embeddings**-0.5), table.num_embeddings**-0.5)
         self.user_site, self.item_site = Site(), Site()
         self.hidden = Pairs(config.dim, config.dim, config.hidden, dropout=0.0)
+        self.widths = self.hidden.widths("hidden")
         self.out = nn.Linear(config.hidden[-1], 1)
 
     def encode(self) -> tuple[Tensor, Tensor] | None:

@@ -44,6 +44,7 @@ class DeepFM(RecModel):
 
     loss: ClassVar[str] = "bce"
     piecewise: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("items", "deep")
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
@@ -60,6 +61,7 @@ class DeepFM(RecModel):
             nn.init.xavier_normal_(table)
         fields = self.users.count + len(self.context), self.items.count
         self.deep = Pairs(fields[0] * config.dim, fields[1] * config.dim, config.layers, config.dropout)
+        self.widths = self.deep.widths("deep")
         self.out = nn.Linear(config.layers[-1], 1)
 
     def encode(self) -> Side | None:

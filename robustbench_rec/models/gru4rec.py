@@ -45,7 +45,8 @@ class GRU4Rec(RecModel):
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         checked("gru4rec", config)
-        self.window, self.widths = config.window, (config.hidden,) * config.layers
+        self.window = config.window
+        self.widths = {f"layers.{number}": config.hidden for number in range(config.layers)}
         self.item = nn.Embedding(data.n_items, config.dim)
         self.events, self.dropout = Events(), Dropout(config.dropout)
         sizes = [config.dim, *[config.hidden] * (config.layers - 1)]
@@ -78,11 +79,11 @@ class GRU(nn.Module):
         super().__init__()
         self.input = nn.Parameter(torch.empty(3 * hidden, size))
         self.recurrent = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.states = Site()
+        self.hidden, self.states = hidden, Site()
         for each in (self.input, self.recurrent):
             nn.init.xavier_uniform_(each)
 
     def forward(self, x: Tensor) -> Tensor:
-        start = x.new_zeros(1, len(x), self.recurrent.shape[1])
+        start = x.new_zeros(1, len(x), self.hidden)
         states, _ = torch.gru(x, start, (self.input, self.recurrent), False, 1, 0.0, self.training, False, True)
         return self.states(states)  # type: ignore[no-any-return]

@@ -55,6 +55,7 @@ class KGAT(Collaborative):
         min_triples: int
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
+    body: ClassVar[tuple[str, ...]] = ("node", "relation", "projection", "sum", "product", "dropout")
 
     attention: Tensor
     by_relation: Tensor
@@ -87,7 +88,9 @@ class KGAT(Collaborative):
         self.sum = nn.ModuleList(nn.Linear(width * a, b) for a, b in pairs)
         self.product = nn.ModuleList(nn.Linear(a, b) for a, b in pairs if config.aggregator == "bi_interaction")
         self.sites = nn.ModuleList(Site() for _ in pairs)
+        self.widths = {f"sites.{number}": size for number, size in enumerate(config.layers)}
         self.propagated, self.dots = Site(), Meeting(listed=True)
+        self.ends = {"propagated": config.dim + sum(config.layers)}
         self.dropout = Dropout(config.dropout)
         for each in (self.node.weight, self.relation.weight, *self.projection):
             nn.init.xavier_uniform_(each)

@@ -52,6 +52,7 @@ class KGCN(RecModel):
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
+    body: ClassVar[tuple[str, ...]] = ("entity", "relation", "layers")
     newcomers: ClassVar[tuple[str, ...]] = ("user.weight",)
 
     tails: Tensor
@@ -76,6 +77,7 @@ class KGCN(RecModel):
         self.relation = nn.Embedding(data.kg.n_relations, config.dim)
         self.layers = nn.ModuleList(_Project(config.dim, config.aggregator) for _ in range(config.layers))
         self.sites = nn.ModuleList(Site() for _ in self.layers)
+        self.widths = {f"sites.{number}": config.dim for number in range(config.layers)}
         self.meeting = Meeting(listed=False)
         for table in (self.user, self.entity, self.relation):
             nn.init.xavier_uniform_(table.weight)
@@ -182,7 +184,7 @@ class KGCN(RecModel):
         """Scores `[B, n_items]`, some users at a time unless someone asks for the activations of all."""
         n = self.n_items if len(self.layers) == 1 else len(self.tails)
         size = max(1, CELLS // (n * max(self.config.dim, self.config.neighbors)))
-        if not all(site.idle for site in self.sites):
+        if not all(each.idle for each in self.sites.modules() if isinstance(each, Site)):
             size = len(users)
         parts = zip(users.split(size), interest.split(size), strict=True)
         return torch.cat([torch.einsum("bd,bnd->bn", some, self._every(likes, encoded)) for some, likes in parts])
@@ -236,7 +238,8 @@ class _Project(nn.Module):
         nn.init.xavier_uniform_(self.weight)
 
     def forward(self, x: Tensor) -> Projected:
-        own, around = self.weight.chunk(2, 1) if self.aggregator == "concat" else (self.weight, self.weight)
+        weight = self.weight
+        own, around = weight.chunk(2, 1) if self.aggregator == "concat" else (weight, weight)
         near = x @ around.T
         if self.aggregator == "neighbor":
             return torch.zeros_like(near) + self.bias, near

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustbench_rec.adapters import Adaptation
+from robustbench_rec.adapters import Adaptation, add_low_rank
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
@@ -15,12 +15,14 @@ from robustbench_rec.pretrained import (
     Backbone,
     Origin,
     Pretrained,
-    adapt,
     freeze,
+    hold,
     joined,
+    projections,
     recomputed,
     settle,
     texts,
+    widths,
 )
 from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
@@ -64,6 +66,7 @@ class LLMPrompt(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order", "text"})
     loss: ClassVar[str] = "bce"
     negatives: ClassVar[int] = 1
+    body: ClassVar[tuple[str, ...]] = ("reader.backbone", "reader.head")
 
     titles: Tensor
     title_sizes: Tensor
@@ -76,12 +79,19 @@ class LLMPrompt(RecModel):
             raise RrecError(
                 f"llm_prompt with window={config.window}, title_tokens={config.title_tokens}: both are at least 1"
             )
+        config.lora.check("model.lora", 0)
         self.config, self.window, self.n_items = config, config.window, data.n_items
         pretrained = Pretrained.find(config.encoder)
         tokenizer = pretrained.tokenizer()
         self._cut(config, pretrained, tokenizer, data)
         self.origin = Origin(pretrained)
         self.reader = self._reader(config, pretrained, tokenizer)
+        self.projections = projections(self.reader, "reader")
+        self.widths = widths(self.reader, "reader", self.reader.width)
+        if isinstance(self.reader, _Asked):
+            self.ends = {"reader.last": self.reader.width}
+        if config.lora.rank:
+            add_low_rank(self, self.projections, config.lora)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         history = batch.history
@@ -106,7 +116,7 @@ class LLMPrompt(RecModel):
         """Of the tokens of titles; what a tokenizer makes of words is nothing that an attack knows."""
         return _Titles(self, data)
 
-    def _reader(self, config: Config, pretrained: Pretrained, tokenizer: Any) -> nn.Module:
+    def _reader(self, config: Config, pretrained: Pretrained, tokenizer: Any) -> "_Asked | _Classified":
         settings, device = pretrained.settings(), self.titles.device
         kind = next(iter(settings.architectures or ()), "of an unknown kind")
         settings.use_cache = False
@@ -115,7 +125,7 @@ class LLMPrompt(RecModel):
                 raise RrecError(f"model.encoder={config.encoder} has {settings.num_labels} labels; 1, or 2 (no, yes)")
             settings.pad_token_id = self.padding
             model = pretrained.model("AutoModelForSequenceClassification", device, settings)
-            return _Classified(model, config.lora, config.encoder)
+            return _Classified(model, config.encoder)
         if not kind.endswith(CAUSAL):
             raise RrecError(
                 f"model.encoder={config.encoder} is a {kind}; llm_prompt reads causal language models (…ForCausalLM) "
@@ -127,7 +137,7 @@ class LLMPrompt(RecModel):
                 f"model.answers={config.answers}: two that begin with different tokens are needed, yes and no"
             )
         model = pretrained.model("AutoModelForCausalLM", device, settings)
-        return _Asked(model, (first[0][0], first[1][0]), config.lora, config.encoder)
+        return _Asked(model, (first[0][0], first[1][0]), config.encoder)
 
     def _cut(self, config: Config, pretrained: Pretrained, tokenizer: Any, data: Data) -> None:
         """Tokens of all that prompts are made of: titles, nothing, and the parts of the template."""
@@ -205,11 +215,11 @@ class LLMPrompt(RecModel):
 class _Asked(nn.Module):
     """How much more a causal language model expects yes than no as the next token."""
 
-    def __init__(self, model: Any, answers: tuple[int, int], lora: Adaptation, name: str) -> None:
+    def __init__(self, model: Any, answers: tuple[int, int], name: str) -> None:
         super().__init__()
         freeze(model)  # as one, so that tied weights stay tied
-        self.backbone, self.head = Backbone(model.base_model, lora, name), model.get_output_embeddings()
-        self.answers = answers
+        self.backbone, self.head = Backbone(model.base_model, name), model.get_output_embeddings()
+        self.answers, self.width = answers, model.config.hidden_size
         self.last = Site()
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -224,10 +234,16 @@ class _Asked(nn.Module):
 class _Classified(nn.Module):
     """The logit of a sequence classifier, or by how much that of yes is above that of no."""
 
-    def __init__(self, model: Any, lora: Adaptation, name: str) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         super().__init__()
-        adapt(model.base_model, lora, name)
-        self.model = model
+        hold(model.base_model, name)
+        self.model, self.width = model, model.config.hidden_size
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What is frozen; the classifier is not."""
+        found: nn.Module = self.model.base_model
+        return found
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
@@ -236,7 +252,7 @@ class _Classified(nn.Module):
 
     def train(self, mode: bool = True) -> "_Classified":
         super().train(mode)
-        settle(self.model.base_model, mode)
+        settle(self.backbone, mode)
         return self
 
 

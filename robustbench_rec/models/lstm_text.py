@@ -60,6 +60,7 @@ class LSTMText(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
     loss: ClassVar[str] = "bce"
     piecewise: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("token", "lstm")
 
     tokens: Tensor
     lengths: Tensor
@@ -85,7 +86,7 @@ class LSTMText(RecModel):
         if not self.users.count:
             raise RrecError(f"lstm_text with user_id=false: dataset '{data.name}' has no features of its users")
         self.token = nn.Embedding(self.vocabulary.size, config.token_dim, padding_idx=PADDING)
-        self.lstm = nn.LSTM(config.token_dim, config.state_dim, batch_first=True)
+        self.lstm, self.widths = LSTM(config.token_dim, config.state_dim), {"lstm": config.state_dim}
         self.embedded, self.state = Embedded(), Site()
         widths = self.users.count * config.field_dim, config.state_dim + self.items.count * config.field_dim
         self.user_readout, self.item_readout = nn.Linear(widths[0], 1), nn.Linear(widths[1], 1, bias=False)
@@ -134,14 +135,31 @@ class LSTMText(RecModel):
         lengths = self.lengths[items]
         tokens = self.tokens[items, : max(1, int(lengths.max()))]
         words = self.embedded(rows(self.token.weight, tokens))  # [n, T, token_dim]
-        start = words.new_zeros(1, len(items), self.lstm.hidden_size)
-        # nn.LSTM keeps references to its weights, which a shifted model would not reach
-        weights = [getattr(self.lstm, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        single = words.device.type == "cpu"  # many CPUs have no LSTM in bf16
+        last = self.lstm(words)[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
+        read: Tensor = last * (lengths > 0)[:, None]
+        return read
+
+
+class LSTM(nn.Module):
+    """A layer of long short-term memory, from zero; as `nn.LSTM`, but it reads its weights when it is called."""
+
+    def __init__(self, size: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden
+        self.weight_ih_l0 = nn.Parameter(torch.empty(4 * hidden, size))
+        self.weight_hh_l0 = nn.Parameter(torch.empty(4 * hidden, hidden))
+        self.bias_ih_l0, self.bias_hh_l0 = (nn.Parameter(torch.empty(4 * hidden)) for _ in range(2))
+        for each in self.parameters():
+            nn.init.uniform_(each, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[n, T, size]` to `[n, T, hidden]`."""
+        start = x.new_zeros(1, len(x), self.hidden_size)
+        weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        single = x.device.type == "cpu"  # many CPUs have no LSTM in bf16
         with torch.autocast("cpu", enabled=False) if single else nullcontext():
-            states, _, _ = torch.lstm(words, [start, start], weights, True, 1, 0.0, self.training, False, True)
-        last = states[torch.arange(len(items), device=items.device), (lengths - 1).clamp_min(0)]
-        return last * (lengths > 0)[:, None]
+            states, _, _ = torch.lstm(x, [start, start], weights, True, 1, 0.0, self.training, False, True)
+        return states
 
 
 class _Reader(Reader):

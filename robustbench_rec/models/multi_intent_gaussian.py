@@ -20,6 +20,7 @@ from robustbench_rec.models._gaussians import (
     apart,
     distance_deviation,
     nearness,
+    path_widths,
     seen,
 )
 from robustbench_rec.models._sequences import checked, dots
@@ -65,6 +66,7 @@ class MultiIntentGaussian(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
+    body: ClassVar[tuple[str, ...]] = ("items", "blocks", "recent")
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -76,9 +78,12 @@ class MultiIntentGaussian(RecModel):
         self.config, self.window = config, config.window
         dim, heads, dropout = config.dim, config.heads, config.dropout
         self.items = Items(data.n_items, dim, config.window, dropout)
+        self.ends = path_widths(["recent"], dim)
+        self.widths = self.ends
         if config.fusion != "short":
             self.blocks = nn.ModuleList(WassersteinBlock(dim, heads, dropout) for _ in range(config.layers))
             self.intents = Intents(dim, config.intents)
+            self.widths = path_widths([*(f"blocks.{number}" for number in range(config.layers)), "recent"], dim)
         self.recent = WassersteinBlock(dim, heads, dropout, span=config.recent)
         if config.fusion == "gate":
             self.gate = nn.Linear(4 * dim, dim)

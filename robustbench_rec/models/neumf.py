@@ -34,6 +34,7 @@ class NeuMF(RecModel):
 
     loss = "bce"
     piecewise: ClassVar[bool] = True
+    body: ClassVar[tuple[str, ...]] = ("item_mf", "item_mlp", "hidden")
     newcomers: ClassVar[tuple[str, ...]] = ("user_mf.weight", "user_mlp.weight")
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -48,6 +49,7 @@ class NeuMF(RecModel):
         self.user_mlp = nn.Embedding(data.n_users, config.mlp_dim)
         self.item_mlp = nn.Embedding(data.n_items, config.mlp_dim)
         self.hidden = Pairs(config.mlp_dim, config.mlp_dim, config.hidden, config.dropout)
+        self.widths = self.hidden.widths("hidden")
         self.product = Site()
         self.out = nn.Linear(config.mf_dim + config.hidden[-1], 1)
         for table in (self.user_mf, self.item_mf, self.user_mlp, self.item_mlp):

@@ -47,7 +47,8 @@ class SASRec(RecModel):
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
         checked("sasrec", config)
-        self.window, self.widths = config.window, (config.dim,) * config.layers
+        self.window = config.window
+        self.widths = {f"blocks.{number}": config.dim for number in range(config.layers)}
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
         self.events, self.dropout = Events(), Dropout(config.dropout)

@@ -9,7 +9,15 @@ from robustbench_rec.data import Data
 from robustbench_rec.lookup import rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, distance_deviation, nearness
+from robustbench_rec.models._gaussians import (
+    Gaussian,
+    Items,
+    WassersteinBlock,
+    apart,
+    distance_deviation,
+    nearness,
+    path_widths,
+)
 from robustbench_rec.models._sequences import checked
 
 
@@ -40,7 +48,7 @@ class STOSA(RecModel):
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
     loss: ClassVar[str] = "softmax"
     negatives: ClassVar[int] = 0
-    body: ClassVar[tuple[str, ...]] = ("items",)
+    body: ClassVar[tuple[str, ...]] = ("items", "blocks")
     causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, data: Data) -> None:
@@ -51,6 +59,8 @@ class STOSA(RecModel):
         self.blocks = nn.ModuleList(
             WassersteinBlock(config.dim, config.heads, config.dropout) for _ in range(config.layers)
         )
+        names = [f"blocks.{number}" for number in range(config.layers)]
+        self.widths, self.ends = path_widths(names, config.dim), path_widths(names[-1:], config.dim)
 
     def encode(self) -> Tensor:
         return self.items.gaussians().point()

@@ -57,6 +57,7 @@ class StructureAwareKGAT(Collaborative):
 
     needs: ClassVar[frozenset[str]] = frozenset({"kg"})
     loss: ClassVar[str] = "bce"
+    body: ClassVar[tuple[str, ...]] = ("node", "relation", "attentions", "updates")
 
     starts: Tensor
     weights: Tensor
@@ -87,6 +88,8 @@ class StructureAwareKGAT(Collaborative):
         self.updates = nn.ModuleList(_Update(config.dim, config.dropout) for _ in range(config.layers))
         self.mixture = nn.Parameter(torch.zeros(1 + config.layers)) if config.readout == "weighted" else None
         self.propagated, self.dots = Site(), Meeting(listed=True)
+        self.widths = {f"updates.{number}.site": config.dim for number in range(config.layers)}
+        self.ends = {"propagated": (1 if config.readout == "weighted" else 1 + config.layers) * config.dim}
         for table in (self.node, self.relation):
             nn.init.xavier_uniform_(table.weight)
 

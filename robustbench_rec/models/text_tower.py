@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustbench_rec.adapters import Adaptation
+from robustbench_rec.adapters import Adaptation, add_low_rank
 from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
@@ -28,9 +28,11 @@ from robustbench_rec.pretrained import (
     joined,
     kept,
     mean,
+    projections,
     recomputed,
     texts,
     whole_words,
+    widths,
 )
 from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
@@ -49,15 +51,15 @@ class TextTower(RecModel):
     columns: of the item table, null for all that hold text. max_tokens: of a text, the rest is cut off. user:
     embedding, or history, the mean of the latest `window` items through a linear map. dim: size of the vectors that
     are multiplied. hidden: sizes of the hidden layers of the item head, whose dropout is `dropout`. lora: on the
-    attention projections of the encoder.
+    attention projections of the encoder, as adaptation=lora has it for a model with rank 0.
 
     An item is its text and nothing else, so one that training never saw can be ranked; with user=history, so can a
     user. Where training compares with the whole catalogue, items without a training event are left out, or their texts
-    would be learnt as those of items that nobody wants. Without LoRA the texts are encoded once, are kept in the data
-    directory, and are the feature surface. With LoRA the encoder runs in the graph, over the texts that a batch names
-    or, in evaluation, over all of them; its word embeddings are then part of the embedding surface. The backbone is
-    never changed and never stored. [R] Put together from these papers' ideas; none of them has this very model. Vectors
-    are centred and scaled by what the frozen encoder says of the catalogue.
+    would be learnt as those of items that nobody wants. Without adapters the texts are encoded once, are kept in the
+    data directory, and are the feature surface. With LoRA or bottlenecks the encoder runs in the graph, over the texts
+    that a batch names or, in evaluation, over all of them; its word embeddings are then part of the embedding surface.
+    The backbone is never changed and never stored. [R] Put together from these papers' ideas; none of them has this
+    very model. Vectors are centred and scaled by what the frozen encoder says of the catalogue.
     """
 
     @dataclass
@@ -98,6 +100,7 @@ class TextTower(RecModel):
                 f"text_tower with {told}, hidden={config.hidden}, dropout={config.dropout}: "
                 "sizes are at least 1, dropout is in [0, 1)"
             )
+        config.lora.check("model.lora", 0)
         self.config, self.n_items = config, data.n_items
         self.window = config.window if config.user == "history" else 0
         pretrained = Pretrained.find(config.encoder)
@@ -107,15 +110,11 @@ class TextTower(RecModel):
         self.register_buffer("centre", frozen.mean(0), persistent=False)
         self.scale = 1 / (frozen - self.centre).square().mean().sqrt().clamp_min(1e-6).item()
         self.backbone: Backbone | None = None
+        self.asked_once = pretrained.numbers
+        self.register_buffer("feature_text", (frozen - self.centre) * self.scale, persistent=False)
         if config.lora.rank:
-            lines = texts(data, config.columns)
-            tokens, lengths = self._tokens(pretrained.tokenizer(), lines, data.train.users.device)
-            self.register_buffer("tokens", tokens, persistent=False)
-            self.register_buffer("lengths", lengths, persistent=False)
-            self.backbone = self._encoder(pretrained, data.train.users.device, config.lora)
-        else:
-            self.asked_once = pretrained.numbers
-            self.register_buffer("feature_text", (frozen - self.centre) * self.scale, persistent=False)
+            self.embody(data)
+            add_low_rank(self, self.projections, config.lora)
         unseen = torch.bincount(data.train.items, minlength=data.n_items) == 0
         self.register_buffer("unseen", unseen, persistent=False)
         self.text = Site()
@@ -156,6 +155,20 @@ class TextTower(RecModel):
     def text_reader(self, data: Data) -> Reader:
         """Of tokens with LoRA, else of what the encoder says, which it loads."""
         return _Reader(self, data)
+
+    def embody(self, data: Data) -> None:
+        """Encode in the graph."""
+        if self.backbone is not None:
+            return
+        pretrained, device = self.origin.pretrained, data.train.users.device
+        tokens, lengths = self._tokens(pretrained.tokenizer(), texts(data, self.config.columns), device)
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("lengths", lengths, persistent=False)
+        self.backbone = self._encoder(pretrained, device)
+        self.projections = projections(self.backbone, "backbone")
+        self.widths = widths(self.backbone, "backbone", len(self.centre))
+        self.asked_once = 0
+        del self.feature_text
 
     def _named(self, items: Tensor, history: History | None) -> Tensor:
         """The items of a batch, each once, ascending."""
@@ -202,8 +215,8 @@ class TextTower(RecModel):
         )
         return read["input_ids"].to(device), read["attention_mask"].sum(1).to(device)
 
-    def _encoder(self, pretrained: Pretrained, device: torch.device, lora: Adaptation) -> Backbone:
-        return Backbone(pretrained.model("AutoModel", device), lora, self.config.encoder)
+    def _encoder(self, pretrained: Pretrained, device: torch.device) -> Backbone:
+        return Backbone(pretrained.model("AutoModel", device), self.config.encoder)
 
     def _once(self, pretrained: Pretrained, data: Data) -> Tensor:
         """What the frozen encoder says of each item `[n_items, H]`, computed for these texts only once."""
@@ -214,7 +227,7 @@ class TextTower(RecModel):
         def compute() -> Tensor:
             device = data.train.users.device
             tokens, lengths = self._tokens(pretrained.tokenizer(), texts(data, self.config.columns), device)
-            backbone = self._encoder(pretrained, device, Adaptation(rank=0, alpha=0, dropout=0)).eval()
+            backbone = self._encoder(pretrained, device).eval()
             return _by_length(backbone, tokens, lengths)
 
         return kept(data.place and data.place / "texts", key, compute).to(data.train.users.device)
@@ -230,7 +243,7 @@ class _Reader(Reader):
         self.tokenizer = pretrained.tokenizer()
         words, codes = whole_words(self.tokenizer)
         self.words, self.codes = tuple(words), torch.tensor(codes, device=device)
-        self.backbone = model.backbone or model._encoder(pretrained, device, Adaptation(0, 0, 0)).eval()
+        self.backbone = model.backbone or model._encoder(pretrained, device).eval()
         self.table = next(name for name, each in self.backbone.named_modules() if each is self._embeddings) + ".weight"
         self.vectors = self._embeddings.weight
         self.embedding = None if model.backbone is None else f"backbone.{self.table}"

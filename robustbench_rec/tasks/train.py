@@ -137,10 +137,13 @@ def trainer_of(
     model = checkpoint.build(cfg.model, data)
     if cfg.start is not None:
         begin(model, cfg, data)
-    elif cfg.adaptation["name"] != "none" and "backbone" not in model.body:  # which comes pretrained
-        log.warning(
-            "adaptation=%s without start=<run>: its body stays as it was drawn at random", cfg.adaptation["name"]
-        )
+    else:
+        pretrained = any(name.rpartition(".")[2] == "backbone" for name in model.body)
+        if cfg.adaptation["name"] != "none" and not pretrained:
+            told = "adaptation=%s without start=<run>: its body stays as it was drawn at random"
+            log.warning(told, cfg.adaptation["name"])
+        if frozen(model):
+            show("a body that stays frozen", ["parameters", "trained", "share"], [_share(model)])
     if model.window and (share := overtaken(data)):
         log.warning(
             "split=%s: %.0f %% of the held-out events happened before the end of the history that model=%s reads; "
@@ -220,9 +223,14 @@ def begin(model: RecModel, cfg: Train, data: Data) -> None:
     loaded = checkpoint.load(cfg.start, data_dir=cfg.data_dir, device=data.train.users.device, key="start")
     checkpoint.same_source(loaded, cfg, data, "start", cfg.start)
     copied, tensors = checkpoint.start(model, loaded, cfg.start)
-    trained, total = sizes(model)
-    row: Row = [f"{copied} of {tensors}", total, trained, trained / max(1, total)]
+    row: Row = [f"{copied} of {tensors}", *_share(model)]
     show(f"start={cfg.start}", ["tensors as there", "parameters", "trained", "share"], [row])
+
+
+def _share(model: RecModel) -> Row:
+    """How many numbers a model has, how many of them are trained, and their share."""
+    trained, total = sizes(model)
+    return [total, trained, trained / max(1, total)]
 
 
 def body_digest(model: RecModel) -> str | None:
