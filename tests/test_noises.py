@@ -315,7 +315,7 @@ class TestEvents:
         known = torch.cat([pairs(clean.part(each), clean) for each in ("train", "valid", "test")])
         assert not torch.isin(pairs(data.train.where(new), data), known).any()
         last = torch.cat([data.train.users.diff() != 0, torch.tensor([True])])
-        assert 0 < int((new & ~last).sum())  # not all at the end
+        assert int((new & ~last).sum()) > 0  # not all at the end
 
     @pytest.mark.parametrize("level", [0.05, 0.2, 0.5, 0.9])
     def test_as_many_events_of_short_histories_are_swapped_as_the_level_says(self, level: float) -> None:
