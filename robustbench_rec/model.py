@@ -85,6 +85,14 @@ class RecModel(nn.Module):
         """
         raise NotImplementedError
 
+    def read_lengths(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Tokens or events in each row of what an `Embedded` site sees for a batch `[n]`, given `encode()`.
+
+        The others are padding, on the right. A model whose rows are not the histories of the batch has its own.
+        """
+        assert batch.history is not None
+        return batch.history.lengths
+
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         """Regularisation of what a training batch touches; added once a step at θ, never climbed by an adversary.
 

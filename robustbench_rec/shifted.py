@@ -176,8 +176,18 @@ def inputs(model: RecModel) -> tuple[str, list[str]]:
     The sites of tokens or events, each occurrence by itself, where it has such; else the rows of its embedding tables.
     RrecError when it has neither.
     """
-    sites = [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Embedded)]
+    sites = embedded(model)
     return ("activation", sites) if sites else ("embedding", surface(model, "embedding"))
+
+
+def embedded(model: RecModel) -> list[str]:
+    """Sites of tokens or events as they are looked up, each occurrence by itself."""
+    return [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Embedded)]
+
+
+def tables(model: RecModel) -> list[str]:
+    """Embeddings row by row: those of tables, and those that a frozen encoder gave."""
+    return [*_embeddings(model), *(name for name, _ in model.named_buffers() if name in model.given)]
 
 
 def label(name: str) -> str:
