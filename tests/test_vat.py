@@ -219,20 +219,23 @@ class TestModels:
 
 
 @pytest.mark.parametrize("name", [each for each in READING if each in KNOWN])
-def test_tokens_and_events_of_a_row_share_one_ball_without_padding(name: str) -> None:
+@pytest.mark.parametrize("relative", ["own", "no"])
+def test_tokens_and_events_of_a_row_share_one_ball_without_padding(name: str, relative: str) -> None:
     model, batch = case(name)
     at = Shifted(model)
-    r, _ = found(defended("vat", model, eps=0.1), model, batch)
+    r, _ = found(defended("vat", model, eps=0.1, relative=relative), model, batch)
     ((key, each),) = r.items()
     lengths = model.read_lengths(batch, at.encoded)
     real = torch.arange(each.shape[1]) < lengths[:, None]
     assert not real.all()
     assert not each[~real].any()
-    own = (at.activations([key], batch)[key] * real[..., None]).flatten(1).norm(dim=1)
+    units = (at.activations([key], batch)[key] * real[..., None]).flatten(1).norm(dim=1)
+    if relative == "no":
+        units = torch.ones_like(units)
     sizes = each.flatten(1).norm(dim=1)
     read = sizes > 0
     assert read.any()
-    torch.testing.assert_close(sizes[read], 0.1 * own[read], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sizes[read], 0.1 * units[read], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,10 @@ class LLMPrompt(RecModel):
         width = self.n_items if batch.items is None else batch.items.shape[1]
         prompts = len(batch) * width
         size = max(1, TOKENS // self.longest)
-        if prompts > size and any(each.shift.ndim for each in self.modules() if isinstance(each, Site)):
+        if prompts > size and not all(each.idle for each in self.modules() if isinstance(each, Site)):
             raise RrecError(
                 f"the activations of {prompts:,} prompts cannot be shifted at once, those of {size:,} can: "
-                "ask for fewer candidates, or attack another surface"
+                "ask for fewer candidates, train with a smaller batch_size, or attack another surface"
             )
         scores = []
         for part in torch.arange(prompts, device=batch.users.device).split(size):
