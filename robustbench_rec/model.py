@@ -90,7 +90,9 @@ class RecModel(nn.Module):
 
         The others are padding, on the right. A model whose rows are not the histories of the batch has its own.
         """
-        assert batch.history is not None
+        if batch.history is None:
+            name = type(self).__module__.rpartition(".")[2]
+            raise RrecError(f"model '{name}' embeds tokens and does not say how many a text has: see read_lengths")
         return batch.history.lengths
 
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
