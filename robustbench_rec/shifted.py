@@ -173,11 +173,13 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
 def inputs(model: RecModel) -> tuple[str, list[str]]:
     """Where a model reads embeddings: the surface, and the tensors of it.
 
-    The sites of tokens or events, each occurrence by itself, where it has such; else the rows of its embedding tables.
-    RrecError when it has neither.
+    The sites of tokens or events, each occurrence by itself, where it has such; else the rows of its embedding tables,
+    or without any those that a frozen encoder gave. RrecError when it has none of them.
     """
     sites = embedded(model)
-    return ("activation", sites) if sites else ("embedding", surface(model, "embedding"))
+    if sites:
+        return "activation", sites
+    return "embedding", _embeddings(model) or tables(model) or surface(model, "embedding")
 
 
 def embedded(model: RecModel) -> list[str]:
