@@ -126,6 +126,26 @@ def divergence(output: Output, other: Output, batch: Batch, loss: Loss) -> Tenso
     return ((one.softmax(1) - two.softmax(1)) * apart).sum(1)
 
 
+def kl(output: Output, other: Output, batch: Batch, loss: Loss) -> Tensor:
+    """KL(p‖q) of what a loss makes of the scores of two outputs, p and q `[B]`; `divergence` is that both ways.
+
+    Of Bernoulli distributions, the mean over the candidates, of two softmaxes, or for mse of two Gaussians of variance
+    1, which is half the squared difference.
+    """
+    one, two = candidates(output, batch), candidates(other, batch)
+    counts = one.isfinite()
+    if loss in (mse, bce) or getattr(loss, "func", loss) is squared_hinge:
+        p, q = (torch.where(counts, each, 0.0) for each in (one, two))
+        each = 0.5 * (p - q).square() if loss is mse else bernoulli(p, q)
+        return each.sum(1) / counts.sum(1).clamp_min(1)
+    return (one.softmax(1) * torch.where(counts, one.log_softmax(1) - two.log_softmax(1), 0.0)).sum(1)
+
+
+def bernoulli(p: Tensor, q: Tensor) -> Tensor:
+    """KL of answers with logits p from answers with logits q."""
+    return p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q)) + (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
+
+
 def positives(scores: Tensor, batch: Batch) -> Tensor:
     """Which of the candidates `[B, C]` are positive."""
     if batch.targets is None:

@@ -97,6 +97,16 @@ class RecModel(nn.Module):
         """
         raise NotImplementedError
 
+    def read_lengths(self, batch: Batch, encoded: Encoded) -> Tensor:
+        """Tokens or events in each row of what an `Embedded` site sees for a batch `[n]`, given `encode()`.
+
+        The others are padding, on the right. A model whose rows are not the histories of the batch has its own.
+        """
+        if batch.history is None:
+            name = type(self).__module__.rpartition(".")[2]
+            raise RrecError(f"model '{name}' embeds tokens and does not say how many a text has: see read_lengths")
+        return batch.history.lengths
+
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         """Regularisation of what a training batch touches; added once a step at θ, never climbed by an adversary.
 

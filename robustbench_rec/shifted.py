@@ -173,11 +173,23 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
 def inputs(model: RecModel) -> tuple[str, list[str]]:
     """Where a model reads embeddings: the surface, and the tensors of it.
 
-    The sites of tokens or events, each occurrence by itself, where it has such; else the rows of its embedding tables.
-    RrecError when it has neither.
+    The sites of tokens or events, each occurrence by itself, where it has such; else the rows of its embedding tables,
+    or without any those that a frozen encoder gave. RrecError when it has none of them.
     """
-    sites = [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Embedded)]
-    return ("activation", sites) if sites else ("embedding", surface(model, "embedding"))
+    sites = embedded(model)
+    if sites:
+        return "activation", sites
+    return "embedding", _embeddings(model) or tables(model) or surface(model, "embedding")
+
+
+def embedded(model: RecModel) -> list[str]:
+    """Sites of tokens or events as they are looked up, each occurrence by itself."""
+    return [f"{name}.shift" for name, each in model.named_modules() if isinstance(each, Embedded)]
+
+
+def tables(model: RecModel) -> list[str]:
+    """Embeddings row by row: those of tables, and those that a frozen encoder gave."""
+    return [*_embeddings(model), *(name for name, _ in model.named_buffers() if name in model.given)]
 
 
 def label(name: str) -> str:

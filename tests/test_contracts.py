@@ -31,7 +31,6 @@ from robustbench_rec.certificates import certificates
 from robustbench_rec.cleans import cleans
 from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
-from robustbench_rec.defenses._noise import embedded
 from robustbench_rec.defenses.dp_sgd import entangled
 from robustbench_rec.denoising import Denoiser
 from robustbench_rec.distillation import Lesson
@@ -69,6 +68,7 @@ LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]
 WIDE = make_data(n_items=80)  # lists of a teacher's best items find room here
 LATE = 50  # an epoch in which every defence has begun
+NEFTUNED = ("comirec", "gru4rec", "llm_prompt", "lstm_text", "sasrec")  # embed tokens or events; text_tower with LoRA
 PAIRED = ("pamacf", "vat_user")  # perturb the vectors of a user's own candidates
 USERS = torch.arange(DATA.n_users)
 
@@ -130,7 +130,7 @@ def refused(name: str, defense: str) -> bool:
         "pamacf": meets(model),
         "vat_user": meets(model),
         "gaussian": "embedding" in surfaces(model),
-        "neftune": bool(embedded(model)),
+        "neftune": name in NEFTUNED,
         "rdrop": any(isinstance(each, Dropout) and each.p for each in model.modules()),
     }
     return not has.get(defense, True)
@@ -387,7 +387,7 @@ def test_a_defense_refuses_a_model_in_one_line_that_says_what_it_has(name: str, 
     if issubclass(defenses[defense], Denoiser):
         wanted = f"^defense '{defense}' works with loss=.*; the loss here is {build(name).loss}"
     elif defense in ("neftune", "rdrop"):
-        wanted = f"^model '{name}' has no (embedded events|dropout here), which {defense}"
+        wanted = f"^model '{name}' has no (embedded tokens or events|dropout here), which {defense}"
     with pytest.raises(RrecError, match=wanted) as caught:
         defended(defense, build(name))
     assert "\n" not in str(caught.value)

@@ -207,6 +207,16 @@ class TestConformanceOfSMART:
         found = gradients(model, defended(defense, model)(Shifted(model), batch_for(model)))
         assert any(each.any() for each in found.values())
 
+    @pytest.mark.parametrize("defense", ["smart", "freelb"])
+    @pytest.mark.skipif(not buildable("text_tower"), reason="needs the extra `text`")
+    def test_where_there_are_no_tables_what_a_frozen_encoder_gave_moves(self, defense: str) -> None:
+        model = build("text_tower", user="history").eval()
+        assert inputs(model) == ("embedding", ["feature_text"])
+        batch = batch_for(model)
+        found = gradients(model, defended(defense, model)(Shifted(model), batch))
+        plain = gradients(model, usual(model)(Shifted(model), batch))
+        assert any(not torch.equal(found[key], plain[key]) for key in plain)
+
     def test_where_no_token_is_read_the_rows_of_the_tables_move(self) -> None:
         assert inputs(build("mf")) == ("embedding", ["user.weight", "item.weight"])
         assert inputs(build("lstm_text")) == ("activation", ["embedded.shift"])

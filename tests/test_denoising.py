@@ -10,11 +10,11 @@ from torch import Tensor
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
-from robustbench_rec.defenses.self_purification import SelfPurification, _kl
+from robustbench_rec.defenses.self_purification import SelfPurification
 from robustbench_rec.defenses.t_ce import TruncatedLoss
 from robustbench_rec.denoising import SINGLE, Denoiser
 from robustbench_rec.errors import RrecError
-from robustbench_rec.losses import loss
+from robustbench_rec.losses import bernoulli, loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Plain, start_epoch
 from robustbench_rec.shifted import Shifted
@@ -238,7 +238,7 @@ class TestSelfPurification:
         expected = torch.distributions.kl_divergence(
             torch.distributions.Bernoulli(logits=p.double()), torch.distributions.Bernoulli(logits=q.double())
         )
-        torch.testing.assert_close(_kl(p.double(), q.double()), expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(bernoulli(p.double(), q.double()), expected, rtol=1e-6, atol=1e-9)
 
     def test_no_perturbation_finds_nobody_fragile_and_a_real_one_everybody(self) -> None:
         model, batch = Toy(dtype=torch.float32), batch_of()

@@ -53,6 +53,9 @@ STUDENTS = ("mf", "neumf", "lightgcn", "kgat", "kgcn", "deepcf_mlp", "gru4rec", 
 TEACHERS = ("pop", "ease", "mf", "lightgcn", "structure_aware_kgat", "comirec", "stosa", "multi_intent_gaussian")
 
 
+PERTURBED = ("mf", "lightgcn", "sasrec", "lstm_text", "deepfm", "biased_mf")
+
+
 def teacher_of(name: str = "mf", data: Data = DATA, *, seed: int = 9, **changes: Any) -> Taught:
     return Taught.of(build(name, data, seed=seed, **changes), data)
 
@@ -181,6 +184,7 @@ class TestObjective:
         [
             ("mf", "smart", {"eps": 0.3, "weight": 3.0}),
             ("sasrec", "smart", {"norm": "l2"}),
+            *((student, "vat", {"weight": 30.0}) for student in PERTURBED),
             ("mf", "gaussian", {"noisy": 0.3}),
             ("sasrec", "gaussian", {}),
             ("sasrec", "rdrop", {}),
@@ -207,8 +211,9 @@ class TestObjective:
                 torch.testing.assert_close(found[2][key], half, rtol=1e-3, atol=1e-6)
         assert told(term)["term/robust"] == pytest.approx((values[2] - values[0]).item(), abs=1e-5)
 
-    def test_the_robust_term_of_neftune_is_the_noisy_loss(self) -> None:
-        model = build("sasrec").eval()
+    @pytest.mark.parametrize("student", [each for each in ("sasrec", "lstm_text", "llm_prompt") if buildable(each)])
+    def test_the_robust_term_of_neftune_is_the_noisy_loss(self, student: str) -> None:
+        model = build(student).eval()
         plain, by = Plain(loss(model.loss)), configured("defense", "neftune")
         term = distil("robust", plain, student=model, by=by, weight=1.0, warmup=0.0, task=0.0)
         noisy = defenses.build(by, plain, model)
@@ -227,7 +232,7 @@ class TestObjective:
 
     @pytest.mark.parametrize("name", ["apr", "rawp", "none"])
     def test_a_defence_that_adds_nothing_is_no_robust_term(self, name: str) -> None:
-        with pytest.raises(RrecError, match=rf"by={name}: .* \(gaussian, neftune, rdrop, smart do\)"):
+        with pytest.raises(RrecError, match=rf"by={name}: .* \(gaussian, neftune, rdrop, smart, vat do\)"):
             distil("robust", by=configured("defense", name))
 
     @pytest.mark.parametrize("name", [each for each in distills if each not in ("distance", "adapter_norm")])

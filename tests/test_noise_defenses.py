@@ -1,10 +1,13 @@
 """Defences of random noise: where it falls, how large it is, and that none of it is plain training."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from conftest import DATA, batch_for, build, configured, gradients
+from conftest import DATA, batch_for, build, buildable, configured, gradients
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
@@ -12,6 +15,7 @@ from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import divergence, loss
 from robustbench_rec.model import RecModel
+from robustbench_rec.models import llm_prompt
 from robustbench_rec.objective import Objective, Plain, start_epoch
 from robustbench_rec.shifted import Shifted
 
@@ -82,8 +86,6 @@ def test_the_noise_of_neftune_is_within_alpha_and_on_real_events_alone() -> None
 
 
 def test_padding_makes_no_difference_to_the_size_of_the_noise() -> None:
-    from dataclasses import replace
-
     model = build("sasrec").eval()
     short = batch_for(model, size=30)
     assert short.history is not None
@@ -96,6 +98,81 @@ def test_padding_makes_no_difference_to_the_size_of_the_noise() -> None:
     dim = model.get_parameter("item.weight").shape[1]
     bound = 5 / (short.history.lengths * dim).sqrt()
     assert all(bool((each <= bound + 1e-6).all()) for each in sizes)
+
+
+TITLES = ["sea", "old sea house", "", "red night song", "winter", "song sea"]
+MIXED = replace(DATA, item_table=pd.DataFrame({"title": [TITLES[each % 6] for each in range(DATA.n_items)]}))
+WORDS = torch.tensor([len(TITLES[each % 6].split()) for each in range(DATA.n_items)])
+PROMPT = {"template": "The {history} Will like {item} :", "window": 2, "title_tokens": 6, "separator": ","}
+LORA = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
+
+
+def prompted(batch: Batch) -> Tensor:
+    """Tokens of the prompts of a batch: four of the template, the titles, and a comma between those of the history."""
+    assert batch.history is not None
+    assert batch.items is not None
+    items, lengths = batch.history.items, batch.history.lengths
+    past = (torch.cat([WORDS, torch.zeros(1, dtype=torch.long)])[items] * batch.history.real).sum(1)
+    return (4 + past + (lengths - 1).clamp_min(0))[:, None].add(WORDS[batch.items]).flatten()
+
+
+@pytest.mark.parametrize("alpha", [5.0, 15.0])
+@pytest.mark.parametrize(
+    ("name", "changes", "lengths"),
+    [
+        ("lstm_text", {}, lambda batch: WORDS[batch.items.unique()]),
+        ("text_tower", LORA, lambda _: WORDS + 2),  # with the special tokens; of all items, which are compared
+        ("text_tower", {"user": "history", **LORA}, lambda _: WORDS + 2),
+        ("text_tower", {"max_tokens": 4, **LORA}, lambda _: (WORDS + 2).clamp_max(4)),
+        ("llm_prompt", PROMPT, prompted),
+    ],
+    ids=["lstm_text", "text_tower", "text_tower of histories", "text_tower of short texts", "llm_prompt"],
+)
+def test_the_noise_of_neftune_is_on_the_tokens_of_each_text_by_their_true_number(
+    name: str, changes: dict[str, Any], lengths: Callable[[Batch], Tensor], alpha: float
+) -> None:
+    if not buildable(name):
+        pytest.skip("needs the extra `text`")
+    model = build(name, MIXED, **changes).train()
+    batch, objective = batch_for(model, MIXED), defended("neftune", model, alpha=alpha)
+    (noise,) = objective.noise(Shifted(model), batch).values()
+    true = lengths(batch)
+    assert len(noise) == len(true)
+    assert len(true.unique()) > 1
+    real = torch.arange(noise.shape[1]) < true[:, None]
+    assert not noise[~real].any()
+    bound = (alpha / (true * noise.shape[2]).sqrt())[:, None, None].expand_as(noise)[real]
+    within = noise[real].abs() / bound
+    assert within.max() <= 1 + 1e-6
+    assert within.mean().item() == pytest.approx(0.5, abs=0.03)
+    moved = objective(Shifted(model), batch)
+    assert not torch.allclose(moved, plain(model)(Shifted(model), batch))
+    assert any(each.any() for each in gradients(model, moved).values())
+
+
+@pytest.mark.skipif(not buildable("llm_prompt"), reason="needs the extra `text`")
+def test_prompts_that_go_through_in_parts_have_no_noise_on_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llm_prompt", MIXED, **PROMPT)
+    monkeypatch.setattr(llm_prompt, "TOKENS", 4 * model.longest)
+    with pytest.raises(RrecError, match="activations of 32 prompts cannot be shifted at once, .* a smaller batch_size"):
+        defended("neftune", model)(Shifted(model), batch_for(model, MIXED))
+
+
+@pytest.mark.skipif(not buildable("text_tower"), reason="needs the extra `text`")
+def test_gaussian_noise_is_on_what_a_frozen_encoder_gave() -> None:
+    for user, tables in (("embedding", {"user.weight", "feature_text"}), ("history", {"feature_text"})):
+        model = build("text_tower", MIXED, user=user)
+        batch = batch_for(model, MIXED)
+        noise = defended("gaussian", model, sigma=0.3).noise(Shifted(model), batch)
+        assert set(noise) == tables
+        ratio = noise["feature_text"].norm() / model.get_buffer("feature_text").norm()
+        assert ratio.item() == pytest.approx(0.3, rel=0.15)
+
+
+def test_gaussian_noise_without_a_part_adds_nothing() -> None:
+    model = build("mf")
+    objective = defended("gaussian", model, consistency=0.0, noisy=0.0)
+    assert objective.added(Shifted(model), batch_for(model)).item() == 0
 
 
 def test_rdrop_is_two_passes_and_their_symmetric_divergence() -> None:
@@ -130,7 +207,9 @@ def test_the_divergence_of_an_output_from_itself_is_zero_and_it_is_symmetric(nam
 @pytest.mark.parametrize(
     ("name", "model", "message"),
     [
-        ("neftune", "mf", "model 'mf' has no embedded events"),
+        ("neftune", "mf", "model 'mf' has no embedded tokens or events, which neftune adds noise to; see"),
+        ("neftune", "text_tower", "neftune adds noise to: its frozen encoder read the texts once, .*model.lora.rank"),
+        ("vat", "ease", "has no embedding surface"),
         ("rdrop", "mf", "model 'mf' has no dropout here"),
         ("gaussian", "deepfm", None),
         ("gaussian", "ease", "has no embedding surface"),
@@ -140,6 +219,8 @@ def test_a_model_that_lacks_what_it_needs_is_refused_in_one_line(name: str, mode
     if message is None:
         defended(name, build(model))
         return
+    if not buildable(model):
+        pytest.skip("needs the extra `text`")
     with pytest.raises(RrecError, match=message) as caught:
         defended(name, build(model))
     assert "\n" not in str(caught.value)

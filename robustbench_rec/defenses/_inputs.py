@@ -1,5 +1,6 @@
 """What the defences share that perturb embeddings as a model reads them."""
 
+import torch
 from torch import Tensor
 
 from robustbench_rec.ascent import Ascent
@@ -17,3 +18,9 @@ def read(model: RecModel, ball: Ball) -> Ascent:
 def kept(delta: Tensor, gradient: Tensor) -> Tensor:
     """δ of the rows that reach the scores: what no score reads, padding above all, has no gradient."""
     return delta * gradient.ne(0).any(-1, keepdim=True)
+
+
+def real(vectors: Tensor, lengths: Tensor) -> Tensor:
+    """Vectors of tokens or events `[n, L, D]`, none behind the length of their row `[n]`."""
+    places = torch.arange(vectors.shape[1], device=vectors.device)
+    return vectors * (places < lengths[:, None])[..., None]

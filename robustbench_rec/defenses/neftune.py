@@ -5,19 +5,21 @@ from torch import Tensor
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
-from robustbench_rec.defenses._noise import embedded, real, uniform
+from robustbench_rec.defenses._inputs import real
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Adding, Objective
-from robustbench_rec.shifted import Shifted
+from robustbench_rec.shifted import Shifted, embedded
 
 
 @defenses.register
 class NEFTune(Adding):
-    """Noisy embeddings in training: L(θ + ξ), ξ uniform in ±α/√(L d) on embedded events (Jain et al., ICLR 2024).
+    """Noisy embeddings in training: L(θ + ξ), ξ uniform in ±α/√(L d) on embedded tokens (Jain et al., ICLR 2024).
 
-    alpha: α, the largest norm of the noise of a whole history; 5 to 15 in the paper. L is the true length of each
-    history, not the padded one, and padding gets none. For models that read histories.
+    alpha: α, the largest norm of the noise of a whole text or history; 5 to 15 in the paper. L is the true number of
+    its tokens or events, not the padded one, and padding gets none. For models that embed the tokens of texts (in a
+    pretrained encoder: adapted with LoRA) or the events of histories. The noise of a pretrained encoder is on what
+    enters its first block, behind positions and, in BERT, a layer norm, which the paper has after the noise.
     """
 
     @dataclass
@@ -30,7 +32,11 @@ class NEFTune(Adding):
         self.names = embedded(model)
         if not self.names:
             name = type(model).__module__.rpartition(".")[2]
-            raise RrecError(f"model '{name}' has no embedded events, which neftune adds noise to: see defense=gaussian")
+            frozen = ": its frozen encoder read the texts once, which model.lora.rank changes" if model.given else ""
+            raise RrecError(
+                f"model '{name}' has no embedded tokens or events, which neftune adds noise to{frozen}; "
+                "see defense=gaussian"
+            )
         super().__init__()
         self.config, self.inner = config, inner
 
@@ -48,9 +54,11 @@ class NEFTune(Adding):
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""
-        assert batch.history is not None
-        lengths = batch.history.lengths.clamp_min(1)[:, None, None]
-        return {
-            name: real(self.config.alpha / (lengths * each.shape[2]).sqrt() * uniform(each, self.generator), batch)
-            for name, each in at.activations(self.names, batch).items()
-        }
+        lengths = at.model.read_lengths(batch, at.encoded)
+        found = at.activations(self.names, batch)
+        return {name: real(self._drawn(each, lengths), lengths) for name, each in found.items()}
+
+    def _drawn(self, vectors: Tensor, lengths: Tensor) -> Tensor:
+        uniform = torch.rand(vectors.shape, generator=self.generator) * 2 - 1  # [n, L, D]
+        sizes = self.config.alpha / (lengths.clamp_min(1)[:, None, None] * vectors.shape[2]).sqrt()
+        return sizes * uniform.to(vectors)

@@ -11,6 +11,7 @@ from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.denoising import LOSSES, PAIRED, Denoiser, questions
 from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import bernoulli
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Objective
@@ -84,17 +85,12 @@ class SelfPurification(Denoiser):
 
         def divergence(point: Shifted, batch: Batch) -> Tensor:
             after, _, _ = questions(LOSSES[self.kind], masks(point, batch), batch)
-            return _kl(before, after).mul(counted).sum(1) / counted.sum(1).clamp_min(1)
+            return bernoulli(before, after).mul(counted).sum(1) / counted.sum(1).clamp_min(1)
 
         with torch.enable_grad():
             worse, batch = self.attack(here, batch, divergence)
         with torch.no_grad():
             return divergence(worse, batch)
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """Of the answers with logits p from those with logits q."""
-    return p.sigmoid() * (F.logsigmoid(p) - F.logsigmoid(q)) + (-p).sigmoid() * (F.logsigmoid(-p) - F.logsigmoid(-q))
 
 
 def _owners(batch: Batch) -> Tensor:

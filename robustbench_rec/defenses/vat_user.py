@@ -17,7 +17,7 @@ class VATUser(PerUser):
 
     c(u) = scale · σ(mean ℓ / ℓ_u − 1), ℓ_u the sum of a user's losses in the batch, as in the released code, and the
     mean over its users: the sum makes an active user look hard. Everything else as in PamaCF. It has nothing to do with
-    virtual adversarial training, which is `smart`.
+    virtual adversarial training, which is `vat`.
     """
 
     def __init__(self, config: PerUser.Config, inner: Objective, model: RecModel) -> None:

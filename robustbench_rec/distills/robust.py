@@ -17,7 +17,7 @@ class Robust(Term):
     """What the student says and what it says under a perturbation: symKL(p(x), p(x + ξ)) (+ its loss at x + ξ).
 
     by: the defence that perturbs, of which this is what it adds to the student's own loss, its own weights included:
-    `smart` (with norm=l2 virtual adversarial training), `gaussian`, `rdrop`, `neftune` (the loss at x + ξ alone). The
+    `smart`, `vat` (KL(p(x) ‖ p(x + ξ)), p(x) fixed), `gaussian`, `rdrop`, `neftune` (the loss at x + ξ alone). The
     teacher has no part in it. The same with a constant weight is the defence itself, which is then a part of the task.
     [R] After the abstract of arXiv:2510.27077; weight 0.5 and a warmup of 0.2 are those of the reconstruction.
     """

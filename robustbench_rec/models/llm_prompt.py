@@ -94,23 +94,24 @@ class LLMPrompt(RecModel):
             add_low_rank(self, self.projections, config.lora)
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
-        history = batch.history
-        assert history is not None
         width = self.n_items if batch.items is None else batch.items.shape[1]
         prompts = len(batch) * width
         size = max(1, TOKENS // self.longest)
-        if prompts > size and any(each.shift.ndim for each in self.modules() if isinstance(each, Site)):
+        if prompts > size and not all(each.idle for each in self.modules() if isinstance(each, Site)):
             raise RrecError(
                 f"the activations of {prompts:,} prompts cannot be shifted at once, those of {size:,} can: "
-                "ask for fewer candidates, or attack another surface"
+                "ask for fewer candidates, train with a smaller batch_size, or attack another surface"
             )
         scores = []
-        for part in torch.arange(prompts, device=history.items.device).split(size):
-            row, column = part // width, part % width
-            items = column if batch.items is None else batch.items[row, column]
-            ids, lengths = self._prompts(history.items[row], history.lengths[row], items)
+        for part in torch.arange(prompts, device=batch.users.device).split(size):
+            ids, lengths = self._prompts(*self._asked(batch, part, width))
             scores.append(recomputed(self.reader, ids, lengths) if prompts > size else self.reader(ids, lengths))
         return Output(torch.cat(scores).view(len(batch), width))
+
+    def read_lengths(self, batch: Batch, encoded: Encoded) -> Tensor:
+        width = self.n_items if batch.items is None else batch.items.shape[1]
+        every = torch.arange(len(batch) * width, device=batch.users.device)
+        return self._prompts(*self._asked(batch, every, width))[1]
 
     def text_reader(self, data: Data) -> Reader:
         """Of the tokens of titles; what a tokenizer makes of words is nothing that an attack knows."""
@@ -185,6 +186,13 @@ class LLMPrompt(RecModel):
     def _check(self, pretrained: Pretrained, longest: int) -> None:
         told = f"model.window={self.window} titles of up to model.title_tokens={self.config.title_tokens} tokens"
         pretrained.check_length(longest, told)
+
+    def _asked(self, batch: Batch, part: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Histories, their lengths and items of prompts `[P]`, of which every example has `width`."""
+        assert batch.history is not None
+        row, column = part // width, part % width
+        items = column if batch.items is None else batch.items[row, column]
+        return batch.history.items[row], batch.history.lengths[row], items
 
     def _prompts(self, history: Tensor, lengths: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens `[P, T]`, padded on the right, and lengths of the prompts of P histories and items."""

@@ -110,6 +110,9 @@ class LSTMText(RecModel):
             scores = scores + self.deep.score(self.deep.user_part(user), item_part[0], chosen, weight)
         return Output(scores)
 
+    def read_lengths(self, batch: Batch, encoded: tuple[Tensor, ...] | None) -> Tensor:
+        return self.lengths if encoded is not None or batch.items is None else self.lengths[batch.items.unique()]
+
     def text_reader(self, data: Data) -> Reader:
         """Of the words alone: what `features` makes of a column stays what it is."""
         return _Reader(self)

@@ -134,7 +134,7 @@ class TextTower(RecModel):
         return None if self.training else self._items(None)
 
     def forward(self, batch: Batch, encoded: Tensor | None) -> Output:
-        named = None if encoded is not None or batch.items is None else self._named(batch.items, batch.history)
+        named = self._asked(batch, encoded)
         table = self._items(named) if encoded is None else encoded  # [M, D]
         users = self._users(batch, table, named)  # [B, D]
         if batch.items is None:
@@ -151,6 +151,10 @@ class TextTower(RecModel):
 
     def item_states(self, items: Tensor, encoded: Tensor | None) -> Tensor:
         return self._items(items) if encoded is None else rows(encoded, items)
+
+    def read_lengths(self, batch: Batch, encoded: Tensor | None) -> Tensor:
+        named = self._asked(batch, encoded)
+        return self.lengths if named is None else self.lengths[named]
 
     def text_reader(self, data: Data) -> Reader:
         """Of tokens with LoRA, else of what the encoder says, which it loads."""
@@ -169,6 +173,10 @@ class TextTower(RecModel):
         self.widths = widths(self.backbone, "backbone", len(self.centre))
         self.asked_once = 0
         del self.feature_text
+
+    def _asked(self, batch: Batch, encoded: Tensor | None) -> Tensor | None:
+        """The items whose texts are read for a batch, None for all."""
+        return None if encoded is not None or batch.items is None else self._named(batch.items, batch.history)
 
     def _named(self, items: Tensor, history: History | None) -> Tensor:
         """The items of a batch, each once, ascending."""

@@ -9,7 +9,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Level, Noise
 from robustbench_rec.noises import noises
 from robustbench_rec.norms import gaussian
-from robustbench_rec.shifted import SURFACES, Shifted
+from robustbench_rec.shifted import Shifted, tables
 
 
 @noises.register
@@ -34,8 +34,7 @@ class EmbeddingNoise(Noise):
     def delta(self, model: RecModel, generator: torch.Generator) -> dict[str, Tensor]:
         if not self.level:
             return {}
-        given = [name for name, _ in model.named_buffers() if name in model.given]
-        tables = Shifted(model).tensors([*SURFACES["embedding"](model), *given])
-        if not tables:
+        found = Shifted(model).tensors(tables(model))
+        if not found:
             raise RrecError(f"noise 'embedding': model '{type(model).__module__.rpartition('.')[2]}' has no embeddings")
-        return {name: gaussian(each.detach(), self.level, generator) for name, each in tables.items()}
+        return {name: gaussian(each.detach(), self.level, generator) for name, each in found.items()}
