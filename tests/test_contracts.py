@@ -425,7 +425,7 @@ def test_every_attack_stays_in_its_ball(name: str, kind: str, attack: str, per: 
         assert spent["mean_norm"] <= spent["max_norm"] * (1 + 1e-5)
         assert spent["max_norm"] > 0 or attack in ("square", "simba")  # which move only where they find better
         if attack != "noise":
-            assert objective(worse, batch) >= objective(at, batch) - 1e-6, norm
+            assert objective(worse, batch) >= objective(at, batch) - 1e-5, norm  # distances are rounded
     assert_same(before, state(model))
     assert all(each.grad is None for each in model.parameters())
 
