@@ -22,7 +22,7 @@ from robustbench_rec.distills import distilled, distills
 from robustbench_rec.distills._lists import OverLists, by_rank
 from robustbench_rec.distills._vectors import Entities
 from robustbench_rec.distills.contrastive import alike, infonce
-from robustbench_rec.distills.crd import nce
+from robustbench_rec.distills.crd import besides, nce
 from robustbench_rec.distills.rrd import plackett_luce
 from robustbench_rec.distills.topology import Topology, apart
 from robustbench_rec.errors import RrecError
@@ -524,6 +524,15 @@ class TestVectors:
             for row in e.tolist()
         ]
         assert nce(e, n).item() == pytest.approx(sum(total) / 4, rel=1e-5)
+
+    def test_the_negatives_of_crd_are_all_others_alike_and_never_oneself(self) -> None:
+        index = torch.tensor([0, 2, 4])
+        drawn = besides(index, 5, 6000, torch.Generator().manual_seed(0))
+        for own, row in zip(index.tolist(), drawn, strict=True):
+            counts = torch.bincount(row, minlength=5).tolist()
+            assert counts.pop(own) == 0
+            assert len(counts) == 4
+            assert all(abs(each - 1500) < 150 for each in counts)
 
     def test_crd_is_the_sum_of_both_anchors_and_remembers(self) -> None:
         built = distil("crd", student=build("mf"))
