@@ -93,6 +93,12 @@ def lists_of(built: Distillation) -> OverLists:
     return term
 
 
+def listed(built: Distillation, user: int) -> Tensor:
+    """The items of a user that count."""
+    term = lists_of(built)
+    return term.lists[user] if term.there is None else term.lists[user][term.there[user]]
+
+
 class TestObjective:
     @pytest.mark.parametrize("name", list(distills))
     @pytest.mark.parametrize("student", ["mf", "kgat"])
@@ -278,7 +284,7 @@ class TestLists:
             built = distil(teacher=teacher, temperature=1.7, standardise=standardise)
             total = []
             for user in sorted(set(batch.users.tolist())):
-                items = lists_of(built).lists[[user]]
+                items = listed(built, user)[None]
                 both = []
                 for model in (student, teacher.at.model):
                     s = Shifted(model)(Batch.unlabelled(torch.tensor([user]), items)).scores[0]
@@ -291,12 +297,15 @@ class TestLists:
     def test_pointwise_is_the_divergence_of_coins(self) -> None:
         student, teacher, batch = build("mf"), teacher_of(), batch_of()
         built = distil("pointwise", teacher=teacher, temperature=1.5, standardise=False)
-        users = torch.unique(batch.users)
-        asked = Batch.unlabelled(users, lists_of(built).lists[users])
-        p, q = (
-            torch.distributions.Bernoulli(logits=Shifted(m)(asked).scores / 1.5) for m in (teacher.at.model, student)
-        )
-        expected = 1.5**2 * torch.distributions.kl_divergence(p, q).mean()
+        found = []
+        for user in torch.unique(batch.users).tolist():
+            asked = Batch.unlabelled(torch.tensor([user]), listed(built, user)[None])
+            p, q = (
+                torch.distributions.Bernoulli(logits=Shifted(m)(asked).scores / 1.5)
+                for m in (teacher.at.model, student)
+            )
+            found.append(torch.distributions.kl_divergence(p, q)[0])
+        expected = 1.5**2 * torch.cat(found).mean()
         torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize("name", ["listwise", "pointwise", "boundary"])
@@ -328,6 +337,19 @@ class TestLists:
         scores[DATA.train.users, DATA.train.items] = -torch.inf
         assert torch.equal(built.lists[:, :6], scores.topk(6, 1).indices)
         assert built.lists.shape == (DATA.n_users, 10)
+
+    @pytest.mark.parametrize("top", [0, 6])
+    def test_the_rest_are_other_items_each_once_and_no_training_items(self, top: int) -> None:
+        built = lists_of(distil(top=top, uniform=30))
+        assert built.there is not None
+        for user in range(DATA.n_users):
+            known = set(DATA.train.items[DATA.train.users == user].tolist())
+            for place, item in enumerate(built.lists[user].tolist()):
+                counts = item not in known
+                assert bool(built.there[user, place]) == counts
+                known.add(item)
+        drawn = built.there[:, top:].sum(1)
+        assert bool((drawn > 0.6 * (DATA.n_items - 5 - top)).all())
 
     def test_the_rest_is_drawn_anew_every_epoch_and_the_best_stay(self) -> None:
         built, lists = distil(), []
