@@ -79,10 +79,10 @@ class Lesson:
         return keys // n - users[0], keys % n
 
     @cached_property
-    def free(self) -> int:
-        """Candidates that every user has at least."""
+    def most(self) -> int:
+        """Candidates that a user has at most."""
         counts = torch.bincount(self.taken // self.data.n_items, minlength=self.data.n_users)
-        return self.data.n_items - int(counts.max())
+        return self.data.n_items - int(counts.min())
 
     def best(self, k: int) -> tuple[Tensor, Tensor]:
         """The teacher's best candidates of every user, and which are such, both `[n_users, k]`.

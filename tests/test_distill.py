@@ -95,6 +95,16 @@ def lists_of(built: Distillation) -> OverLists:
     return term
 
 
+def heavy(count: int) -> Data:
+    """DATA with a first user who has the first items of the catalogue."""
+    kept = (DATA.train.users != 0).nonzero().squeeze(1)
+    others = {name: each[kept] for name, each in vars(DATA.train).items() if each is not None}
+    first = torch.arange(count)
+    own = {"users": torch.zeros_like(first), "items": first, "values": torch.ones(count)}
+    train = Interactions(**{name: torch.cat([own[name].to(others[name].dtype), others[name]]) for name in own})
+    return replace(DATA, train=train)
+
+
 def listed(built: Distillation, user: int) -> Tensor:
     """The items of a user that count."""
     term = lists_of(built)
@@ -389,12 +399,8 @@ class TestLists:
         assert counts[0] > 1.5 * counts[8] > 2 * counts[20]
 
     def test_a_user_who_has_nearly_all_items_shortens_no_list_but_the_own(self) -> None:
-        kept = (DATA.train.users != 0).nonzero().squeeze(1)
-        others = {name: each[kept] for name, each in vars(DATA.train).items() if each is not None}
-        heavy = torch.arange(DATA.n_items - 2)
-        own = {"users": torch.zeros_like(heavy), "items": heavy, "values": torch.ones(len(heavy))}
-        train = Interactions(**{name: torch.cat([own[name].to(others[name].dtype), others[name]]) for name in own})
-        data = replace(DATA, train=train)
+        data = heavy(DATA.n_items - 2)
+        train = data.train
         lesson = Lesson(teacher_of(data=DATA), build("mf", DATA), data, 10, BPR.loss)
         found, there = lesson.best(8)
         assert found.shape == (DATA.n_users, 8)
@@ -405,10 +411,27 @@ class TestLists:
             assert row == order[:8]
             assert there[user].tolist() == [item not in taken for item in row]
 
-    @pytest.mark.parametrize("name", ["listwise", "pointwise", "cd", "rrd"])
+    @pytest.mark.parametrize("owned", [DATA.n_items - 2, DATA.n_items])
+    def test_a_user_with_fewer_candidates_than_k_has_a_boundary_behind_the_last_of_them(self, owned: int) -> None:
+        teacher, student = teacher_of(), build("mf")
+        built = distil("boundary", teacher=teacher, student=student, data=heavy(owned), k=4, delta=9.0, size=15)
+        term = lists_of(built)
+        assert sorted(listed(built, 0).tolist()) == list(range(owned, DATA.n_items))
+        whole = lists_of(distil("boundary", teacher=teacher, student=student, k=4, delta=9.0, size=15))
+        assert term.there is not None
+        assert torch.equal(term.lists[1:], whole.lists[1:])
+        value = value_of(built, student, batch_of())
+        assert all(each.isfinite().all() for each in (value, *gradients(student, value).values()))
+
+    def test_a_boundary_behind_all_candidates_of_everybody_is_refused(self) -> None:
+        with pytest.raises(RrecError, match="1 <= k <= 15 candidates"):
+            distil("boundary", k=16)
+
+    @pytest.mark.parametrize("name", LISTS)
     def test_what_training_took_teaches_nothing_where_a_user_has_few_candidates(self, name: str) -> None:
         data = make_data(n_users=6, n_items=10, train=7)
         lists = {
+            "boundary": {"k": 3, "size": 6, "delta": 9.0},
             "cd": {"count": 4, "top": 6},
             "rrd": {"interesting": 6, "top": 6, "uninteresting": 0, "sampled": False},
         }
