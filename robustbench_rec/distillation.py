@@ -39,13 +39,18 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Who learns what from whom. epochs: how many there are at most. loss: the student's own, without a teacher."""
+    """Who learns what from whom.
+
+    epochs: how many there are at most. loss: the student's own, without a teacher. seen: whether training events are
+    candidates, as where what a user had is recommended again.
+    """
 
     teacher: Teacher
     student: RecModel
     data: Data
     epochs: int
     loss: Loss
+    seen: bool = False
 
     @cached_property
     def histories(self) -> Histories:
@@ -54,10 +59,15 @@ class Lesson:
 
     @cached_property
     def taken(self) -> Tensor:
-        """User · n_items + item of what is no candidate: training events, and those that a noise took out; sorted."""
-        parts = [self.data.train, *([] if self.data.hidden is None else [self.data.hidden])]
-        keys: Tensor = torch.unique(torch.cat([each.users * self.data.n_items + each.items for each in parts]))
-        return keys
+        """User · n_items + item of what is no candidate, sorted.
+
+        That is what a noise took out and, without `seen`, training events.
+        """
+        train, hidden = self.data.train, self.data.hidden
+        parts = [*([] if self.seen else [train]), *([] if hidden is None else [hidden])]
+        keys = [each.users * self.data.n_items + each.items for each in parts]
+        taken: Tensor = torch.unique(torch.cat([train.users[:0], *keys]))
+        return taken
 
     def portions(self) -> Sequence[Tensor]:
         """All users, so many at a time that scores of the whole catalogue fit."""

@@ -73,10 +73,11 @@ def distil(
     epoch: int = 0,
     epochs: int = 10,
     task: float = 1.0,
+    seen: bool = False,
     **changes: Any,
 ) -> Distillation:
     pupil, alone = student or build("mf", data), innermost(inner).loss
-    lesson = Lesson(teacher or teacher_of(data=data), pupil, data, epochs, alone)
+    lesson = Lesson(teacher or teacher_of(data=data), pupil, data, epochs, alone, seen)
     settings = configured("distill", name, **(FEW.get(name, {}) | changes))
     built = distilled(settings, inner, lesson, task=task)
     start_epoch(built, epoch, torch.Generator().manual_seed(epoch))
@@ -349,6 +350,26 @@ class TestLists:
         scores[DATA.train.users, DATA.train.items] = -torch.inf
         assert torch.equal(built.lists[:, :6], scores.topk(6, 1).indices)
         assert built.lists.shape == (DATA.n_users, 10)
+
+    @pytest.mark.parametrize("name", LISTS)
+    def test_training_items_are_candidates_where_they_are_recommended_again(self, name: str) -> None:
+        hidden = Interactions(torch.tensor([0, 3]), torch.tensor([4, 7]), torch.ones(2))
+        data, teacher = replace(DATA, hidden=hidden), teacher_of()
+        few = {"boundary": {"k": 6, "size": 20, "delta": 9.0}, "cd": {"count": 8}, "rrd": {"sampled": False}}
+        changes = {"top": 8, "uniform": 60} if name in ("listwise", "pointwise") else few[name]
+        built = distil(name, teacher=teacher, data=data, seen=True, **changes)
+        scores = teacher.scores(torch.arange(DATA.n_users), None).clone()
+        scores[hidden.users, hidden.items] = -torch.inf
+        for user in range(DATA.n_users):
+            own = set(listed(built, user).tolist())
+            gone = set(hidden.items[hidden.users == user].tolist())
+            assert not own & gone
+            if name in ("boundary", "listwise", "pointwise"):
+                assert len(own) > 0.8 * DATA.n_items
+            if name != "boundary":
+                first = 4 if name == "rrd" else 8
+                best = scores[user].topk(first).indices
+                assert torch.equal(lists_of(built).lists[user, :first], best)
 
     @pytest.mark.parametrize("top", [0, 6])
     def test_the_rest_are_other_items_each_once_and_no_training_items(self, top: int) -> None:

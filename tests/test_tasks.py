@@ -17,9 +17,11 @@ from robustbench_rec import checkpoint, composing, trainer
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import by_user
 from robustbench_rec.evaluation.worst import attacked
+from robustbench_rec.metrics.agreement import overlap
 from robustbench_rec.models import models
 from robustbench_rec.tasks import attack, distill, finetune, gate, train, trials
 from robustbench_rec.tasks import eval as evaluate
+from robustbench_rec.teacher import Taught
 
 DATA = (
     "dataset=synthetic",
@@ -531,6 +533,14 @@ class TestDistill:
         assert found["agreement/kendall"] == pytest.approx(1)
         assert found["size/student"] == found["size/teacher"] == 8 * (150 + 60)
         assert found["size/trained_share"] == 1
+
+    def test_what_is_recommended_again_is_agreed_about(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = self.distilled(runs, tmp_path, "seen=true", "epochs=1", "distill.top=10")
+        both = []
+        for path in (tmp_path, runs["kgat"][0]):
+            loaded = checkpoint.load(str(path), data_dir=None, device=torch.device("cpu"))
+            both.append(Taught.of(loaded.model, loaded.data).scores(torch.arange(loaded.data.n_users), None))
+        assert metrics["agreement/overlap@10"] == pytest.approx(overlap(*both, 10).mean().item())
 
     @pytest.mark.parametrize("named", ["ensemble", "ema"])
     def test_other_teachers(self, runs: Runs, tmp_path: Path, named: str) -> None:

@@ -47,10 +47,10 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
         if not cfg.task_weight and cfg.defense["name"] != "none":
             raise RrecError(f"defense={cfg.defense['name']} is about the task, which task_weight=0 leaves out")
         teacher = teacher_of(cfg, model, data)
-        lesson = Lesson(teacher, model, data, cfg.epochs, innermost(objective).loss)
+        lesson = Lesson(teacher, model, data, cfg.epochs, innermost(objective).loss, cfg.seen)
         return distilled(cfg.distill, objective, lesson, task=cfg.task_weight)
 
-    about = {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema")}
+    about = {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema", "seen")}
     return train(cfg, out, "distill", wrap, about, partial(_compare, cfg))
 
 
