@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -39,11 +40,11 @@ class Teacher(ABC):
 
     def users(self, users: Tensor) -> Tensor:
         """Vectors of users, `[B, D]`; RrecError where it has none."""
-        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
+        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by runs")
 
     def items(self, items: Tensor) -> Tensor:
         """Vectors of items, `[B, D]`; RrecError where it has none."""
-        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
+        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by runs")
 
 
 @dataclass
@@ -107,7 +108,10 @@ class Average(Taught):
 
 
 class Ensemble(Teacher):
-    """The mean of several teachers, whose scores are standardised over the catalogue, user by user."""
+    """The mean of several teachers, whose scores are standardised over the catalogue, user by user.
+
+    Its vectors are those of all of them side by side, each normalised.
+    """
 
     def __init__(self, members: Sequence[Teacher], data: Data) -> None:
         self.members = list(members)
@@ -128,8 +132,11 @@ class Ensemble(Teacher):
         joined: Tensor = total / len(self.members)
         return joined
 
-    def __str__(self) -> str:
-        return "an ensemble"
+    def users(self, users: Tensor) -> Tensor:
+        return torch.cat([F.normalize(each.users(users), dim=1) for each in self.members], 1)
+
+    def items(self, items: Tensor) -> Tensor:
+        return torch.cat([F.normalize(each.items(items), dim=1) for each in self.members], 1)
 
 
 class Matrix(Teacher):
