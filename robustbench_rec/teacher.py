@@ -28,11 +28,13 @@ CELLS = 2**25
 class Teacher(ABC):
     """Scores that a student is to learn; nothing of it is trained.
 
-    moving: whether it says something else in the next epoch. parameters: how many numbers it has learnt.
+    moving: whether it says something else in the next epoch. parameters: how many numbers it has learnt. loss: the one
+    of its model's paper, a name of `robustbench_rec.losses`, which says what its scores are; None for any other scores.
     """
 
     moving: bool = False
     parameters: int = 0
+    loss: str | None = None
 
     @abstractmethod
     def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
@@ -55,7 +57,7 @@ class Taught(Teacher):
     histories: Histories
 
     def __post_init__(self) -> None:
-        self.parameters = sizes(self.at.model)[1]
+        self.parameters, self.loss = sizes(self.at.model)[1], self.at.model.loss
 
     @classmethod
     def of(cls, model: RecModel, data: Data) -> "Taught":
@@ -147,7 +149,7 @@ class Matrix(Teacher):
 
     def __init__(self, matrix: NDArray[np.floating], rows: Tensor, columns: Tensor, *, states: Teacher | None) -> None:
         self.matrix, self.rows, self.columns, self.states = matrix, rows.cpu().numpy(), columns.cpu().numpy(), states
-        self.parameters = 0 if states is None else states.parameters
+        self.parameters, self.loss = (0, None) if states is None else (states.parameters, states.loss)
 
     @staticmethod
     def files(path: Path) -> list[Path]:

@@ -335,6 +335,59 @@ class TestLists:
         expected = 1.5**2 * torch.cat(found).mean()
         torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
 
+    def test_ratings_are_apart_by_the_square_of_their_difference(self) -> None:
+        student, batch, own = build("biased_mf"), batch_of(), Plain(loss("mse"))
+        teacher = teacher_of("biased_mf")
+        with torch.no_grad():
+            teacher.at.model.get_parameter("user_bias").add_(2.0)
+        built = distil("pointwise", own, teacher, student, temperature=1.5)
+        found = []
+        for user in torch.unique(batch.users).tolist():
+            asked = Batch.unlabelled(torch.tensor([user]), listed(built, user)[None])
+            found.append((Shifted(teacher.at.model)(asked).scores - Shifted(student)(asked).scores)[0].square())
+        torch.testing.assert_close(value_of(built, student, batch), torch.cat(found).mean())
+        assert value_of(built, student, batch).item() == pytest.approx(4, rel=0.01)
+
+    def test_a_student_of_ratings_learns_nothing_of_the_scale_of_other_scores(self) -> None:
+        student, own, scores = build("biased_mf"), Plain(loss("mse")), 500 * torch.rand(DATA.n_users, DATA.n_items)
+        one, two = (distil("pointwise", own, fixed(each), student) for each in (scores, scores / 100 - 7))
+        values = [value_of(each, student, batch_of()) for each in (one, two)]
+        torch.testing.assert_close(*values, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("standardise", [False, True])
+    def test_cd_is_the_cross_entropy_with_soft_labels(self, standardise: bool) -> None:
+        student, teacher, batch = build("mf"), teacher_of(), batch_of()
+        built = distil("cd", teacher=teacher, temperature=1.5, standardise=standardise)
+        total = []
+        for user in torch.unique(batch.users).tolist():
+            asked = Batch.unlabelled(torch.tensor([user]), listed(built, user)[None])
+            s, t = (Shifted(each)(asked).scores[0] for each in (student, teacher.at.model))
+            if standardise:
+                s, t = ((each - each.mean()) / each.std() for each in (s, t))
+            p, q = s.sigmoid(), (t / 1.5).sigmoid()
+            total.append(-(q * p.log() + (1 - q) * (1 - p).log()))
+        torch.testing.assert_close(value_of(built, student, batch), torch.cat(total).mean(), rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("teacher", "student", "own", "raw"),
+        [
+            ("deepfm", "mf", "bpr", True),
+            ("kgcn", "mf", "bce", True),
+            ("deepfm", "biased_mf", "mse", False),
+            ("pop", "mf", "bpr", False),
+            ("stosa", "mf", "bpr", False),
+        ],
+    )
+    def test_labels_of_cd_are_raw_where_scores_are_logits(
+        self, teacher: str, student: str, own: str, raw: bool
+    ) -> None:
+        pupil, inner, batch = build(student), Plain(loss(own)), batch_of()
+        found, plain = (
+            value_of(distil("cd", inner, teacher_of(teacher), pupil, **each), pupil, batch)
+            for each in ({}, {"standardise": not raw})
+        )
+        assert torch.equal(found, plain)
+
     @pytest.mark.parametrize("name", ["listwise", "pointwise", "boundary"])
     def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(self, name: str) -> None:
         student, batch = build("mf", seed=9), batch_of()
@@ -342,7 +395,7 @@ class TestLists:
         assert value.item() == pytest.approx(0, abs=1e-6)
         assert max(each.abs().max().item() for each in gradients(student, value).values()) < 1e-5
 
-    @pytest.mark.parametrize("name", ["listwise", "boundary", "pointwise"])
+    @pytest.mark.parametrize("name", ["listwise", "boundary", "pointwise", "cd"])
     def test_standardised_lists_do_not_care_for_the_scale_of_a_teacher(self, name: str) -> None:
         student, batch = build("mf"), batch_of()
         scores = torch.randn(DATA.n_users, DATA.n_items)

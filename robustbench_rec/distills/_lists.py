@@ -64,13 +64,14 @@ class OverLists(Term):
 class Mixture(Weighted):
     """temperature: T. top, uniform: how many of the teacher's best items and of draws of others make a list.
 
-    standardise: z-score each list of scores first.
+    standardise: z-score each list of scores first; null for true, unless the scores of both are of one scale that the
+    term is about.
     """
 
     temperature: float
     top: int
     uniform: int
-    standardise: bool
+    standardise: bool | None
 
 
 class OverMixtures(OverLists):
@@ -84,6 +85,12 @@ class OverMixtures(OverLists):
                 "temperature > 0, top, uniform >= 0 and a list of at least two are needed"
             )
         self.config = config
+        self.standardise = not self.comparable if config.standardise is None else config.standardise
+
+    @property
+    def comparable(self) -> bool:
+        """Whether scores of teacher and student are of the scale that the term is about."""
+        return False
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         lists, n = self.uniform(self.config.uniform, generator), self.lesson.data.n_items
@@ -95,7 +102,7 @@ class OverMixtures(OverLists):
         return lists, there & ~repeated(lists)
 
     def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
-        if self.config.standardise:
+        if self.standardise:
             student, taught = standardised(student, there), standardised(taught, there)
         temperature = self.config.temperature
         return temperature**2 * self.apart(student / temperature, taught / temperature, there)
