@@ -140,7 +140,7 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.fit.lr * (0.1 if late else 1.0)
-        start_epoch(self.objective, epoch, self._stream(epoch, "objective"))
+        start_epoch(self.objective, epoch, self._stream(epoch, "objective"), batches=len(self.sampler))
         noisy = epoch_generator(self.noise.seed if self.noise else 0, epoch, "noise")
         total, count = torch.zeros((), device=device), 0
         for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):

@@ -173,9 +173,26 @@ class TestObjective:
         ],
         ids=str,
     )
-    def test_a_schedule_changes_the_weight_epoch_by_epoch(self, changes: dict[str, Any], shares: list[float]) -> None:
-        found = [distil(epoch=epoch, epochs=5, weight=2.0, **changes).terms[0].factor for epoch in range(5)]
-        assert found == pytest.approx([2 * each for each in shares])
+    def test_a_schedule_changes_the_weight_step_by_step(self, changes: dict[str, Any], shares: list[float]) -> None:
+        """Five steps: as many epochs of one batch, or one epoch of them."""
+        student, batch = build("mf"), batch_of()
+        for epochs, batches in ((5, 1), (1, 5)):
+            built = distil(student=student, epochs=epochs, weight=2.0, task=0.0, **changes)
+            whole = value_of(built, student, batch).item()
+            found = []
+            for epoch in range(epochs):
+                start_epoch(built, epoch, torch.Generator().manual_seed(0), batches=batches)
+                values = [built(Shifted(student), batch).item() for _ in range(batches)]
+                assert told(built)["term/listwise"] == pytest.approx(sum(values) / batches)
+                found += [each / whole for each in values]
+            assert found == pytest.approx([2 * each for each in shares])
+
+    def test_a_warm_up_rises_within_an_epoch_and_goes_on_in_the_next(self) -> None:
+        term = distil("robust", epochs=5, weight=0.5, warmup=0.3).terms[0]
+        term.batches = 10
+        rising = [term.factor(step) for step in range(50)]
+        assert rising[:15] == pytest.approx([0.5 * (step + 1) / 15 for step in range(15)])
+        assert set(rising[15:]) == {0.5}
 
     def test_without_a_task_only_the_teacher_is_followed(self) -> None:
         student, batch, teacher = build("mf"), batch_of(), teacher_of()
@@ -255,7 +272,7 @@ class TestObjective:
         shares = []
         for epoch in range(7):
             start_epoch(built, epoch, torch.Generator().manual_seed(0))
-            shares.append(built.terms[0].factor)
+            shares.append(built.terms[0].factor(epoch))
         assert shares == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
 
     @pytest.mark.parametrize("name", ["apr", "rawp", "none"])
