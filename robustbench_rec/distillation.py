@@ -202,10 +202,11 @@ class Distillation(Objective):
 
     @property
     def formula(self) -> str:
-        """The objective in words."""
+        """What is minimised, in words: with the penalty of the model."""
         parts = [
             (self.task, "task"),
             *((each.weighted.weight, name) for each, name in zip(self.terms, self.names, strict=True)),
+            (1.0 if self.lesson.student.penalised else 0.0, "penalty"),
         ]
         return "L = " + " + ".join(name if weight == 1 else f"{weight:g} · {name}" for weight, name in parts if weight)
 

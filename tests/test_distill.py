@@ -156,7 +156,8 @@ class TestObjective:
         assert told(chained) == pytest.approx(
             dict(zip(("term/task", "term/listwise", "term/pointwise"), parts, strict=True)), rel=1e-5
         )
-        assert chained.formula == "L = 0.7 · task + 0.3 · listwise + 0.2 · pointwise"
+        assert chained.formula == "L = 0.7 · task + 0.3 · listwise + 0.2 · pointwise + penalty"
+        assert distil(student=build("sasrec")).formula == "L = task + 2 · listwise"
 
     def test_terms_of_one_name_are_told_apart(self) -> None:
         first = configured("distill", "listwise", **FEW["listwise"])

@@ -477,7 +477,7 @@ class TestDistill:
         assert metrics["valid/auc"] > 0.6
         told = read(tmp_path / "run" / "run.json")
         assert told["task"] == "distill"
-        assert told["objective"] == "L = task + 2 · listwise"
+        assert told["objective"] == "L = task + 2 · listwise + penalty"
         assert told["parameters"] == {"trained": 8 * (150 + 60), "all": 8 * (150 + 60)}
         again = run("eval", tmp_path / "eval", f"ckpt='{tmp_path / 'run'}'", *JUDGED)
         assert all(metrics[key] == value for key, value in again.items())
@@ -509,11 +509,12 @@ class TestDistill:
     def test_terms_stand_in_the_history_and_a_killed_run_goes_on_with_its_heads(
         self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        words = ("distill=[listwise,crd,contrastive]", "distill.top=10", "distill.warmup=0.6", "epochs=4", "model.l2=0")
+        words = ("distill=[listwise,crd,contrastive]", "distill.top=10", "distill.warmup=0.6", "epochs=4", "model.l2=0.1")
         whole = self.distilled(runs, tmp_path / "a", *words)
         history = pd.read_csv(tmp_path / "a" / "history.csv")
         assert (history[["term/task", "term/listwise", "term/crd", "term/contrastive"]].to_numpy() > 0).all()
-        sums = history[[each for each in history if each.startswith("term/")]].sum(axis=1)
+        sums = history[["penalty", *(each for each in history if each.startswith("term/"))]].sum(axis=1)
+        assert (history["penalty"] > 0.01).all()
         assert (history["loss"] - sums).abs().max() < 1e-3
         monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
         monkeypatch.setattr(trainer.Trainer, "_epoch", _until(2))
