@@ -509,7 +509,13 @@ class TestDistill:
     def test_terms_stand_in_the_history_and_a_killed_run_goes_on_with_its_heads(
         self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        words = ("distill=[listwise,crd,contrastive]", "distill.top=10", "distill.warmup=0.6", "epochs=4", "model.l2=0.1")
+        words = (
+            "distill=[listwise,crd,contrastive]",
+            "distill.top=10",
+            "distill.warmup=0.6",
+            "epochs=4",
+            "model.l2=0.1",
+        )
         whole = self.distilled(runs, tmp_path / "a", *words)
         history = pd.read_csv(tmp_path / "a" / "history.csv")
         assert (history[["term/task", "term/listwise", "term/crd", "term/contrastive"]].to_numpy() > 0).all()

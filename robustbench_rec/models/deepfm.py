@@ -94,7 +94,7 @@ class DeepFM(RecModel):
         return _side(self._user_fields(batch), self.deep.user_part)
 
     def _user_fields(self, batch: Batch) -> Tensor:
-        fields = self.users(batch.users)  # [B, K, 1 + D]
+        fields: Tensor = self.users(batch.users)  # [B, K, 1 + D]
         if self.context and batch.context is None:
             fields = torch.cat([fields, fields.new_zeros(len(fields), len(self.context), fields.shape[2])], 1)
         elif batch.context is not None:
