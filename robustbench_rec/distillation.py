@@ -28,8 +28,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Weighted:
     """What every term has.
 
-    weight: λ. warmup: share of the epochs in which it rises from 0 to λ. schedule: of what comes after: constant, or
-    falling to 0 along a line or half a cosine.
+    weight: λ. warmup: share of the steps in which it rises from 0 to λ. schedule: of what comes after: constant, or
+    falling to 0 along a line or half a cosine, step by step.
     """
 
     weight: float
@@ -39,13 +39,18 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Who learns what from whom. epochs: how many there are at most. loss: the student's own, without a teacher."""
+    """Who learns what from whom.
+
+    epochs: how many there are at most. loss: the student's own, without a teacher. seen: whether training events are
+    candidates, as where what a user had is recommended again.
+    """
 
     teacher: Teacher
     student: RecModel
     data: Data
     epochs: int
     loss: Loss
+    seen: bool = False
 
     @cached_property
     def histories(self) -> Histories:
@@ -54,10 +59,15 @@ class Lesson:
 
     @cached_property
     def taken(self) -> Tensor:
-        """User · n_items + item of what is no candidate: training events, and those that a noise took out; sorted."""
-        parts = [self.data.train, *([] if self.data.hidden is None else [self.data.hidden])]
-        keys: Tensor = torch.unique(torch.cat([each.users * self.data.n_items + each.items for each in parts]))
-        return keys
+        """User · n_items + item of what is no candidate, sorted.
+
+        That is what a noise took out and, without `seen`, training events.
+        """
+        train, hidden = self.data.train, self.data.hidden
+        parts = [*([] if self.seen else [train]), *([] if hidden is None else [hidden])]
+        keys = [each.users * self.data.n_items + each.items for each in parts]
+        taken: Tensor = torch.unique(torch.cat([train.users[:0], *keys]))
+        return taken
 
     def portions(self) -> Sequence[Tensor]:
         """All users, so many at a time that scores of the whole catalogue fit."""
@@ -79,10 +89,10 @@ class Lesson:
         return keys // n - users[0], keys % n
 
     @cached_property
-    def free(self) -> int:
-        """Candidates that every user has at least."""
+    def most(self) -> int:
+        """Candidates that a user has at most."""
         counts = torch.bincount(self.taken // self.data.n_items, minlength=self.data.n_users)
-        return self.data.n_items - int(counts.max())
+        return self.data.n_items - int(counts.min())
 
     def best(self, k: int) -> tuple[Tensor, Tensor]:
         """The teacher's best candidates of every user, and which are such, both `[n_users, k]`.
@@ -120,27 +130,27 @@ class Term(Objective):
             )
         if config.schedule not in SCHEDULES:
             raise unknown(f"schedule of distill '{name}'", config.schedule, SCHEDULES)
-        self.name, self.weighted, self.lesson, self.factor = name, config, lesson, 0.0
+        self.name, self.weighted, self.lesson = name, config, lesson
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        self.factor = self.weighted.weight * self._share(epoch)
-        if self.factor:
+        if self.weighted.weight:
             self.prepare(epoch, generator)
 
     def prepare(self, epoch: int, generator: torch.Generator) -> None:
-        """Called before the batches of an epoch in which the term counts."""
+        """Called before the batches of an epoch, of a term that counts."""
 
     @abstractmethod
     def forward(self, at: Shifted, batch: Batch) -> Tensor: ...
 
-    def _share(self, epoch: int) -> float:
-        """Of the weight, in an epoch counted from 0."""
-        whole, rising = self.lesson.epochs, self.weighted.warmup * self.lesson.epochs
-        if epoch + 1 < rising:
-            return (epoch + 1) / rising
-        gone = max(0.0, epoch - rising) / max(1.0, whole - rising)
+    def factor(self, step: int) -> float:
+        """What its value counts at a step of the training, counted from 0."""
+        whole = self.lesson.epochs * self.batches
+        rising = self.weighted.warmup * whole
+        if step + 1 < rising:
+            return self.weighted.weight * (step + 1) / rising
+        gone = max(0.0, step - rising) / max(1.0, whole - rising)
         falling = {"constant": 1.0, "linear": 1 - gone, "cosine": (1 + math.cos(math.pi * gone)) / 2}
-        return falling[self.weighted.schedule]
+        return self.weighted.weight * falling[self.weighted.schedule]
 
 
 class Distillation(Objective):
@@ -162,23 +172,26 @@ class Distillation(Objective):
         ]
         self.sums: dict[str, Tensor] = {}
         self.count = 0
+        """Steps of this epoch."""
+        self.first = 0
+        """Steps before it."""
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
-        self.sums, self.count = {}, 0
+        self.sums, self.count, self.first = {}, 0, epoch * self.batches
         if isinstance(self.lesson.teacher, Average):
             self.lesson.teacher.settle()
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         if isinstance(self.lesson.teacher, Average) and torch.is_grad_enabled():
             self.lesson.teacher.follow(at.model)
+        step, parts = self.first + self.count, []
         self.count += 1
-        parts = []
         if self.task:
             value: Tensor = self.inner(at, batch)
             parts.append(self._noted("task", value if self.task == 1 else self.task * value))
         for name, term in zip(self.names, self.terms, strict=True):
-            if term.factor:
-                parts.append(self._noted(name, term.factor * term(at, batch)))
+            if factor := term.factor(step):
+                parts.append(self._noted(name, factor * term(at, batch)))
         return torch.stack(parts).sum() if len(parts) > 1 else parts[0]
 
     def told(self) -> dict[str, float]:
@@ -189,10 +202,11 @@ class Distillation(Objective):
 
     @property
     def formula(self) -> str:
-        """The objective in words."""
+        """What is minimised, in words: with the penalty of the model."""
         parts = [
             (self.task, "task"),
             *((each.weighted.weight, name) for each, name in zip(self.terms, self.names, strict=True)),
+            (1.0 if self.lesson.student.penalised else 0.0, "penalty"),
         ]
         return "L = " + " + ".join(name if weight == 1 else f"{weight:g} · {name}" for weight, name in parts if weight)
 

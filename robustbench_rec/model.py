@@ -177,6 +177,11 @@ class RecModel(nn.Module):
         return RrecError(f"model '{name}' has no vectors of users and items; distil its scores")
 
     @property
+    def penalised(self) -> bool:
+        """Whether it has a penalty, whatever that counts."""
+        return type(self).penalty is not RecModel.penalty
+
+    @property
     def trainable(self) -> bool:
         """Whether gradient descent has anything to do."""
         return any(each.requires_grad for each in self.parameters())

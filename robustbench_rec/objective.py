@@ -21,6 +21,8 @@ class Objective(nn.Module):
     """
 
     alone: ClassVar[bool] = False
+    batches: int = 1
+    """Of an epoch, known when it starts; each of them is asked about once."""
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
@@ -57,10 +59,11 @@ def innermost(objective: Objective) -> Plain:
     return next(each for each in objective.modules() if isinstance(each, Plain))
 
 
-def start_epoch(objective: Objective, epoch: int, generator: torch.Generator) -> None:
-    """Tell every nested objective that an epoch begins, the outermost first."""
+def start_epoch(objective: Objective, epoch: int, generator: torch.Generator, *, batches: int = 1) -> None:
+    """Tell every nested objective that an epoch of so many batches begins, the outermost first."""
     for each in objective.modules():
         if isinstance(each, Objective):
+            each.batches = batches
             each.start_epoch(epoch, generator)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -27,11 +28,13 @@ CELLS = 2**25
 class Teacher(ABC):
     """Scores that a student is to learn; nothing of it is trained.
 
-    moving: whether it says something else in the next epoch. parameters: how many numbers it has learnt.
+    moving: whether it says something else in the next epoch. parameters: how many numbers it has learnt. loss: the one
+    of its model's paper, a name of `robustbench_rec.losses`, which says what its scores are; None for any other scores.
     """
 
     moving: bool = False
     parameters: int = 0
+    loss: str | None = None
 
     @abstractmethod
     def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
@@ -43,11 +46,11 @@ class Teacher(ABC):
 
     def users(self, users: Tensor) -> Tensor:
         """Vectors of users, `[B, D]`; RrecError where it has none."""
-        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
+        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by runs")
 
     def items(self, items: Tensor) -> Tensor:
         """Vectors of items, `[B, D]`; RrecError where it has none."""
-        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by one run")
+        raise RrecError(f"{self} has no vectors of users and items, only scores: teach by runs")
 
 
 @dataclass
@@ -58,7 +61,7 @@ class Taught(Teacher):
     histories: Histories
 
     def __post_init__(self) -> None:
-        self.parameters = sizes(self.at.model)[1]
+        self.parameters, self.loss = sizes(self.at.model)[1], self.at.model.loss
 
     @classmethod
     def of(cls, model: RecModel, data: Data) -> "Taught":
@@ -111,7 +114,10 @@ class Average(Taught):
 
 
 class Ensemble(Teacher):
-    """The mean of several teachers, whose scores are standardised over the catalogue, user by user."""
+    """The mean of several teachers, whose scores are standardised over the catalogue, user by user.
+
+    Its vectors are those of all of them side by side, each normalised.
+    """
 
     def __init__(self, members: Sequence[Teacher], data: Data) -> None:
         self.members = list(members)
@@ -132,8 +138,11 @@ class Ensemble(Teacher):
         joined: Tensor = total / len(self.members)
         return joined
 
-    def __str__(self) -> str:
-        return "an ensemble"
+    def users(self, users: Tensor) -> Tensor:
+        return torch.cat([F.normalize(each.users(users), dim=1) for each in self.members], 1)
+
+    def items(self, items: Tensor) -> Tensor:
+        return torch.cat([F.normalize(each.items(items), dim=1) for each in self.members], 1)
 
 
 class Matrix(Teacher):
@@ -144,7 +153,7 @@ class Matrix(Teacher):
 
     def __init__(self, matrix: NDArray[np.floating], rows: Tensor, columns: Tensor, *, states: Teacher | None) -> None:
         self.matrix, self.rows, self.columns, self.states = matrix, rows.cpu().numpy(), columns.cpu().numpy(), states
-        self.parameters = 0 if states is None else states.parameters
+        self.parameters, self.loss = (0, None) if states is None else (states.parameters, states.loss)
 
     @staticmethod
     def files(path: Path) -> list[Path]:

@@ -140,18 +140,23 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.fit.lr * (0.1 if late else 1.0)
-        start_epoch(self.objective, epoch, self._stream(epoch, "objective"))
+        start_epoch(self.objective, epoch, self._stream(epoch, "objective"), batches=len(self.sampler))
         noisy = epoch_generator(self.noise.seed if self.noise else 0, epoch, "noise")
-        total, count = torch.zeros((), device=device), 0
+        total, penalties, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
         for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):
             with autocast(self.precision, device):
                 at = Shifted(self.model)
                 delta = self.noise.delta(self.model, noisy) if self.noise else {}
                 there = at.shift(delta) if delta else at
-                loss = self.objective(there, batch) + self.model.penalty(batch, partial(at.said, batch))
+                value = self.objective(there, batch)
+                penalty = self.model.penalty(batch, partial(at.said, batch))
+                loss = value + penalty
             self._step(self.optimizers[0], loss)
+            penalties += penalty.detach() if isinstance(penalty, Tensor) else penalty
             total, count = total + loss.detach(), count + 1
         row = {"epoch": epoch + 1, "loss": total.item() / count, **told(self.objective)}
+        if self.model.penalised:
+            row["penalty"] = penalties.item() / count
         extra, count = torch.zeros((), device=device), 0
         for loss in self.model.auxiliary(self._stream(epoch, "auxiliary")):
             if not loss.requires_grad:  # all that this phase trains is frozen

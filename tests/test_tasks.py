@@ -18,10 +18,12 @@ from robustbench_rec.adapters import plain
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import by_user
 from robustbench_rec.evaluation.worst import attacked
+from robustbench_rec.metrics.agreement import overlap
 from robustbench_rec.models import models
 from robustbench_rec.tasks import attack, distill, finetune, gate, train, trials
 from robustbench_rec.tasks import eval as evaluate
 from robustbench_rec.tasks.train import body_digest
+from robustbench_rec.teacher import Taught
 
 DATA = (
     "dataset=synthetic",
@@ -477,7 +479,7 @@ class TestDistill:
         assert metrics["valid/auc"] > 0.6
         told = read(tmp_path / "run" / "run.json")
         assert told["task"] == "distill"
-        assert told["objective"] == "L = task + 2 · listwise"
+        assert told["objective"] == "L = task + 2 · listwise + penalty"
         assert {each for each, speed in told["cost"].items() if each.startswith("users_per_second/") and speed > 0} == {
             f"users_per_second/{each}" for each in ("student", "teacher")
         }
@@ -512,11 +514,18 @@ class TestDistill:
     def test_terms_stand_in_the_history_and_a_killed_run_goes_on_with_its_heads(
         self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        words = ("distill=[listwise,crd,contrastive]", "distill.top=10", "epochs=4", "model.l2=0")
+        words = (
+            "distill=[listwise,crd,contrastive]",
+            "distill.top=10",
+            "distill.warmup=0.6",
+            "epochs=4",
+            "model.l2=0.1",
+        )
         whole = self.distilled(runs, tmp_path / "a", *words)
         history = pd.read_csv(tmp_path / "a" / "history.csv")
         assert (history[["term/task", "term/listwise", "term/crd", "term/contrastive"]].to_numpy() > 0).all()
-        sums = history[[each for each in history if each.startswith("term/")]].sum(axis=1)
+        sums = history[["penalty", *(each for each in history if each.startswith("term/"))]].sum(axis=1)
+        assert (history["penalty"] > 0.01).all()
         assert (history["loss"] - sums).abs().max() < 1e-3
         monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
         monkeypatch.setattr(trainer.Trainer, "_epoch", _until(2))
@@ -536,6 +545,14 @@ class TestDistill:
         assert found["agreement/kendall"] == pytest.approx(1)
         assert found["size/student"] == found["size/teacher"] == 8 * (150 + 60)
         assert found["size/trained_share"] == 1
+
+    def test_what_is_recommended_again_is_agreed_about(self, runs: Runs, tmp_path: Path) -> None:
+        metrics = self.distilled(runs, tmp_path, "seen=true", "epochs=1", "distill.top=10")
+        both = []
+        for path in (tmp_path, runs["kgat"][0]):
+            loaded = checkpoint.load(str(path), data_dir=None, device=torch.device("cpu"))
+            both.append(Taught.of(loaded.model, loaded.data).scores(torch.arange(loaded.data.n_users), None))
+        assert metrics["agreement/overlap@10"] == pytest.approx(overlap(*both, 10).mean().item())
 
     @pytest.mark.parametrize("named", ["ensemble", "ema"])
     def test_other_teachers(self, runs: Runs, tmp_path: Path, named: str) -> None:

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
@@ -61,19 +62,20 @@ class OverLists(Term):
 
 @dataclass
 class Mixture(Weighted):
-    """temperature: T. top, uniform: how many of the teacher's best items and of random ones make a list.
+    """temperature: T. top, uniform: how many of the teacher's best items and of draws of others make a list.
 
-    standardise: z-score each list of scores first.
+    standardise: z-score each list of scores first; null for true, unless the scores of both are of one scale that the
+    term is about.
     """
 
     temperature: float
     top: int
     uniform: int
-    standardise: bool
+    standardise: bool | None
 
 
 class OverMixtures(OverLists):
-    """A term over the teacher's `top` candidates (fewer where a user has fewer) and `uniform` random items."""
+    """A term over the teacher's `top` candidates (fewer where a user has fewer) and up to `uniform` random others."""
 
     def __init__(self, config: Mixture, lesson: Lesson) -> None:
         super().__init__(config, lesson)
@@ -83,17 +85,24 @@ class OverMixtures(OverLists):
                 "temperature > 0, top, uniform >= 0 and a list of at least two are needed"
             )
         self.config = config
+        self.standardise = not self.comparable if config.standardise is None else config.standardise
+
+    @property
+    def comparable(self) -> bool:
+        """Whether scores of teacher and student are of the scale that the term is about."""
+        return False
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        drawn = self.uniform(self.config.uniform, generator)
-        every = torch.ones_like(drawn, dtype=torch.bool)
-        if not self.config.top:
-            return drawn, every
-        best, there = self.best(self.config.top)
-        return torch.cat([best, drawn], 1), torch.cat([there, every], 1)
+        lists, n = self.uniform(self.config.uniform, generator), self.lesson.data.n_items
+        users = torch.arange(len(lists), device=lists.device)[:, None]
+        there = ~among(users * n + lists, self.lesson.taken)
+        if self.config.top:
+            best, ranked = self.best(self.config.top)
+            lists, there = torch.cat([best, lists], 1), torch.cat([ranked, there], 1)
+        return lists, there & ~repeated(lists)
 
     def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
-        if self.config.standardise:
+        if self.standardise:
             student, taught = standardised(student, there), standardised(taught, there)
         temperature = self.config.temperature
         return temperature**2 * self.apart(student / temperature, taught / temperature, there)
@@ -101,6 +110,20 @@ class OverMixtures(OverLists):
     @abstractmethod
     def apart(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
         """How far the logits `[U, L]` are apart, where they count."""
+
+
+def among(keys: Tensor, barred: Tensor) -> Tensor:
+    """Which keys are in a sorted list."""
+    if not len(barred):
+        return torch.zeros_like(keys, dtype=torch.bool)
+    return barred[torch.searchsorted(barred, keys).clamp_max(len(barred) - 1)] == keys
+
+
+def repeated(lists: Tensor) -> Tensor:
+    """Which places of lists `[n, L]` have an item that stands further ahead, too."""
+    items, places = lists.sort(dim=1, stable=True)
+    again = F.pad(items[:, 1:] == items[:, :-1], (1, 0))
+    return torch.zeros_like(again).scatter(1, places, again)
 
 
 def mean(values: Tensor, there: Tensor | None) -> Tensor:

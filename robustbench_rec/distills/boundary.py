@@ -13,9 +13,10 @@ from robustbench_rec.errors import RrecError
 class Boundary(OverLists):
     """Knowledge boundary: listwise distillation on the items that the teacher nearly put into, or out of, its top k.
 
-    Those are the candidates of a user whose teacher's score is within ±delta of the k-th best one, the `size` nearest
-    at most; delta counts in standard deviations of the teacher's scores of that user's candidates. temperature,
-    standardise: as in `listwise`; a user with fewer than two such items counts as 0. [R] After the abstract of
+    Those are the candidates of a user whose teacher's score is within ±delta of the k-th best one (of the last one,
+    where there are fewer), the `size` nearest at most; delta counts in standard deviations of the teacher's scores of
+    that user's candidates. temperature, standardise: as in `listwise`; a user with fewer than two such items counts as
+    0. [R] After the abstract of
     arXiv:2510.27077, which is not about recommendation; the band is a reconstruction.
     """
 
@@ -29,10 +30,10 @@ class Boundary(OverLists):
 
     def __init__(self, config: Config, lesson: Lesson) -> None:
         super().__init__(config, lesson)
-        if not 1 <= config.k <= lesson.free or config.delta <= 0 or config.size < 2 or config.temperature <= 0:
+        if not 1 <= config.k <= lesson.most or config.delta <= 0 or config.size < 2 or config.temperature <= 0:
             raise RrecError(
                 f"distill with k={config.k}, delta={config.delta}, size={config.size}, "
-                f"temperature={config.temperature}: 1 <= k <= {lesson.free} candidates, size >= 2, delta and "
+                f"temperature={config.temperature}: 1 <= k <= {lesson.most} candidates, size >= 2, delta and "
                 "temperature > 0 are needed"
             )
         self.config = config
@@ -52,8 +53,9 @@ class Boundary(OverLists):
 
     def _near(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Items `[U, size]` and whether each is within the band."""
-        bar = scores.topk(self.config.k, 1).values[:, -1:]
         there = scores.isfinite()
+        last = there.sum(1, keepdim=True).clamp(1, self.config.k) - 1
+        bar = scores.topk(self.config.k, 1).values.gather(1, last)
         spread = standard_deviation(scores, there)
         away = torch.where(there, (scores - bar).abs() / spread, torch.inf)
         nearest = away.topk(min(self.config.size, scores.shape[1]), 1, largest=False)

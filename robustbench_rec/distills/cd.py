@@ -6,8 +6,9 @@ from torch import Tensor
 
 from robustbench_rec.distillation import Lesson, Weighted
 from robustbench_rec.distills import distills
-from robustbench_rec.distills._lists import OverLists, by_rank, mean
+from robustbench_rec.distills._lists import OverLists, by_rank, mean, standardised
 from robustbench_rec.errors import RrecError
+from robustbench_rec.losses import mse
 
 
 @distills.register
@@ -16,8 +17,10 @@ class CD(OverLists):
 
     count: items a user, drawn every epoch without replacement out of the teacher's first `top` candidates, with
     probabilities ∝ exp(−rank / decay). temperature: of the soft labels σ(s / T) that the student's probabilities are
-    compared with by cross-entropy. The student's own ranks play no part in the draws, unlike in the paper's student
-    guided variant.
+    compared with by cross-entropy. standardise: z-score each list of scores first; null for false, as in the paper,
+    where the teacher's scores are logits of a click (a model of loss=bce, and a student that learns no ratings), else
+    true: dot products, counts or distances would all be labels of 0 or 1. The student's own ranks play no part in the
+    draws, unlike in the paper's student guided variant.
     """
 
     @dataclass
@@ -26,6 +29,7 @@ class CD(OverLists):
         top: int
         decay: float
         temperature: float
+        standardise: bool | None
 
     def __init__(self, config: Config, lesson: Lesson) -> None:
         super().__init__(config, lesson)
@@ -35,6 +39,8 @@ class CD(OverLists):
                 f"{config.temperature}: 1 <= count <= top, decay > 0 and temperature > 0 are needed"
             )
         self.config = config
+        logits = lesson.teacher.loss == "bce" and lesson.loss is not mse
+        self.standardise = not logits if config.standardise is None else config.standardise
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         ranked, there = self.best(self.config.top)
@@ -42,5 +48,7 @@ class CD(OverLists):
         return ranked.gather(1, places), there.gather(1, places)
 
     def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
+        if self.standardise:
+            student, taught = standardised(student, there), standardised(taught, there)
         soft = (taught / self.config.temperature).sigmoid()
         return mean(F.binary_cross_entropy_with_logits(student, soft, reduction="none"), there)

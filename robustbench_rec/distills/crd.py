@@ -18,8 +18,9 @@ class CRD(OverVectors):
 
     −log e⁺/(e⁺ + N/n) − Σ log (N/n)/(e⁻ + N/n), e = exp(cos/τ)/Z, of each net's vector against the other's memory and
     back, summed; n users, or items, are the instances. dim: of linear heads. temperature: τ. momentum: what a memory
-    keeps when its owner is seen. negatives: N, drawn from the memory for every instance of a batch. Z is fixed from the
-    first batch. As the released code, with instances in the place of images.
+    keeps when its owner is seen. negatives: N, drawn among the other instances for every one of a batch. Z is fixed
+    from the first batch. As the released code, with instances in the place of images, of which none is of another's
+    class.
     """
 
     @dataclass
@@ -38,6 +39,10 @@ class CRD(OverVectors):
             )
         self.config = config
         counts = (lesson.data.n_users, lesson.data.n_items)
+        if min(counts) < 2:
+            raise RrecError(
+                f"distill 'crd' with {counts[0]} users and {counts[1]} items: at least two of each are needed"
+            )
         self.contrasts = nn.ModuleDict(
             {kind: Contrast(*self.sizes[kind], n, config.dim) for kind, n in zip(KINDS, counts, strict=True)}
         )
@@ -47,8 +52,7 @@ class CRD(OverVectors):
         for each in entities:
             contrast = self.contrasts[each.kind]
             assert isinstance(contrast, Contrast)
-            shape = len(each.index), self.config.negatives
-            others = torch.randint(contrast.n, shape, generator=self.generator).to(each.index.device)
+            others = besides(each.index, contrast.n, self.config.negatives, self.generator)
             found.append(contrast(each, others, self.config.temperature, self.config.momentum))
         return torch.stack(found).sum()
 
@@ -83,6 +87,12 @@ class Contrast(nn.Module):
                 moved = momentum * kept[each.index] + (1 - momentum) * vector.detach()
                 kept[each.index] = F.normalize(moved, dim=1)
         return torch.stack(total).sum()
+
+
+def besides(index: Tensor, n: int, count: int, generator: torch.Generator) -> Tensor:
+    """Of n instances, so many others for each of `index` `[B]`, with replacement: `[B, count]`."""
+    drawn = torch.randint(n - 1, (len(index), count), generator=generator).to(index.device)
+    return drawn + (drawn >= index[:, None])
 
 
 def nce(e: Tensor, n: int) -> Tensor:

@@ -9,9 +9,10 @@ class Listwise(OverMixtures):
     """T² KL(teacher ‖ student) between the softmaxes of a list for each user: the teacher's best items and random ones.
 
     The list is the teacher's `top` items that the user has no training event with (fewer where a user has fewer), and
-    `uniform` random ones, drawn anew every epoch. temperature: T. standardise: z-score each list of scores first, since
-    the scale of dot products is arbitrary (logit standardisation). A standard form (ListNet with softmax lists), not
-    one paper's method.
+    what `uniform` draws from the catalogue find beside them and training items, each once, anew every epoch. With
+    `seen=true` training items are candidates as any other. temperature: T. standardise: z-score each list of scores
+    first, since the scale of dot products is arbitrary (logit standardisation). A standard form (ListNet with softmax
+    lists), not one paper's method.
     """
 
     Config = Mixture

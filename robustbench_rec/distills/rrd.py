@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustbench_rec.distillation import Lesson, Weighted
 from robustbench_rec.distills import distills
-from robustbench_rec.distills._lists import OverLists, by_rank
+from robustbench_rec.distills._lists import OverLists, among, by_rank
 from robustbench_rec.errors import RrecError
 
 log = logging.getLogger(__name__)
@@ -74,13 +74,13 @@ class RRD(OverLists):
         users = torch.arange(len(ranked), device=device)[:, None]
         barred = torch.unique(torch.cat([self.lesson.taken, (users * n + ranked).flatten()]))
         drawn = self.uniform(self.config.uninteresting, generator)
-        wrong = _among(users * n + drawn, barred)
+        wrong = among(users * n + drawn, barred)
         for _ in range(TRIES):
             if not bool(wrong.any()):
                 break
             again = self.uniform(self.config.uninteresting, generator)
             drawn = torch.where(wrong, again, drawn)
-            wrong = _among(users * n + drawn, barred)
+            wrong = among(users * n + drawn, barred)
         return drawn, ~wrong
 
 
@@ -93,10 +93,3 @@ def plackett_luce(ordered: Tensor, tail: Tensor, there: Tensor | None = None) ->
     rest = scores.flip(1).logcumsumexp(1).flip(1)[:, : ordered.shape[1]]  # of each and all behind it
     each = rest - ordered
     return (each if there is None else each.masked_fill(~there, 0.0)).sum(1)
-
-
-def _among(keys: Tensor, barred: Tensor) -> Tensor:
-    """Which keys are in a sorted list."""
-    if not len(barred):
-        return torch.zeros_like(keys, dtype=torch.bool)
-    return barred[torch.searchsorted(barred, keys).clamp_max(len(barred) - 1)] == keys

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.lookup import touched
+from robustbench_rec.lookup import rows, touched
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
@@ -60,6 +60,12 @@ class BiasedMF(RecModel):
         known = (self.mean + self.user_bias[batch.users])[:, None]  # [B, 1]
         products = self.dots(self.user.weight, batch.users, self.item.weight, batch.items)
         return Output(products + known + (self.item_bias if batch.items is None else self.item_bias[batch.items]))
+
+    def user_states(self, batch: Batch, encoded: Encoded) -> Tensor:
+        return rows(self.user.weight, batch.users)
+
+    def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
+        return rows(self.item.weight, items)
 
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
         if not self.l2:

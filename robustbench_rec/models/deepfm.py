@@ -11,6 +11,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.features import features
+from robustbench_rec.lookup import rows
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.models._fields import Fields, mean_rows
@@ -83,15 +84,26 @@ class DeepFM(RecModel):
         crossed = user_total @ item_total.T if batch.items is None else (user_total[:, None] * item_total).sum(2)
         return Output(user[:, None] + item + crossed + deep + self.out.bias)
 
+    def user_states(self, batch: Batch, encoded: Side | None) -> Tensor:
+        """The sum of the vectors of their fields, which the factorisation machine takes products of."""
+        return _total(self._user_fields(batch))
+
+    def item_states(self, items: Tensor, encoded: Side | None) -> Tensor:
+        """The same of items."""
+        return _total(self.items(items)) if encoded is None else rows(encoded[1], items)
+
     def _user(self, batch: Batch) -> Side:
-        fields = self.users(batch.users)  # [B, K, 1 + D]
+        return _side(self._user_fields(batch), self.deep.user_part)
+
+    def _user_fields(self, batch: Batch) -> Tensor:
+        fields: Tensor = self.users(batch.users)  # [B, K, 1 + D]
         if self.context and batch.context is None:
             fields = torch.cat([fields, fields.new_zeros(len(fields), len(self.context), fields.shape[2])], 1)
         elif batch.context is not None:
             codes = batch.context.unsqueeze(2).unbind(1)
             found = [mean_rows(table, each) for table, each in zip(self.context, codes, strict=True)]
             fields = torch.cat([fields, torch.stack(found, 1)], 1)
-        return _side(fields, self.deep.user_part)
+        return fields
 
     def _catalogue(self) -> Side:
         return _side(self.items(torch.arange(self.n_items, device=self.out.weight.device)), self.deep.item_part)
@@ -99,7 +111,12 @@ class DeepFM(RecModel):
 
 def _side(fields: Tensor, first: Callable[[Tensor], Tensor]) -> Side:
     """Of fields `[…, K, 1 + D]`."""
-    weights, vectors = fields[..., 0], fields[..., 1:]
-    total = vectors.sum(-2)  # […, D]
+    weights, vectors, total = fields[..., 0], fields[..., 1:], _total(fields)
     products = 0.5 * (total.square().sum(-1) - vectors.square().sum((-2, -1)))
     return weights.sum(-1) + products, total, first(vectors.flatten(-2))
+
+
+def _total(fields: Tensor) -> Tensor:
+    """The sum of the vectors of fields `[…, K, 1 + D]`: `[…, D]`."""
+    total: Tensor = fields[..., 1:].sum(-2)
+    return total

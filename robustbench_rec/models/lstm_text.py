@@ -103,12 +103,21 @@ class LSTMText(RecModel):
             distinct, chosen = chosen.unique(return_inverse=True)
             encoded = self._items(distinct)
         item, *item_part = self._items(self._catalogue) if encoded is None else encoded
-        user = self.users(batch.users).flatten(1)  # [B, W]
+        user = self.user_states(batch, encoded)  # [B, W]
         scores = self.user_readout(user) + (item if chosen is None else item[chosen])
         if self.deep is not None and self.readout is not None:
             weight = self.readout.weight[0]
             scores = scores + self.deep.score(self.deep.user_part(user), item_part[0], chosen, weight)
         return Output(scores)
+
+    def user_states(self, batch: Batch, encoded: tuple[Tensor, ...] | None) -> Tensor:
+        """Their profiles."""
+        profiles: Tensor = self.users(batch.users).flatten(1)
+        return profiles
+
+    def item_states(self, items: Tensor, encoded: tuple[Tensor, ...] | None) -> Tensor:
+        """What the LSTM says of their texts, beside their features."""
+        return self._known(items)
 
     def read_lengths(self, batch: Batch, encoded: tuple[Tensor, ...] | None) -> Tensor:
         return self.lengths if encoded is not None or batch.items is None else self.lengths[batch.items.unique()]
@@ -123,9 +132,12 @@ class LSTMText(RecModel):
 
     def _items(self, items: Tensor) -> tuple[Tensor, ...]:
         """Items `[n]` as the linear part of their logit `[n]`, and their part of the first hidden layer."""
-        item = torch.cat([self.state(self._states(items)), self.items(items).flatten(1)], 1)
+        item = self._known(items)
         linear = self.item_readout(item).squeeze(1)
         return (linear,) if self.deep is None else (linear, self.deep.item_part(item))
+
+    def _known(self, items: Tensor) -> Tensor:
+        return torch.cat([self.state(self._states(items)), self.items(items).flatten(1)], 1)
 
     def _states(self, items: Tensor) -> Tensor:
         size = max(1, CELLS // (max(1, int(self.lengths.max())) * self.token.embedding_dim))

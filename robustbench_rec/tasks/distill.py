@@ -45,7 +45,7 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
 
 def about(cfg: Distill) -> dict[str, Any]:
     """What a run that goes on must have alike, beside what every training has."""
-    return {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema")}
+    return {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema", "seen")}
 
 
 def taught(cfg: Distill) -> Wrap:
@@ -57,7 +57,7 @@ def taught(cfg: Distill) -> Wrap:
         if not cfg.task_weight and cfg.defense["name"] != "none":
             raise RrecError(f"defense={cfg.defense['name']} is about the task, which task_weight=0 leaves out")
         teacher = teacher_of(cfg, model, data)
-        lesson = Lesson(teacher, model, data, cfg.epochs, innermost(objective).loss)
+        lesson = Lesson(teacher, model, data, cfg.epochs, innermost(objective).loss, cfg.seen)
         return distilled(cfg.distill, objective, lesson, task=cfg.task_weight)
 
     return wrap
