@@ -37,6 +37,24 @@ COUNTED = 10
 """Epochs from one whose passes are counted to the next: the hooks that count cost some percent of a short step."""
 
 
+def check(fit: Fit) -> None:
+    """RrecError for a setting of a training that makes no sense."""
+    optimizers.check(fit)
+    rates = ("lr", "weight_decay", "momentum")
+    asked = (
+        ("epochs", fit.epochs >= 1, "at least 1"),
+        ("patience", fit.patience >= 1, "at least 1"),
+        ("trajectory", fit.trajectory >= 0, "at least 0"),
+        ("clip_norm", fit.clip_norm is None or fit.clip_norm > 0, "above 0"),
+        ("decay_after", fit.decay_after is None or 0 <= fit.decay_after <= 1, "between 0 and 1"),
+        ("batch_size", fit.batch_size >= 1, "at least 1"),
+        *((name, 0 <= getattr(fit, name) < math.inf, "at least 0, and finite") for name in rates),
+    )
+    for name, fine, words in asked:
+        if not fine:
+            raise RrecError(f"{name}={getattr(fit, name)}: must be {words}")
+
+
 @dataclass
 class Trainer:
     """Minimises an objective over the training events and keeps the state that is best on validation.
@@ -65,20 +83,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
-        fit = self.fit
-        optimizers.check(fit)
-        rates = ("lr", "weight_decay", "momentum")
-        asked = (
-            ("epochs", fit.epochs >= 1, "at least 1"),
-            ("patience", fit.patience >= 1, "at least 1"),
-            ("trajectory", fit.trajectory >= 0, "at least 0"),
-            ("clip_norm", fit.clip_norm is None or fit.clip_norm > 0, "above 0"),
-            ("decay_after", fit.decay_after is None or 0 <= fit.decay_after <= 1, "between 0 and 1"),
-            *((name, 0 <= getattr(fit, name) < math.inf, "at least 0, and finite") for name in rates),
-        )
-        for name, fine, words in asked:
-            if not fine:
-                raise RrecError(f"{name}={getattr(fit, name)}: must be {words}")
+        check(self.fit)
 
     def run(self) -> None:
         """Train to the end; the model then has the best state seen."""

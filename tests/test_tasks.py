@@ -470,6 +470,11 @@ class TestAttack:
         assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_number_that_makes_no_sense_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(RrecError, match=r"lr=-1\.0: must be at least 0"):
+        run("train", tmp_path, "dataset=sequence", "dataset.path=nowhere", "lr=-1")
+
+
 class TestDistill:
     def distilled(self, runs: Runs, out: Path, *overrides: str) -> dict[str, float]:
         return run("distill", out, f"teacher='{runs['kgat'][0]}'", *TRAINED, *MODEL["mf"], *overrides)

@@ -36,7 +36,7 @@ from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.splits import splits
-from robustbench_rec.trainer import RESUME, Trainer
+from robustbench_rec.trainer import RESUME, Trainer, check
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def train(
 ) -> dict[str, float]:
     """The same with another objective around the defended one."""
     device = setup(cfg)
+    check(cfg)
     if cfg.adaptation.get("name") != "none":
         cfg = replace(cfg, model={**cfg.model, "adaptation": cfg.adaptation})
     data = poisoned(cfg.poison, load(cfg, cfg.data_dir).to(device), out)
