@@ -29,7 +29,7 @@ class Teacher(ABC):
     """Scores that a student is to learn; nothing of it is trained.
 
     moving: whether it says something else in the next epoch. parameters: how many numbers it has learnt. loss: the one
-    of its model's paper, a name of `robustbench_rec.losses`, which says what its scores are; None for any other scores.
+    that it learnt by, a name of `robustbench_rec.losses`, which says what its scores are; None for any other scores.
     """
 
     moving: bool = False

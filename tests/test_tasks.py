@@ -497,6 +497,15 @@ class TestDistill:
         assert {key: metrics[key] for key in runs["mf"][1]} == runs["mf"][1]
         assert (tmp_path / "model.safetensors").read_bytes() == (runs["mf"][0] / "model.safetensors").read_bytes()
 
+    def test_a_teacher_says_by_which_loss_it_learnt(self, runs: Runs, tmp_path: Path) -> None:
+        run("train", tmp_path, *TRAINED, *MODEL["mf"], "loss=mse", "negatives=0", "epochs=1")
+        data = checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu")).data
+        said = []
+        for path in (tmp_path, runs["mf"][0], runs["kgat"][0]):
+            cfg = composing.typed(compose("distill", f"teacher='{path}'", *TRAINED, *MODEL["mf"]), "distill")
+            said.append(distill.teacher_of(cfg, build("mf"), data).loss)
+        assert said == ["mse", "bpr", "bpr"]
+
     def test_a_teacher_of_other_data_is_refused(self, runs: Runs, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="was trained on data .*use the teacher's dataset, prepare and split"):
             self.distilled(runs, tmp_path, "split.seed=3")

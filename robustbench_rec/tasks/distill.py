@@ -94,7 +94,9 @@ def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
         return Matrix.read(Path(path), data), "".join(file_digest(each, "teacher") for each in files)
     loaded = checkpoint.load(path, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
     checkpoint.same_source(loaded, cfg, data, "teacher", path)
-    return Taught.of(loaded.model, loaded.data), loaded.digest + loaded.data.fingerprint
+    found = Taught.of(loaded.model, loaded.data)
+    found.loss = (loaded.training or {}).get("loss") or found.loss
+    return found, loaded.digest + loaded.data.fingerprint
 
 
 @torch.no_grad()
