@@ -47,7 +47,6 @@ def check(fit: Fit) -> None:
         ("trajectory", fit.trajectory >= 0, "at least 0"),
         ("clip_norm", fit.clip_norm is None or fit.clip_norm > 0, "above 0"),
         ("decay_after", fit.decay_after is None or 0 <= fit.decay_after <= 1, "between 0 and 1"),
-        ("batch_size", fit.batch_size >= 1, "at least 1"),
         *((name, 0 <= getattr(fit, name) < math.inf, "at least 0, and finite") for name in rates),
     )
     for name, fine, words in asked:

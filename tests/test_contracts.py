@@ -425,7 +425,8 @@ def test_every_attack_stays_in_its_ball(name: str, kind: str, attack: str, per: 
         assert spent["mean_norm"] <= spent["max_norm"] * (1 + 1e-5)
         assert spent["max_norm"] > 0 or attack in ("square", "simba")  # which move only where they find better
         if attack != "noise":
-            assert objective(worse, batch) >= objective(at, batch) - 1e-5, norm  # distances are rounded
+            rounding = 1e-5 if name in ("stosa", "multi_intent_gaussian") else 1e-6  # distances of Gaussians
+            assert objective(worse, batch) >= objective(at, batch) - rounding, norm
     assert_same(before, state(model))
     assert all(each.grad is None for each in model.parameters())
 
