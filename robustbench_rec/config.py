@@ -117,7 +117,8 @@ def _nothing() -> dict[str, Any]:
 class Train(Fit, Judge, Recipe, Base):
     """clean: what is done to the training events, poison included, before the training.
 
-    start: a run, whose parameters are taken wherever names and shapes agree. adaptation: what is then trained.
+    start: a run, whose parameters are taken wherever names and shapes agree. adaptation: what is then trained. attack:
+    what the trained model is judged under on test, beside without (null: nothing); its budget is eps.
     """
 
     model: dict[str, Any] = MISSING
@@ -126,6 +127,8 @@ class Train(Fit, Judge, Recipe, Base):
     clean: dict[str, Any] = field(default_factory=_nothing)
     start: str | None = None
     adaptation: dict[str, Any] = field(default_factory=_nothing)
+    attack: dict[str, Any] | None = None
+    eps: float = 0.1  # checkpoints say nothing of the two
     resume: str | None = MISSING
 
 

@@ -68,7 +68,9 @@ LEARNERS = [name for name in MODELS if build(name).trainable]
 ON = [(name, kind) for name in MODELS for kind in surfaces(build(name))]
 WIDE = make_data(n_items=80)  # lists of a teacher's best items find room here
 LATE = 50  # an epoch in which every defence has begun
-NEFTUNED = ("comirec", "gru4rec", "llm_prompt", "lstm_text", "sasrec")  # embed tokens or events; text_tower with LoRA
+NEFTUNED = (  # embed tokens or events; text_tower with LoRA
+    *("comirec", "gru4rec", "llm_prompt", "lstm_text", "multi_intent_gaussian", "sasrec", "stosa"),
+)
 PAIRED = ("pamacf", "vat_user")  # perturb the vectors of a user's own candidates
 USERS = torch.arange(DATA.n_users)
 

@@ -73,16 +73,20 @@ def test_gaussian_noise_is_as_large_as_said_on_events_and_on_tables() -> None:
             assert ratio.sqrt().item() == pytest.approx(0.3, rel=0.15)
 
 
-def test_the_noise_of_neftune_is_within_alpha_and_on_real_events_alone() -> None:
-    """Conformance 10."""
-    model = build("sasrec").eval()
-    batch = batch_for(model, size=200)
+@pytest.mark.parametrize(("name", "tables"), [("sasrec", 1), ("stosa", 2), ("multi_intent_gaussian", 2)])
+def test_the_noise_of_neftune_is_within_alpha_and_on_real_events_alone(name: str, tables: int) -> None:
+    """Conformance 10; a Gaussian is looked up in two tables."""
+    model = build(name).eval()
+    batch, objective = batch_for(model, size=200), defended("neftune", model, alpha=5.0)
     assert batch.history is not None
-    (noise,) = defended("neftune", model, alpha=5.0).noise(Shifted(model), batch).values()
-    assert not noise[~batch.history.real].any()
-    sizes = noise.flatten(1).norm(dim=1)
-    assert bool((sizes <= 5.0).all())
-    assert sizes.mean().item() == pytest.approx(5 / 3**0.5, rel=0.1)  # of uniform numbers, with each one's true length
+    noises = objective.noise(Shifted(model), batch)
+    assert len(noises) == tables
+    for noise in noises.values():
+        assert not noise[~batch.history.real].any()
+        sizes = noise.flatten(1).norm(dim=1)
+        assert bool((sizes <= 5.0).all())
+        assert sizes.mean().item() == pytest.approx(5 / 3**0.5, rel=0.1)  # of uniform numbers, with true lengths
+    assert not torch.allclose(objective(Shifted(model), batch), plain(model)(Shifted(model), batch))
 
 
 def test_padding_makes_no_difference_to_the_size_of_the_noise() -> None:

@@ -388,6 +388,8 @@ def test_every_study_is_one_command_that_ends_with_a_table_and_a_plot(monkeypatc
         assert launch(verb, [f"experiment={name}", *words, "data_dir=cache", f"hydra.sweep.dir={name}"]) == 0
         assert {row["failed"] for row in rows(f"{name}/summary.csv")} == {"0"}
         assert list(Path(name).glob("*.png"))
+    weighed = {row["distill.weight"]: row for row in rows("study_weight/summary.csv")}
+    assert all(float(row["attacked/ndcg@10"]) < float(row["test/ndcg@10"]) for row in weighed.values())
     low = rows("study_precision/summary.csv")[1]
     assert 0 < float(low["divergence/score_rmse"]) < 0.1
     assert 0.5 < float(low["divergence/overlap@10"]) < 1

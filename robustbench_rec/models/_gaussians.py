@@ -16,7 +16,7 @@ from robustbench_rec.catalogue import Products
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events, pairs, rows
 from robustbench_rec.models._sequences import from_the_end
-from robustbench_rec.shifted import Site
+from robustbench_rec.shifted import Embedded, Site
 
 TINY = 1e-24
 
@@ -82,6 +82,7 @@ class Items(nn.Module):
         self.mean_norm, self.covariance_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.events, self.dropout = Events(), Dropout(dropout)
         self.mean_site, self.covariance_site = Site(), Site()
+        self.embedded_mean, self.embedded_covariance = Embedded(listed=False), Embedded(listed=False)
         for table in (self.mean, self.covariance, self.place_mean, self.place_covariance):
             nn.init.normal_(table.weight, 0.01, 0.02)
 
@@ -92,8 +93,9 @@ class Items(nn.Module):
     def forward(self, history: History) -> Gaussian:
         """The events `[B, L, D]`."""
         places = from_the_end(history, len(self.place_mean.weight))
-        mean = self.events(self.mean.weight, history) + rows(self.place_mean.weight, places)
-        raw = self.events(self.covariance.weight, history) + rows(self.place_covariance.weight, places)
+        mean = self.embedded_mean(self.events(self.mean.weight, history)) + rows(self.place_mean.weight, places)
+        raw = self.embedded_covariance(self.events(self.covariance.weight, history))
+        raw = raw + rows(self.place_covariance.weight, places)
         mean = F.elu(self.mean_site(self.dropout(self.mean_norm(mean))))
         return Gaussian(mean, deviation(self.covariance_site(self.dropout(self.covariance_norm(raw)))).square())
 

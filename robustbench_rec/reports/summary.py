@@ -10,12 +10,15 @@ from functools import cached_property
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.significance import Spread, over_seeds, within_noise
 
-SIDES = ("attacked", "poisoned", "test", "valid", "clean")
+SIDES = ("test", "attacked", "poisoned", "valid", "clean")
 """Prefixes of qualities, what a sweep is about first."""
-JUDGED = {"dataset", "prepare", "split", "noise", "poison", "protocol", "n_negatives", "seen", "part"}
+JUDGED = {
+    *("dataset", "prepare", "split", "noise", "poison", "protocol", "n_negatives", "seen", "part"),
+    *("attack", "eps"),
+}
 """Keys, or what their names begin with, that decide what the test is."""
-ATTACKED = {"attack", "eps", "goal", "labels", "loss"}
-"""The same of an attack."""
+ATTACKED = {"goal", "labels", "loss"}
+"""The same of `rrec attack`."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Summary:
 
     @property
     def primary(self) -> str | None:
-        """The metric that plots are about: the monitored one, attacked or of the test part where there are these."""
+        """The metric that plots are about: the monitored one, of test, else attacked, where there are these."""
         wanted = [f"{side}/{self.monitor}" for side in SIDES] + [
             each for side in SIDES for each in self.metrics if each.startswith(f"{side}/")
         ]

@@ -30,6 +30,7 @@ from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.frontier import frontier
 from robustbench_rec.tasks.retrain import retrain
+from robustbench_rec.tasks.struck import compared, is_quality
 from robustbench_rec.tasks.train import keep
 from robustbench_rec.tasks.trials import Trial, Trials, labelled
 
@@ -85,7 +86,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
         after = worst(left, goal, judging.smaller)
         told_threat = [list(each) for each in [*threat.items(), *_places(cfg, goal)]]
         show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], told_threat)
-        told = _compared(clean, after, judging)
+        told = compared(clean, after, judging)
         alike = [each for each in (alike_to(clean, result, cfg.top_k) for result in left) if each is not None]
         if alike:
             kept = worst(alike, goal, frozenset())
@@ -157,7 +158,7 @@ def _improvement(
     rows: list[Row] = []
     told: dict[str, float] = {}
     for name in clean.metrics:
-        if _is_quality(name, judging) and f"clean/{name}" in undefended:
+        if is_quality(name, judging) and f"clean/{name}" in undefended:
             both = undefended[f"attacked/{name}"], undefended[f"clean/{name}"]
             found = improvement(*torch.tensor([after.metrics[name], *both], dtype=torch.double))
             value, undefined = (each.item() for each in found)
@@ -177,31 +178,6 @@ def _sliced(judging: Evaluator[Any], cfg: Attack, clean: Result, after: Result, 
     }
     show_slices(sides, judging.watched(None), out / "slices.csv")
     return {f"{side}/{name}": value for side, each in sides.items() for name, value in each.metrics.items()}
-
-
-def _is_quality(name: str, judging: Evaluator[Any]) -> bool:
-    return not name.startswith(("t_", "gap_")) and name.partition("@")[0] not in judging.neutral
-
-
-def _compared(clean: Result, after: Result, judging: Evaluator[Any]) -> dict[str, float]:
-    """Clean, attacked and the relative drop, shown; absolute differences for what is no quality.
-
-    What is about target items, the aim of such an attack, stands first.
-    """
-    rows: list[Row] = []
-    told: dict[str, float] = {}
-    for name, value in sorted(clean.metrics.items(), key=lambda each: not each[0].startswith("t_")):
-        other = after.metrics[name]
-        told |= {f"clean/{name}": value, f"attacked/{name}": other}
-        if not _is_quality(name, judging):
-            told[f"rise/{name}"] = other - value
-            rows.append([name, value, other, "", other - value])
-        else:
-            lost = drop(*torch.tensor([value, other], dtype=torch.double)).item()
-            told[f"drop/{name}"] = lost
-            rows.append([name, value, other, lost, ""])
-    show("before and after", ["metric", "clean", "attacked", "drop (share)", "rise"], rows)
-    return told
 
 
 def _shared(

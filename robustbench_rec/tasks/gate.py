@@ -15,7 +15,6 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.config import LIMITS, Gate
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
-from robustbench_rec.evaluation.worst import attacked, judged, members, worst
 from robustbench_rec.files import write_json, write_text
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
@@ -25,6 +24,7 @@ from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.significance import Estimate, bootstrap, estimate
+from robustbench_rec.tasks.struck import under
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,7 @@ def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted, named: set[str]) ->
     if goal.losses:
         raise RrecError(f"goal={cfg.goal['name']}: a gate is about quality; use goal=untargeted")
     suite = attacks.build(cfg.attack).prepared(at.model, judging.data)
-    results = []
-    for member in members(judging, suite, goal, cfg.loss):
-        moved, _ = attacked(judging, at, member, cfg.part, goal, cfg.loss)
-        results.append(judged(judging, moved, cfg.part, goal))
-    return Side(clean, worst(results, goal, judging.smaller))
+    return Side(clean, under(judging, at, suite, cfg.part, goal, cfg.loss))
 
 
 def _checks(

@@ -36,6 +36,7 @@ from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.splits import splits
+from robustbench_rec.tasks.struck import Strike
 from robustbench_rec.trainer import RESUME, Trainer, check
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ Finish = Callable[[Trainer, Evaluator[Any], dict[str, float]], dict[str, float]]
 
 
 def run(cfg: Train, out: Path) -> dict[str, float]:
-    """Train a model, with a defence, and judge its best state on validation and test."""
+    """Train a model, with a defence, and judge its best state on validation and test; attacked too, if so named."""
     return train(cfg, out, "train", lambda objective, model, data: objective, {})
 
 
@@ -75,6 +76,7 @@ def train(
         notes["clean"] = cfg.clean
     if isinstance(trainer.objective, Distillation):
         notes["objective"] = trainer.objective.formula
+    strike = None if cfg.attack is None else Strike(cfg, trainer.model, data)
     trained, total = sizes(trainer.model)
     notes["parameters"] = {"trained": trained, "all": total}
     with Run(out, task, seeds=seeds, device=device, **notes) as record:
@@ -86,6 +88,8 @@ def train(
         if numbers:
             show("at the end", ["", ""], [[each, f"{value:.4g}"] for each, value in numbers.items()])
         metrics |= numbers
+        if strike is not None:
+            metrics |= strike()
         trainer.finish()
     return metrics
 
