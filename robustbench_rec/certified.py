@@ -14,6 +14,7 @@ from robustbench_rec.checkpoint import Loaded
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full, Result
 from robustbench_rec.metrics import ranking
+from robustbench_rec.running import running
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.threat import Threat
 
@@ -145,7 +146,7 @@ def barriers(upper: Tensor, joint: Joint) -> Tensor:
     """
     depth = upper.shape[1]
     known = upper.isfinite()
-    sums = F.pad(upper.masked_fill(~known, 0.0).cumsum(1), (1, 0))  # [B, A + 1]
+    sums = F.pad(running(upper.masked_fill(~known, 0.0), 1), (1, 0))  # [B, A + 1]
     place = torch.arange(1, depth + 1, device=upper.device)
     start = place[:, None] - place  # [A, C], where the weakest c of the strongest a + 1 begin
     totals = sums[:, 1:, None] - sums[:, start.clamp_min(0)]  # [B, A, C]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -65,7 +66,59 @@ def centred() -> Classifier:
     return model
 
 
+def published_apgd(loss: Callable[[Tensor], Tensor], x: Tensor, eps: float, steps: int) -> tuple[Tensor, int]:
+    """Algorithm 1 of Croce & Hein (ICML 2020) for one input in the l2 ball, no box; the best loss, how often it halved.
+
+    Checkpoints as in the released code: in whole steps, and a checkpoint halves at exactly 3 in 4 steps too.
+    """
+
+    def climbed(point: Tensor) -> tuple[Tensor, Tensor]:
+        point = point.detach().requires_grad_()
+        value = loss(point)
+        return value.detach(), torch.autograd.grad(value, point)[0]
+
+    def inside(point: Tensor) -> Tensor:
+        return x + (point - x) * min(1.0, eps / max(float((point - x).norm()), 1e-300))
+
+    gaps, checkpoints = max(int(0.22 * steps), 1), []
+    while sum(checkpoints[-1:]) + gaps <= steps:
+        checkpoints.append(sum(checkpoints[-1:]) + gaps)
+        gaps = max(gaps - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+    (value, gradient), before, here, size = climbed(x), x, x, 2 * eps
+    best, best_value, best_gradient, halvings = x, value, gradient, 0
+    values, halved_last, best_at_last, last = [value], True, value, 0
+    for step in range(1, steps + 1):
+        stepped = inside(here + size * gradient / gradient.norm())
+        share = 0.75 if step > 1 else 1.0
+        before, here = here, inside(here + share * (stepped - here) + (1 - share) * (here - before))
+        value, gradient = climbed(here)
+        values.append(value)
+        if value > best_value:
+            best, best_value, best_gradient = here, value, gradient
+        if step in checkpoints:
+            rises = sum(bool(after > earlier) for earlier, after in pairwise(values[last:]))
+            halved_last = rises <= 0.75 * (step - last) or (not halved_last and bool(best_at_last >= best_value))
+            if halved_last:
+                size, here, gradient, halvings = size / 2, best, best_gradient, halvings + 1
+            best_at_last, last = best_value, step
+    return best_value, halvings
+
+
 class TestAPGD:
+    @pytest.mark.parametrize("steps", [1, 7, 40, 100])
+    def test_it_takes_the_steps_of_the_published_algorithm(self, classifier: Classifier, steps: int) -> None:
+        batch, _ = labelled(classifier)
+        worse, _ = on_features("apgd", eps=0.9, steps=steps)(Shifted(classifier), batch, rowwise(exact_softmax))
+        found = exact_softmax(worse(batch), batch)
+        runs = [
+            published_apgd(
+                lambda x, own=own: (z := classifier.net(x)).logsumexp(0) - (z * own).sum(), row.clone(), 0.9, steps
+            )
+            for row, own in zip(classifier.x, batch.labels, strict=True)
+        ]
+        torch.testing.assert_close(found, torch.stack([value for value, _ in runs]), rtol=1e-9, atol=1e-9)
+        assert steps < 40 or len({halvings for _, halvings in runs}) > 1  # rows halve when they have to
+
     @pytest.mark.parametrize("steps", [1, 7, 40, 100])
     def test_it_takes_the_steps_of_the_published_code(
         self, centred: Classifier, steps: int, monkeypatch: pytest.MonkeyPatch

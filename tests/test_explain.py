@@ -223,9 +223,12 @@ class TestPaths:
         torch.testing.assert_close(each.asked.at(each.asked.question(each.users)).scores, own)  # the model stays
 
 
-@pytest.mark.parametrize("name", ["structure_aware_kgat", "kgat"])
-def test_a_triple_that_is_left_out_is_the_graph_without_it(name: str) -> None:
-    changes = {"structure": False} if name == "structure_aware_kgat" else {}
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("structure_aware_kgat", {"structure": True}), ("structure_aware_kgat", {"structure": False}), ("kgat", {})],
+    ids=str,
+)
+def test_a_triple_that_is_left_out_is_the_graph_without_it(name: str, changes: dict[str, Any]) -> None:
     model = small(name, **changes)
     found = Paths(asked(model), USER, next(iter(_with_paths(model))), hops=2)
     kg, n = DATA.kg, len(found)

@@ -209,6 +209,7 @@ class TestSTOSA:
         assert drawn.items is not None
         torch.testing.assert_close(penalty(model, drawn), 0.5 * apart(points, model.encode(), drawn.items))
         assert penalty(stosa(pvn=0.0), drawn) == 0.0
+        assert penalty(model, replace(drawn, items=drawn.items[:, :1])) == 0.0  # an event alone has no negatives
 
 
 class TestMoments:

@@ -22,6 +22,7 @@ from robustbench_rec.reports import cards
 from robustbench_rec.tasks.leaderboard import add, build, verify
 
 SMALL = {**cards.STANDARD, "attack": {**cards.STANDARD["attack"], "steps": 3, "queries": 3, "rivals": 1}}
+GOOD = dict.fromkeys(cards.LIMITS, 0.0)
 BUDGET = ("attack=rank_autoattack", "attack.steps=3", "attack.queries=3", "attack.rivals=1")
 TRAINED = (*DATA, *JUDGED, *MODEL["mf"], "epochs=4", "batch_size=256", "lr=0.05")
 
@@ -253,7 +254,9 @@ def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_pat
         ({"verified": []}, "'verified' of the card is no"),
         ({"reported": {}}, "'reported' of the card has no attacked/ndcg@10"),
         ({"reported": {"attacked/ndcg@10": 10**400}}, "'reported' of the card is no"),
-        ({"flags": {"black_box": 0.5}}, r"not eligible, black box is 0\.5, at most 0\.1"),
+        ({"flags": GOOD | {"black_box": 0.5}}, r"not eligible, black box is 0\.5, at most 0\.1"),
+        ({"flags": {}}, "not eligible, 'flags' of the card do not tell of zero gradients"),
+        ({"flags": {k: v for k, v in GOOD.items() if k != "random"}}, "'flags' of the card do not tell of random"),
         ({"config": {**SMALL, "eps": 1e-4}}, r"not attacked with the standard budget: eps=0\.0001 instead of 0\.1"),
         ({"config": {**SMALL, "attack": {"name": "fgm"}}}, r"attack\.name=fgm instead of rank_autoattack"),
     ],

@@ -158,7 +158,7 @@ CLICKED = valued(low=1, high=1)
 class TestClicksOnly:
     @pytest.mark.parametrize("part", ["valid", "test"])
     @pytest.mark.parametrize("n", [None, 1, 4])
-    def test_every_click_stands_beside_items_that_the_user_has_neither_in_train_nor_in_the_part(
+    def test_every_click_stands_beside_items_that_the_user_has_neither_in_the_part_nor_in_those_before_it(
         self, part: str, n: int | None
     ) -> None:
         (portion,) = evaluator(CLICKED, ask("clicks", n_negatives=n)).portions(part)
@@ -169,7 +169,7 @@ class TestClicksOnly:
         assert not portion.labels[:, 1:].any()
         owned = {
             pair
-            for each in (CLICKED.train, events)
+            for each in (CLICKED.train, CLICKED.valid, events)[:: 1 if part == "test" else 2]
             for pair in zip(each.users.tolist(), each.items.tolist(), strict=True)
         }
         pairs = zip(

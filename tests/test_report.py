@@ -734,3 +734,10 @@ def test_a_browser_renders_the_page_with_the_numbers_of_the_runs(written: Path, 
     theirs = [metrics(there / "train" / f"apr{seed}")["test/ndcg@10"] for seed in (0, 1)]
     (row,) = (each for each in columns(reader, "compared") if (each["model"][0], each["on"][0]) == ("mf + apr", "test"))
     assert row["difference"][0] == f"{mean(theirs) - mean(values):.4f}"
+
+
+def test_bars_of_long_names_stand_apart_and_tell_them_apart() -> None:
+    values = {f"backbone.model.encoder.layer.0.layer.attention.{name}": float(n) for n, name in enumerate("qkv")}
+    (axes,) = plots.bars(values, [], "", "").axes
+    assert len({bar.get_y() for bar in axes.patches}) == 3
+    assert len({label.get_text() for label in axes.get_yticklabels()}) == 3

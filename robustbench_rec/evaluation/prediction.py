@@ -65,8 +65,8 @@ class Prediction(Evaluator[Events]):
 class Clicks(Prediction):
     """Click prediction. Where the data has positives only, each has `n_negatives` (1) sampled items beside it.
 
-    They are drawn once, uniform over what the user has no event with in the part or in train, nor
-    had there before a noise.
+    They are drawn once, uniform over what the user has no event with in the part or in those before it, nor had in
+    train before a noise.
     """
 
     known: ClassVar[Mapping[str, PredictionMetric]] = {**prediction.CLICKS, **uncertainty.OF_CLICKS}
@@ -92,7 +92,8 @@ class Clicks(Prediction):
         if count < 1:
             raise RrecError(f"n_negatives={count}: dataset '{self.data.name}' has clicks only, at least 1 is needed")
         hidden = [] if self.data.hidden is None else [self.data.hidden]
-        draws = Negatives(self.data, [self.data.taught, *hidden, self.data.part(part)])
+        before = [self.data.valid] if part == "test" else []
+        draws = Negatives(self.data, [self.data.taught, *hidden, *before, self.data.part(part)])
         generator = torch.Generator().manual_seed(self.seed)
         chunks = list(super().split(part))
         drawn = draws.draw(self.data.part(part).users, count, generator)  # at once: the same for chunks of any size

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from robustbench_rec.running import running
+
 
 def auroc(scores: Tensor, fake: Tensor) -> float:
     """Probability that a fake user `[N]` scores above a genuine one, ties counted half; NaN without one of both."""
@@ -21,7 +23,7 @@ def average_precision(scores: Tensor, fake: Tensor) -> float:
         return float("nan")
     _, place, counts = torch.unique(-scores, return_inverse=True, return_counts=True)
     found = torch.zeros(len(counts), dtype=torch.double, device=scores.device).index_add(0, place, fake.double())
-    precision = found.cumsum(0) / counts.cumsum(0)
+    precision = running(found, 0) / counts.cumsum(0)
     return float((precision * found).sum()) / int(fake.sum())
 
 

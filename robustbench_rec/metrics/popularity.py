@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustbench_rec.running import running
+
 HEAD = 0.8
 """Share of the training events that the most popular items, the head, have; the others are the long tail."""
 
@@ -42,7 +44,7 @@ def tail(popularity: Tensor) -> Tensor:
     last of them belongs to it too, so that the order of the items does not matter.
     """
     ordered = popularity.double().sort(descending=True).values
-    before = ordered.cumsum(0) - ordered  # events of the more popular ones
+    before = running(ordered, 0) - ordered  # events of the more popular ones
     head = int((before < HEAD * ordered.sum()).sum())
     return popularity < (ordered[head - 1] if head else float("inf"))
 

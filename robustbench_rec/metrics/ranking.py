@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.metrics.popularity import OF_ALL, OF_LISTS
+from robustbench_rec.running import running
 
 RankingMetric = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +46,7 @@ def map(hits: Tensor, relevant: Tensor) -> Tensor:  # noqa: A001 - the metric's 
 def ndcg(hits: Tensor, relevant: Tensor) -> Tensor:
     """Normalised discounted cumulative gain with binary gains."""
     discounts = 1 / torch.log2(_ranks(hits) + 1)
-    ideal = discounts.cumsum(0)[relevant.clamp_max(hits.shape[1]) - 1]
+    ideal = running(discounts, 0)[relevant.clamp_max(hits.shape[1]) - 1]
     return (hits * discounts).sum(1) / ideal
 
 

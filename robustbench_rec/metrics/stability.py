@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from robustbench_rec.running import running
+
 PERSISTENCE = 0.9
 """p of RBO: the weight of a place is p times that of the one above."""
 ROWS = 2**24  # cells of pairs of places compared at once
@@ -31,7 +33,7 @@ def rbo(before: Tensor, after: Tensor, p: float = PERSISTENCE) -> Tensor:
     equal = _equal(before, after)
     deeper = torch.maximum(depth[:, None], depth[None, :]).flatten() - 1  # the depth from which a pair is in both
     found = torch.zeros(before.shape, dtype=torch.double, device=before.device)
-    overlap = found.index_add(1, deeper, equal.flatten(1).double()).cumsum(1)  # [B, K]
+    overlap = running(found.index_add(1, deeper, equal.flatten(1).double()), 1)  # [B, K]
     weights = (1 - p) * p ** (depth - 1).double() / depth
     return (overlap * weights * (depth <= longest)).sum(1).masked_fill(longest[:, 0] == 0, float("nan"))
 

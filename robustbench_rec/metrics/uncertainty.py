@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.metrics.prediction import PredictionMetric, auc
+from robustbench_rec.running import running
 
 BINS = 15
 FAR = 1e3
@@ -77,7 +78,7 @@ def aurc(confidence: Tensor, errors: Tensor) -> Tensor:
     confidence: `[N]`. errors: `[N]`, 0 or 1, or any loss. Geifman and El-Yaniv, NeurIPS 2017; smaller is better.
     """
     risks = _even(confidence.double(), errors.double(), descending=True)[1]
-    return (risks.cumsum(0) / torch.arange(1, len(risks) + 1, device=risks.device)).mean()
+    return (running(risks, 0) / torch.arange(1, len(risks) + 1, device=risks.device)).mean()
 
 
 def error_auroc(confidence: Tensor, errors: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ def threshold(logits: Tensor, labels: Tensor) -> float:
     Halfway between two scores that occur, below all of them where everything is best called a click.
     """
     scores, order = logits.double().sort(descending=True)
-    hits = (labels[order] > 0).double().cumsum(0)
+    hits = running((labels[order] > 0).double(), 0)
     if not bool(hits[-1]):
         return 0.0
     said = torch.arange(1, len(scores) + 1, device=scores.device)
@@ -171,7 +172,7 @@ def threshold(logits: Tensor, labels: Tensor) -> float:
 def _sorted(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Cumulative sums `[N + 1]` of probabilities and labels in the order of the probabilities."""
     ordered, even = _even(probabilities.double(), labels.double(), descending=False)
-    return F.pad(ordered.cumsum(0), (1, 0)), F.pad(even.cumsum(0), (1, 0))
+    return F.pad(running(ordered, 0), (1, 0)), F.pad(running(even, 0), (1, 0))
 
 
 def _even(keys: Tensor, values: Tensor, *, descending: bool) -> tuple[Tensor, Tensor]:

@@ -85,5 +85,6 @@ class GRU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         start = x.new_zeros(1, len(x), self.hidden)
-        states, _ = torch.gru(x, start, (self.input, self.recurrent), False, 1, 0.0, self.training, False, True)
+        train = self.training or torch.is_grad_enabled()  # without it cuDNN keeps nothing to go back through
+        states, _ = torch.gru(x, start, (self.input, self.recurrent), False, 1, 0.0, train, False, True)
         return self.states(states)  # type: ignore[no-any-return]

@@ -171,9 +171,10 @@ class LSTM(nn.Module):
         """`[n, T, size]` to `[n, T, hidden]`."""
         start = x.new_zeros(1, len(x), self.hidden_size)
         weights: list[Tensor] = [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+        train = self.training or torch.is_grad_enabled()  # without it cuDNN keeps nothing to go back through
         single = x.device.type == "cpu"  # many CPUs have no LSTM in bf16
         with torch.autocast("cpu", enabled=False) if single else nullcontext():
-            states, _, _ = torch.lstm(x, [start, start], weights, True, 1, 0.0, self.training, False, True)
+            states, _, _ = torch.lstm(x, [start, start], weights, True, 1, 0.0, train, False, True)
         return states
 
 

@@ -81,7 +81,7 @@ class STOSA(RecModel):
         return rows(encoded, items)
 
     def penalty(self, batch: Batch, said: Callable[[], Output]) -> Tensor | float:
-        if not self.config.pvn or batch.items is None:
+        if not self.config.pvn or batch.items is None or batch.items.shape[1] < 2:
             return 0.0
         user = Gaussian(*said().hidden.values())
         return self.config.pvn * apart(user.point(), self.encode(), batch.items)

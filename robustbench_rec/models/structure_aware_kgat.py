@@ -114,7 +114,12 @@ class StructureAwareKGAT(Collaborative):
         kept[self._triples[gone]] = False
         found = self._laid(Edges(*(each[kept] for each in self.directed)))
         found |= {"weights": self.weights[kept]} if self.weights.ndim else {}
-        return {**found, "feature_structure": self.feature_structure[kept]} if self.config.structure else found
+        if not self.config.structure:
+            return found
+        if self.config.neighbors is not None:  # structure of the graph that the neighbours were drawn from
+            return {**found, "feature_structure": self.feature_structure[kept]}
+        there = kept & (self.weights > 0) if self.weights.ndim else kept
+        return {**found, "feature_structure": structural(self.directed, self.n_nodes, there)[kept]}
 
     @property
     def edges(self) -> Tensor:

@@ -35,6 +35,7 @@ from robustbench_rec.pretrained import (
     widths,
 )
 from robustbench_rec.reader import Reader
+from robustbench_rec.running import running
 from robustbench_rec.shifted import Site
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ class TextTower(RecModel):
         if batch.history is None:
             return rows(self.user.weight, batch.users)
         places = _places(batch.history.items, named)  # padding comes last
-        states = rows(F.pad(table, (0, 0, 0, 1)), places).cumsum(1)  # [B, L, D]
+        states = running(rows(F.pad(table, (0, 0, 0, 1)), places), 1)  # [B, L, D]
         counts = torch.arange(1, states.shape[1] + 1, device=states.device)
         users: Tensor = self.reader(self.pooled(batch.history.read(states / counts[:, None])))
         return users  # [B, D]

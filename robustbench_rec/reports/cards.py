@@ -126,9 +126,11 @@ def load(path: Path) -> Card:
 
 
 def eligible(path: Path, flags: Mapping[str, float]) -> None:
-    """RrecError where a sign of masked gradients is beyond its limit."""
+    """RrecError where a sign of masked gradients is beyond its limit, or was not looked for."""
     for name, most in LIMITS.items():
-        if name in flags and not flags[name] <= most:
+        if name not in flags:
+            raise RrecError(f"{path}: not eligible, 'flags' of the card do not tell of {name.replace('_', ' ')}")
+        if not flags[name] <= most:
             raise RrecError(f"{path}: not eligible, {name.replace('_', ' ')} is {flags[name]:.4g}, at most {most:g}")
 
 

@@ -48,7 +48,9 @@ def bars(
     """One bar a name, the first on top; those that are marked stand out. std: to draw at the ends of the bars."""
     drawn, axes = figure(xlabel=xlabel, ylabel="", title=title, height=1.4 + 0.28 * len(values))
     colors = ["tab:red" if name in marked else "tab:grey" for name in values]
-    axes.barh(list(map(plain, values)), list(values.values()), color=colors, xerr=std)
+    places = range(len(values))  # names that are cut may be equal
+    axes.barh(places, list(values.values()), color=colors, xerr=std)
+    axes.set_yticks(places, list(map(plain, values)))
     axes.invert_yaxis()
     return _kept(drawn, path)
 
@@ -85,7 +87,8 @@ def points(
 
 def plain(text: str) -> str:
     """For a label: no mathematics in it, and not too long; matplotlib hides labels that begin with an underscore."""
-    cut = text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"
+    half = LABEL // 2
+    cut = text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"  # names of modules differ at their ends
     return cut.replace("\\", "/").replace("$", r"\$").lstrip("_")
 
 

@@ -63,7 +63,7 @@ def lists(run: Found, source: Found, label: str, *, n: int, data_dir: str | None
                 name=data.user_ids[user],
                 why=why[place],
                 place=place + 1,
-                history=_history(data, names, user),
+                history=_history(data, cfg.part, names, user),
                 before=[(names.item(item), (user, item) in wanted) for item in before[user]],
                 after=[(names.item(item), (user, item) in wanted) for item in later[user]],
             )
@@ -120,7 +120,8 @@ def _pairs(data: Data, part: str, users: Tensor) -> set[tuple[int, int]]:
     return set(zip(kept.users.tolist(), kept.items.tolist(), strict=True))
 
 
-def _history(data: Data, names: Names, user: Any) -> list[str]:
-    """The latest of what is known of a user, or what stands last in the data."""
-    items = data.train.liked().items[data.train.liked().users == user]
+def _history(data: Data, part: str, names: Names, user: Any) -> list[str]:
+    """The latest of what is known of a user before a part, or what stands last in the data."""
+    parts = [data.train.liked(), *([data.valid.liked()] if part == "test" else [])]
+    items = torch.cat([each.items[each.users == user] for each in parts])
     return [names.item(item) for item in items[-HISTORY:].tolist()]
