@@ -559,6 +559,27 @@ class TestRankAutoAttack:
         won = winners(clean, results, wanted, "ndcg@5", judging.smaller)
         assert set(won.tolist()) <= {-1, *range(len(chosen))}
 
+    @pytest.mark.parametrize("place", [1, 3])
+    def test_a_rival_stands_that_many_places_below_the_clean_list(
+        self, place: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = build("mf").requires_grad_(False).eval()
+        judging, goal = evaluator(DATA, judge()), goals.build(configured("goal", "untargeted", k=5), DATA)
+        rival = next(each for each in members(judging, suite("embedding"), goal) if each.rival == 1)
+        marks = []
+        monkeypatch.setattr(judging, "attack", lambda *args, mark, **rest: marks.append(mark))
+        attacked(judging, Shifted(model), replace(rival, rival=place), "test", goal, None)
+        relevant = 0
+        for batch in judging.batches(model, "test"):
+            scores, aims = model(batch, model.encode()).scores, marks[0](batch).aims
+            assert batch.mask is not None and batch.labels is not None and aims is not None
+            for row, aim in enumerate(aims[:, 0].tolist()):
+                order = sorted(batch.mask[row].nonzero()[:, 0].tolist(), key=lambda item: -scores[row, item].item())
+                relevant += sum(batch.labels[row, item].item() for item in order[:5])
+                below = [item for item in order[5:] if not batch.labels[row, item]]
+                assert aim == below[place - 1]
+        assert relevant  # a list with relevant items begins no lower than one without
+
     def test_a_healthy_model_raises_no_flag_and_a_masked_one_does(self) -> None:
         class Masked(RecModel):
             """Scores in steps so small that they have no gradient."""

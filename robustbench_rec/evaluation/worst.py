@@ -152,12 +152,14 @@ def _decided(batch: Batch, scores: Tensor) -> Batch:
 def _rivals(
     judging: Evaluator[Any], at: Shifted, part: str, k: int, place: int, *, own_labels: bool
 ) -> Callable[[Batch], Batch]:
-    """Marks each user's `place`-th irrelevant candidate below the k-th of the clean list."""
+    """Marks the `place`-th of each user's irrelevant candidates that are not in the clean list of k."""
     table = torch.zeros(judging.data.n_users, 1, dtype=torch.long, device=judging.data.train.users.device)
     with torch.no_grad(), judging.judged(at, part) as scores:
         for batch, found in zip(judging.batches(at.model, part), scores, strict=True):
             assert batch.mask is not None
             relevant = (_decided(batch, found) if own_labels else batch).labels > 0
-            others = found.masked_fill(~batch.mask | relevant, float("-inf"))
-            table[batch.users] = largest(others, min(k + place, others.shape[1]))[1][:, -1:]
+            own = found.masked_fill(~batch.mask, float("-inf"))
+            listed = largest(own, min(k, own.shape[1]))[1]
+            others = own.masked_fill(relevant, float("-inf")).scatter(1, listed, float("-inf"))
+            table[batch.users] = largest(others, min(place, others.shape[1]))[1][:, -1:]
     return lambda batch: replace(batch, aims=table[batch.users])
