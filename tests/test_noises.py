@@ -50,8 +50,8 @@ DECIDED = {"temporal_shift"}  # nothing is drawn
 WAYS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in TOUCHED),
     *((name, {"bias": "degree"}) for name in ("edge_add", "edge_drop", "edge_rewire", "kg_drop")),
-    ("history", {"op": "swap"}),
-    ("history", {"op": "insert"}),
+    *(("history", {"op": op}) for op in ("crop", "delete", "insert", "reverse", "swap")),
+    *(("history", {"op": op, "where": "end"}) for op in ("crop", "delete", "insert", "replace", "reverse", "swap")),
     ("subpopulation", {"among": "items", "share": 0.5}),
     ("subpopulation", {"among": "gender", "value": "F"}),
     ("unseen_category", {"column": "genres", "value": "old"}),
@@ -327,6 +327,60 @@ class TestEvents:
         assert len(moved) == min(round(level * 1000), 900)
         assert set(torch.bincount(users[moved]).tolist()) <= {0, 2, 3}
 
+    RUN = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)
+
+    @pytest.mark.parametrize(
+        ("op", "where", "expected"),
+        [
+            ("delete", "start", (3, 4, 5, 6, 7, 8, 9)),
+            ("delete", "end", (0, 1, 2, 3, 4, 5, 6)),
+            ("delete", "middle", (0, 1, 2, 6, 7, 8, 9)),
+            ("crop", "start", (3, 4, 5, 6, 7, 8, 9)),
+            ("crop", "end", (0, 1, 2, 3, 4, 5, 6)),
+            ("crop", "middle", (1, 2, 3, 4, 5, 6, 7)),
+            ("reverse", "start", (3, 2, 1, 0, 4, 5, 6, 7, 8, 9)),
+            ("reverse", "end", (0, 1, 2, 3, 4, 5, 9, 8, 7, 6)),
+            ("replace", "start", (None, None, None, 3, 4, 5, 6, 7, 8, 9)),
+            ("insert", "end", (0, 1, 2, 3, 4, 5, 6, 7, None, 8, None, 9, None)),
+        ],
+    )
+    def test_training_events_at_a_place_are_edited(self, op: str, where: str, expected: tuple[int | None, ...]) -> None:
+        level = 0.4 if op == "reverse" else 0.3
+        clean = replace(CLEAN, train=replace(CLEAN.train, values=torch.ones(len(CLEAN.train))))
+        data = noisy("history", clean, op=op, where=where, level=level)
+        for user in range(CLEAN.n_users):
+            before, after = (each.train.items[each.train.users == user].tolist() for each in (clean, data))
+            assert len(before) == len(self.RUN)
+            assert len(after) == len(expected)
+            for item, place in zip(after, expected, strict=True):
+                assert item not in before if place is None else item == before[place]
+
+    @pytest.mark.parametrize("op", ["crop", "delete", "replace", "swap"])
+    @pytest.mark.parametrize("level", [0.05, 0.33, 0.8])
+    def test_edits_at_a_place_are_as_many_as_the_level_says(self, op: str, level: float) -> None:
+        data = noisy("history", op=op, where="middle", level=level)
+        if op in ("crop", "delete"):
+            assert len(CLEAN.train) - len(data.train) == round(level * len(CLEAN.train))
+        else:
+            moved = int((data.train.items != CLEAN.train.items).sum())
+            assert moved == pytest.approx(level * len(CLEAN.train), abs=1)
+
+    @pytest.mark.parametrize("op", ["crop", "delete"])
+    def test_who_loses_events_keeps_one_that_is_liked(self, op: str) -> None:
+        liked = CLICKS.train.liked().users.unique()
+        left = noisy("history", CLICKS, op=op, where="start", level=1.0).train
+        assert torch.equal(left.liked().users.unique(), liked)
+        assert len(left) == CLICKS.n_users
+
+    def test_items_are_put_into_training_by_their_share_of_it(self) -> None:
+        popular = torch.bincount(CLEAN.train.items, minlength=CLEAN.n_items).double()
+        found = {
+            items: popular[data.train.items[data.truth["train/noise"]]].mean().item()
+            for items in ("popular", "uniform", "unpopular")
+            for data in [noisy("history", op="replace", items=items, level=0.9)]
+        }
+        assert found["popular"] > found["uniform"] > found["unpopular"]
+
     @pytest.mark.parametrize("bias", ["none", "degree"])
     def test_rewiring_keeps_every_degree(self, bias: str) -> None:
         for level in (0.1, 0.5, 1.0):
@@ -449,7 +503,9 @@ class TestRefused:
             ("sparsify", {"level": 1.5}, r"noise.level=1.5: noise 'sparsify' has levels between 0 and 1"),
             ("rating_noise", {"level": -1.0}, "has levels at least 0"),
             ("edge_drop", {"bias": "rank"}, "unknown noise.bias 'rank'"),
-            ("history", {"op": "delete"}, "unknown noise.op 'delete'"),
+            ("history", {"op": "duplicate"}, "unknown noise.op 'duplicate'"),
+            ("history", {"where": "front"}, "unknown noise.where 'front'"),
+            ("history", {"items": "similar"}, "unknown noise.items 'similar'"),
             ("text_noise", {"kind": "stuffing"}, "unknown noise.kind 'stuffing'"),
             ("text_noise", {"column": "plot"}, "unknown noise.column of the items of dataset 'tiny' 'plot'"),
             ("unseen_category", {"column": "color"}, "unknown noise.column 'color'"),

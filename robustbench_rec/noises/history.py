@@ -2,49 +2,73 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.data import Data
 from robustbench_rec.errors import unknown
+from robustbench_rec.histories import Histories
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import added, joined, rows, with_train
+from robustbench_rec.noises._events import added, joined, rows, spared, with_train, without
 
-OPS = ("replace", "insert", "swap")
+OPS = ("crop", "delete", "insert", "replace", "reverse", "swap")
+PLACES = ("any", "end", "middle", "start")
+ITEMS = ("popular", "uniform", "unpopular")
 
 
 @noises.register
 class HistoryNoise(Noise):
     """Training histories whose order or content is wrong (after Betello et al., ECIR 2024).
 
-    level: share of the events. op: swap, they take one another's places within a user, two of a user at least (those
-    with a single event keep it), times stay; replace, their items are others, uniform, that the user has in no part
-    (`train/noise` of the ground truth); insert, such an item comes behind each, at the same time. What deletes events
-    is `sparsify`. Valid and test stay; what a model reads before a test event changes as well.
+    level: share of the events. op: as in `attack=history`; swap, they take one another's places within a user, and
+    reverse, runs of them are turned round (two of a user at least; times stay); replace, their items are others that
+    the user has in no part (`train/noise` of the ground truth); insert, such an item comes behind each, at the same
+    time; delete; crop, they go from the two ends. where: the first of a user's events, the latest, those in the middle,
+    each user's share of the level rounded up or down; or any. items: what is put in, drawn by its training events
+    (popular), by the inverse of one more (unpopular), or uniform.
+
+    Valid and test stay; what a model reads before a test event changes as well. Nothing is duplicated: a user has an
+    item once in train. What takes the same share of every user is `sparsify`.
     """
 
     @dataclass
     class Config(Level):
         op: str
+        where: str
+        items: str
 
     needs: ClassVar[frozenset[str]] = frozenset({"order"})
+    config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        if config.op not in OPS:
-            raise unknown("noise.op", config.op, OPS)
-        self.op = config.op
+        for key, value, choices in (
+            ("op", config.op, OPS),
+            ("where", config.where, PLACES),
+            ("items", config.items, ITEMS),
+        ):
+            if value not in choices:
+                raise unknown(f"noise.{key}", value, choices)
+        self.config = config
 
     def change(self, data: Data, generator: torch.Generator) -> Data:
-        train = data.train
-        count = self.count(len(train))
-        if self.op == "swap":
-            origin = _shuffled(train.users, _several(train.users, count, generator), generator)
+        train, op = data.train, self.config.op
+        if op in ("crop", "reverse"):
+            edit = Runs(data).cropped if op == "crop" else Runs(data).reversed
+            found = edit(self.level, self.config.where, generator)
+        else:
+            found = self._chosen(data, generator)
+        if op in ("crop", "delete"):
+            return without(data, _spare(data, found, generator))
+        if op in ("reverse", "swap"):
+            origin = _shuffled(train.users, found, generator) if op == "swap" else found
             return with_train(data, replace(rows(train, origin), times=train.times), origin)
-        chosen = drawn(torch.ones(len(train)), count, generator)
-        false, places = added(data, chosen, torch.ones(data.n_items), generator)
         origin = torch.arange(len(train))
-        if self.op == "insert":
+        popular = torch.bincount(train.items, minlength=data.n_items).float()
+        weights = {"popular": popular, "unpopular": 1 / (1 + popular)}
+        false, places = added(data, found, weights.get(self.config.items, torch.ones(data.n_items)), generator)
+        if op == "insert":
             order = torch.cat([origin, places]).argsort(stable=True)  # each behind the one that it is a copy of
             return with_train(
                 data,
@@ -55,6 +79,86 @@ class HistoryNoise(Noise):
         items, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
         items[places], noise[places] = false.items, True
         return with_train(data, replace(train, items=items), origin, noise)
+
+    def _chosen(self, data: Data, generator: torch.Generator) -> Tensor:
+        """Places of the events that are edited one by one."""
+        users, count, swap = data.train.users, self.count(len(data.train)), self.config.op == "swap"
+        if self.config.where != "any":
+            return Runs(data).run(self.level, self.config.where, generator, least=2 if swap else 1)
+        if swap:
+            return _several(users, count, generator)
+        return drawn(torch.ones(len(users)), count, generator)
+
+
+class Runs:
+    """The training events of each user, oldest first: those without times in their own order.
+
+    order: places of the events, a run for each user. owner, nth: the user of each, and its number in the run, from 0.
+    """
+
+    def __init__(self, data: Data) -> None:
+        runs = Histories(
+            replace(data.train, items=torch.arange(len(data.train))), n_users=data.n_users, n_items=len(data.train)
+        )
+        self.order, self.sizes, self.starts = runs.items, runs.starts.diff(), runs.starts[:-1]
+        self.owner = data.train.users[self.order]
+        self.nth = torch.arange(len(self.order)) - self.starts[self.owner]
+
+    def run(self, level: float, where: str, generator: torch.Generator, *, least: int = 1) -> Tensor:
+        """Places of so many events that stand beside one another, in some part of each user's run."""
+        first, count = self._stretch(level, where, generator, least)
+        return self.order[self._within(first, count)]
+
+    def cropped(self, level: float, where: str, generator: torch.Generator) -> Tensor:
+        """Places of the events that go from the ends."""
+        count = self._allotted(level, 1, generator)
+        some = (torch.rand(len(count), generator=generator) * (count + 1)).long().minimum(count)
+        front = {"any": some, "start": count, "middle": count // 2, "end": torch.zeros_like(count)}[where]
+        kept = self._within(front, self.sizes - count)
+        return self.order[~kept]
+
+    def reversed(self, level: float, where: str, generator: torch.Generator) -> Tensor:
+        """Where each event comes from, when a part of each run is turned round `[N]`."""
+        first, count = self._stretch(level, where, generator, 2)
+        turned = self._within(first, count)
+        mirrored = self.starts[self.owner] + (2 * first + count - 1)[self.owner] - self.nth
+        origin = torch.empty_like(self.order)
+        origin[self.order] = self.order[torch.where(turned, mirrored, torch.arange(len(turned)))]
+        return origin
+
+    def _stretch(self, level: float, where: str, generator: torch.Generator, least: int) -> tuple[Tensor, Tensor]:
+        """Number of the first event and length of the part of each user's run that is edited `[n_users]`."""
+        count = self._allotted(level, least, generator)
+        room = self.sizes - count
+        some = (torch.rand(len(room), generator=generator) * (room + 1)).long().minimum(room)
+        return {"any": some, "start": torch.zeros_like(room), "middle": room // 2, "end": room}[where], count
+
+    def _allotted(self, level: float, least: int, generator: torch.Generator) -> Tensor:
+        """Events of each user `[n_users]`, in all as many as the level says: each share is rounded up or down.
+
+        In multiples of `least`, as far as a user has so many.
+        """
+        able = self.sizes.masked_fill(self.sizes < least, 0)
+        order = torch.randperm(len(able), generator=generator)
+        ends = (level * able[order].double().cumsum(0) / least + 0.5).floor().long()
+        count = torch.empty_like(able)
+        count[order] = least * F.pad(ends, (1, 0)).diff()
+        return count.minimum(able)
+
+    def _within(self, first: Tensor, count: Tensor) -> Tensor:
+        """Which events, in the order of the runs, have numbers from `first` on, `count` of a user, bool `[N]`."""
+        return (self.nth >= first[self.owner]) & (self.nth < (first + count)[self.owner])
+
+
+def _spare(data: Data, places: Tensor, generator: torch.Generator) -> Tensor:
+    """Those of the places that can go, so that every user keeps an event, a liked one where there is one."""
+    train = data.train
+    gone = torch.zeros(len(train), dtype=torch.bool).index_fill(0, places, True)
+    liked = train.values != 0
+    able = torch.bincount(train.users[liked], minlength=data.n_users) > 0
+    counts = liked | ~able[train.users]
+    left = torch.bincount(train.users[counts & ~gone], minlength=data.n_users) > 0
+    return (gone & (left[train.users] | ~spared(data, generator))).nonzero().squeeze(1)
 
 
 def _several(users: Tensor, count: int, generator: torch.Generator) -> Tensor:
