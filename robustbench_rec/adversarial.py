@@ -7,7 +7,7 @@ from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
-from robustbench_rec.norms import Ball
+from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Objective, Scalar
 from robustbench_rec.shifted import Shifted
 
@@ -66,7 +66,7 @@ def check_steps(steps: int) -> None:
 def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:
     """The inner maximisation of AWP: every matrix moves by γ times its own norm; RrecError without a step."""
     check_steps(steps)
-    ball = Ball(eps=gamma, norm="l2", per=per, relative="own")
+    ball = Ball(eps=budget("gamma", gamma), norm="l2", per=per, relative="own")
     return Ascent(surface="weight", ball=ball, steps=steps, step_size=1.0 if steps == 1 else 2.5 / steps)
 
 

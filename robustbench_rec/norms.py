@@ -12,6 +12,13 @@ UNITS = ("row", "example", "layer", "element")
 SCALES = ("no", "own", "median")
 
 
+def budget(key: str, value: float) -> float:
+    """The value; RrecError names its key where it is no budget."""
+    if not 0 <= value < float("inf"):
+        raise RrecError(f"{key}={value}: a budget is a finite number that is not negative")
+    return value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ball:
     """All δ whose norm, taken over each unit of a tensor, is at most the radius of that unit.
@@ -34,8 +41,7 @@ class Ball:
         ):
             if value not in choices:
                 raise unknown(what, value, choices)
-        if not 0 <= self.eps < float("inf"):
-            raise RrecError(f"eps={self.eps}: a budget is a finite number that is not negative")
+        budget("eps", self.eps)
 
     def size(self, delta: Tensor) -> Tensor:
         """Norm of each unit, with the reduced dimensions kept."""

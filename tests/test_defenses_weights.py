@@ -201,7 +201,7 @@ class TestRWP:
                 {"variant": "column"},
                 "unknown defense.variant 'column' .*element, fisher, isotropic, layer, row, row_width",
             ),
-            ({"sigma": -1.0}, "eps=-1"),
+            ({"sigma": -1.0}, "sigma=-1.0: a budget"),
             ({"growth": -1}, "growth=-1"),
             ({"eta": -1.0}, "eta=-1"),
             ({"decay": 1.0}, "decay=1"),
@@ -240,6 +240,14 @@ class TestConformanceOfRandomControls:
         values = [random(Shifted(model), batch).item() for _ in range(20)]
         assert max(values) < uphill
         assert len(set(values)) == 20
+
+    @pytest.mark.parametrize(
+        ("defense", "key"), [("awp", "gamma"), ("rawp", "gamma"), ("sam", "rho"), ("rwp", "sigma"), ("apr", "eps")]
+    )
+    @pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+    def test_what_is_no_budget_is_refused_by_its_own_name(self, defense: str, key: str, value: float) -> None:
+        with pytest.raises(RrecError, match=f"^{key}={value}: a budget is a finite number"):
+            defended(defense, learner("toy"), **{key: value})
 
     @pytest.mark.parametrize("defense", ["awp", "apr", "amr"])
     def test_another_direction_is_refused(self, defense: str) -> None:

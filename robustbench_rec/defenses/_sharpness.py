@@ -10,7 +10,7 @@ from robustbench_rec.adversarial import Adversarial, shares
 from robustbench_rec.ascent import Perturbation, climb, zeros
 from robustbench_rec.batch import Batch
 from robustbench_rec.model import RecModel
-from robustbench_rec.norms import Ball
+from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Objective, Scalar
 from robustbench_rec.shifted import Shifted
 
@@ -57,7 +57,7 @@ class Sharpness(Adversarial):
         names = tuple(name for name, each in model.named_parameters() if each.requires_grad)
         attack = Steepest(
             surface="weight",
-            ball=Ball(eps=config.rho, norm="l2", per="layer", relative="no"),
+            ball=Ball(eps=budget("rho", config.rho), norm="l2", per="layer", relative="no"),
             names=names,
             scaled=self.scaled,
         )

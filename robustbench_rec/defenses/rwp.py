@@ -11,7 +11,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
-from robustbench_rec.norms import Ball
+from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Objective, Scalar, known
 from robustbench_rec.shifted import Shifted, surface
 
@@ -83,7 +83,10 @@ class RWP(Adversarial):
                 "decay in [0, 1) needed"
             )
         clean, robust = shares(config.clean_weight)
-        names, ball = surface(model, "weight"), Ball(eps=config.sigma, norm="l2", per="element", relative="no")
+        names, ball = (
+            surface(model, "weight"),
+            Ball(eps=budget("sigma", config.sigma), norm="l2", per="element", relative="no"),
+        )
         noise = Gaussian(surface="weight", ball=ball, scale=self._scale)
         super().__init__(inner, noise, clean=clean, robust=robust)
         self.config, self.full = config, noise

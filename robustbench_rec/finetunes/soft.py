@@ -9,7 +9,7 @@ from robustbench_rec.ascent import Ascent
 from robustbench_rec.errors import RrecError
 from robustbench_rec.finetunes import finetunes
 from robustbench_rec.finetuning import Finetuning
-from robustbench_rec.norms import Ball
+from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Objective
 from robustbench_rec.shifted import Delta
 
@@ -32,7 +32,7 @@ class Soft(Finetuning):
     def __init__(self, config: Config) -> None:
         if not config.temperature > 0:
             raise RrecError(f"finetune.temperature={config.temperature}: must be above 0")
-        self.config, self.ball = config, Ball(eps=config.gamma, norm="l2", per="row", relative="own")
+        self.config, self.ball = config, Ball(eps=budget("gamma", config.gamma), norm="l2", per="row", relative="own")
 
     def modules(self, criticality: Mapping[str, float]) -> list[str]:
         return list(criticality)

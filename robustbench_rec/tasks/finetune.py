@@ -27,7 +27,7 @@ from robustbench_rec.losses import Loss, loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Noise
 from robustbench_rec.noises import noises
-from robustbench_rec.norms import Ball
+from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Plain, streamed
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.tables import Row, show
@@ -190,7 +190,7 @@ class Rounds:
         with autocast(self.cfg.precision, self.batches.device):
             start = Shifted(self.model.eval())
             if asked.embedding_eps:
-                ball = Ball(eps=asked.embedding_eps, norm="l2", per="row", relative="own")
+                ball = Ball(eps=budget("embedding_eps", asked.embedding_eps), norm="l2", per="row", relative="own")
                 start, _ = Ascent(surface="embedding", ball=ball, steps=10, step_size=0.25)(
                     start, batches[0], objective
                 )
