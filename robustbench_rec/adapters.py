@@ -16,6 +16,8 @@ from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 
+PRETRAINED = "backbone"
+"""What a pretrained encoder is called in a model."""
 PARAMETRIZED = re.compile(r"\bparametrizations\.(\w+)\.original\b")
 """How torch renames a matrix that has a parametrization."""
 
@@ -55,6 +57,11 @@ class LowRank(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         kept: Tensor = self.dropout(torch.ones_like(self.down[0]))
         return weight + self.scale * self.up @ (self.down * kept)
+
+    @property
+    def change(self) -> Tensor:
+        """α/r · B A `[out, in]`."""
+        return self.scale * self.up @ self.down
 
 
 class LoRA(LowRank):
@@ -174,6 +181,31 @@ def put_behind(model: RecModel, widths: Mapping[str, int], make: Callable[[nn.Mo
 def plain(name: str) -> str:
     """The name that a tensor has in the model without adapters."""
     return PARAMETRIZED.sub(r"\1", name).replace(".base.", ".")
+
+
+def merged(model: RecModel) -> dict[str, Tensor]:
+    """The tensors of a model by the names without adapters, what low-rank maps add being in their matrices.
+
+    RrecError where a layer stands behind another, which no matrix holds, or what is adapted is pretrained and not kept.
+    """
+    found = {plain(name): each for name, each in model.state_dict().items()}
+    for path, each in model.named_modules():
+        if isinstance(each, (Bottleneck, Probe)):
+            raise RrecError(f"its {path} has a layer behind it that this model has not")
+        if not isinstance(each, LowRank):
+            continue
+        name = plain(f"{path}.base.weight" if isinstance(each, LoRA) else f"{path.rpartition('.')[0]}.original")
+        if name not in found or PRETRAINED in name.split("."):
+            raise RrecError(f"its {plain(path)} has low-rank maps that this model has not")
+        alike = found[name].shape == each.change.shape
+        found[name] = found[name] + (each.change if alike else each.change.T)
+    return found
+
+
+def adapted(model: RecModel) -> dict[str, torch.Size]:
+    """Names and shapes of the tensors of adapters."""
+    added = _added(model)
+    return {name: each.shape for name, each in model.named_parameters() if id(each) in added}
 
 
 def changes(model: nn.Module) -> list[Tensor]:

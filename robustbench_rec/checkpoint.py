@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustbench_rec import cleanings, profiles
 from robustbench_rec.adaptations import adaptations
-from robustbench_rec.adapters import plain
+from robustbench_rec.adapters import adapted, merged, plain
 from robustbench_rec.config import Recipe, typed_recipe
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 TENSORS, CARD, TRAJECTORY = "model.safetensors", "model.json", "trajectory"
+SHUFFLED = ("reverse", "swap")
+"""Edits of histories that leave the events as they are."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,7 @@ def load(
     on the graph, the histories and the features of the changed data. RrecError when a file is missing, truncated, of
     another format, of another model or does not fit the data.
     """
-    folder = _folder(path)
-    if not (folder / TENSORS).is_file():
-        raise RrecError(f"{key}={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
-    card = read_json(folder / CARD, f"{key}={path}")
+    folder, card = _folder(path), _card(path, key)
     if card.get("format") != FORMAT:
         raise RrecError(
             f"{key}={path}: format {card.get('format')} of the checkpoint, this version reads format {FORMAT}"
@@ -170,6 +169,11 @@ def load(
     return Loaded(model.to(device), data, config, recipe, uncleaned, card.get("training"), card["sha256"])
 
 
+def digest(path: str, key: str = "ckpt") -> str:
+    """sha256 of the tensors of a run directory, as its card has it; RrecError where there are none."""
+    return str(_card(path, key).get("sha256"))
+
+
 def forget(out: Path) -> None:
     """Remove the checkpoint and the epochs that an earlier run left in a run directory."""
     for each in (out / TENSORS, out / CARD, *(out / TRAJECTORY).glob("*.safetensors")):
@@ -222,11 +226,12 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
 
 
 def tell_unread(noise: Mapping[str, Any], config: Mapping[str, Any], data: Data) -> None:
-    """Warn where a noise changes a knowledge graph or texts that the model of a config does not read."""
+    """Warn where a noise changes a graph, texts or an order of events that the model of a config does not read."""
     model = models[str(config.get("name", "???"))]
-    for need, what in (("kg", "the knowledge graph"), ("text", "texts of items")):
+    for need, what in (("kg", "the knowledge graph"), ("text", "texts of items"), ("order", "the order of events")):
         unread = noise.get("level") and need in noises[str(noise["name"])].needs - model.needs
-        if unread and not (need == "text" and _coded(noise, config, data)):
+        read = (need == "text" and _coded(noise, config, data)) or (need == "order" and noise.get("op") not in SHUFFLED)
+        if unread and not read:
             log.warning(
                 "noise=%s changes %s, which model '%s' does not read: its results are those without noise",
                 noise["name"],
@@ -266,10 +271,19 @@ def _reread(model: RecModel, trained: Data, data: Data) -> None:
 def start(model: RecModel, loaded: Loaded, path: str) -> tuple[int, int]:
     """Give a model the tensors of a run wherever names and shapes agree; how many agree, of how many.
 
-    Adapters have no part in the names: a run without them starts a model with them. RrecError where nothing agrees.
+    Adapters have no part in the names: a run without them starts a model with them. Low-rank maps of the run that the
+    model has not are multiplied into their matrices. RrecError where nothing agrees, or its adapters would be lost.
     """
-    given = {plain(name): each for name, each in loaded.model.state_dict().items()}
-    own = model.state_dict()
+    own, adapters = model.state_dict(), adapted(model)
+    if all(adapters.get(name) == shape for name, shape in adapted(loaded.model).items()):
+        given = {plain(name): each for name, each in loaded.model.state_dict().items()}
+    else:
+        try:
+            given = merged(loaded.model)
+        except RrecError as error:
+            raise RrecError(
+                f"start={path}: {error}: take the same adaptation, or the run that it started from"
+            ) from error
     shared = [name for name in own if plain(name) in given and given[plain(name)].shape == own[name].shape]
     if not shared:
         raise RrecError(f"start={path}: no tensor there has the name and the shape of one of this model")
@@ -286,7 +300,12 @@ def same_source(loaded: Loaded, recipe: Recipe, data: Data, key: str, path: str)
         return
     mine, theirs = ([each.dataset, each.split, each.prepare] for each in (recipe, loaded.recipe))
     named = [[each.user_ids, each.item_ids] for each in (data, loaded.data)]
-    if mine != theirs or named[0] != named[1]:
+    if mine == theirs and named[0] != named[1]:
+        raise RrecError(
+            f"{key}={path} was trained with other users and items, as fake users of a poison are: poison=file "
+            f"poison.path=<run> takes those of a run"
+        )
+    if mine != theirs:
         raise RrecError(
             f"{key}={path} was trained on data {loaded.data.fingerprint[:12]}, these are "
             f"{data.fingerprint[:12]}: use the {key}'s dataset, prepare and split settings"
@@ -306,6 +325,14 @@ def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dic
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise RrecError(f"resume: {path} cannot be read ({error}); remove it to start the run again") from error
+
+
+def _card(path: str, key: str) -> dict[str, Any]:
+    """What is told of the tensors of a run directory; RrecError where there are none."""
+    folder = _folder(path)
+    if not (folder / TENSORS).is_file():
+        raise RrecError(f"{key}={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
+    return read_json(folder / CARD, f"{key}={path}")
 
 
 def _folder(path: str) -> Path:

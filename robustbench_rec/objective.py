@@ -36,7 +36,12 @@ class Objective(nn.Module):
 
 
 class Adding(Objective):
-    """An objective that adds something to the one inside, which a distillation can have as a term of its own."""
+    """An objective that adds something to the one inside, which a distillation can have as a term of its own.
+
+    adds: whether it does so: not where all its weights are 0.
+    """
+
+    adds: bool = True
 
     def added(self, at: Shifted, batch: Batch) -> Tensor:
         """What it adds, with its own weights."""

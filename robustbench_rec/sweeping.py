@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -53,8 +53,11 @@ def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:
 
 def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
     """Whether a job of a sweep has its results already; RrecError where its directory is that of another job."""
-    told = {"overrides": list(overrides), "config": sha256(OmegaConf.to_yaml(composed).encode()).hexdigest()}
+    digest = sha256(OmegaConf.to_yaml(composed).encode()).hexdigest()
+    told: dict[str, Any] = {"overrides": list(overrides), "config": digest}
     told |= {key: composed.get(key) for key in ("protocol", "monitor")}
+    if OmegaConf.select(composed, "poison.direction") == "nuke":
+        told["nuke"] = True
     if not (out / JOB).exists():
         files.write_json(out / JOB, told)
         return False
@@ -70,11 +73,12 @@ def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
     found = []
     for stored in directory.glob(f"*/{JOB}"):
         run = stored.parent
-        words = files.read_json(stored, "sweep")["overrides"]
+        told = files.read_json(stored, "sweep")
+        words = told["overrides"]
         overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in words)}
         metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
         error = None if metrics is not None else _why(run, verb)
-        found.append(SweptJob(run.name, overrides, metrics, error))
+        found.append(SweptJob(run.name, overrides, metrics, error, bool(told.get("nuke"))))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from robustbench_rec.adapters import sizes
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
+from robustbench_rec.files import file_digest
 from robustbench_rec.histories import Histories
 from robustbench_rec.model import RecModel
 from robustbench_rec.shifted import Shifted
@@ -86,57 +88,60 @@ class Taught(Teacher):
 class Average(Taught):
     """The exponential moving average of the student's own parameters (mean teacher, Tarvainen & Valpola, NeurIPS 2017).
 
-    What it says in an epoch is what it said when the epoch began.
+    model: what moves, at each step; what the teacher says changes when it settles, which it does as an epoch begins.
     """
 
     moving = True
 
-    def __init__(self, student: RecModel, data: Data, decay: float) -> None:
+    def __init__(self, student: RecModel, data: Data, decay: float, loss: str) -> None:
         if not 0 <= decay < 1:
             raise RrecError(f"ema={decay}: the share that the average keeps at each step, in [0, 1), is needed")
         copied = deepcopy(student)
         copied.fit(data)  # what the student is about to be fitted to: a mean rating is no parameter
         made = Taught.of(copied, data)
         super().__init__(made.at, made.histories)
-        self.decay = decay
+        self.model, self.decay, self.loss = deepcopy(copied), decay, loss
 
     @torch.no_grad()
     def follow(self, student: RecModel) -> None:
         """A step towards the student."""
-        own = dict(self.at.model.named_parameters())
+        own = dict(self.model.named_parameters())
         for name, each in student.named_parameters():
             own[name].lerp_(each.detach(), 1 - self.decay)
 
+    @torch.no_grad()
     def settle(self) -> None:
-        """Take the average as the teacher of the next epoch."""
+        """Say from now on what the average says."""
+        for own, moved in zip(self.at.model.parameters(), self.model.parameters(), strict=True):
+            own.copy_(moved)
         self.at.model.refresh()
         self.at = Shifted(self.at.model)
 
 
 class Ensemble(Teacher):
-    """The mean of several teachers, whose scores are standardised over the catalogue, user by user.
+    """The mean of several teachers, of ratings where all learnt such; else their scores are standardised.
 
-    Its vectors are those of all of them side by side, each normalised.
+    That is over the catalogue, user by user. Its vectors are those of all of them side by side, each normalised.
     """
 
     def __init__(self, members: Sequence[Teacher], data: Data) -> None:
-        self.members = list(members)
+        self.members, self.data = list(members), data
         self.parameters = sum(each.parameters for each in members)
-        users = torch.arange(data.n_users, device=data.train.users.device)
-        self.moments = []
-        for each in members:
-            found = [_moments(each.scores(part, None)) for part in users.split(max(1, CELLS // data.n_items))]
-            self.moments.append(torch.cat(found))  # [n_users, 2]
+        self.loss = "mse" if {each.loss for each in members} == {"mse"} else None
+
+    @cached_property
+    def moments(self) -> list[Tensor]:
+        """Mean and spread of what each member says of each user `[n_users, 2]`."""
+        users = torch.arange(self.data.n_users, device=self.data.train.users.device)
+        parts = users.split(max(1, CELLS // self.data.n_items))
+        return [torch.cat([_moments(each.scores(part, None)) for part in parts]) for each in self.members]
 
     def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
-        total = None
-        for member, moments in zip(self.members, self.moments, strict=True):
-            mean, spread = moments[users].split(1, 1)
-            each = (member.scores(users, items) - mean) / spread
-            total = each if total is None else total + each
-        assert total is not None
-        joined: Tensor = total / len(self.members)
-        return joined
+        found = [each.scores(users, items) for each in self.members]
+        if self.loss is None:
+            moments = [each[users].split(1, 1) for each in self.moments]
+            found = [(each - mean) / spread for each, (mean, spread) in zip(found, moments, strict=True)]
+        return torch.stack(found).mean(0)
 
     def users(self, users: Tensor) -> Tensor:
         return torch.cat([F.normalize(each.users(users), dim=1) for each in self.members], 1)
@@ -159,6 +164,14 @@ class Matrix(Teacher):
     def files(path: Path) -> list[Path]:
         """All that is read: the matrix, the ids of its rows and those of its columns."""
         return [path, path.with_suffix(".users.txt"), path.with_suffix(".items.txt")]
+
+    @classmethod
+    def digest(cls, path: Path) -> str:
+        """Of all that is read; RrecError where a file is missing."""
+        _mapped(path)
+        for each in cls.files(path)[1:]:
+            _lines(each, path)
+        return "".join(file_digest(each, "teacher") for each in cls.files(path))
 
     @classmethod
     def read(cls, path: Path, data: Data) -> "Matrix":
@@ -234,7 +247,7 @@ def cached(teacher: Teacher, data: Data, key: str) -> Matrix:
 
 def averaged(teacher: Teacher) -> nn.Module | None:
     """The state of a teacher that a run which goes on needs."""
-    return teacher.at.model if isinstance(teacher, Average) else None
+    return teacher.model if isinstance(teacher, Average) else None
 
 
 def _moments(scores: Tensor) -> Tensor:
@@ -253,6 +266,6 @@ def _mapped(path: Path) -> NDArray[np.floating]:
 
 def _lines(path: Path, matrix: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").split("\n")[:-1]
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise RrecError(f"teacher={matrix}: {path.name} with the ids, a line each, is needed beside it") from error

@@ -123,7 +123,7 @@ class Trainer:
                 if time.perf_counter() - saved > SAVE_EVERY:
                     self._save()
                     saved = time.perf_counter()
-                bar.note(epoch, f"loss {row['loss']:.4f}  valid {self.monitor} {row[self.monitor]:.4f}")
+                bar.note(epoch, f"loss {_summed(row)}  valid {self.monitor} {row[self.monitor]:.4f}")
         self._write_history()
         self.model.load_state_dict(self.best)
         self.model.refresh()
@@ -227,7 +227,8 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
         if notes.get("identity") != self._identity():
             raise RrecError(
-                f"resume={self.out}: the state there is of a run with other settings; it cannot be continued"
+                f"resume={self.out}: the state there is of a run with other settings, or with another teacher or "
+                "start; it cannot be continued"
             )
 
         def of(prefix: str) -> dict[str, Any]:
@@ -244,3 +245,12 @@ class Trainer:
                 state.setdefault(int(index), {})[key] = each
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.history = json.loads(notes["history"])
+
+
+def _summed(row: Mapping[str, float]) -> str:
+    """The loss of an epoch, with what it is the sum of where an objective tells its terms: weight × value of each."""
+    parts = {name.removeprefix("term/"): each for name, each in row.items() if name.startswith("term/")}
+    if not parts:
+        return f"{row['loss']:.4f}"
+    parts |= {name: row[name] for name in ("penalty",) if name in row}
+    return " ".join([f"{row['loss']:.4f} =", " + ".join(f"{name} {value:.4f}" for name, value in parts.items())])

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,25 @@ class TestContract:
         assert frozen(model)
         assert digest(model) == hashed == body_digest(model)
         assert not torch.equal(start, scores(model))
+
+    def test_who_starts_from_it_without_it_has_its_scores_or_is_told_why_not(
+        self, variant: str, adaptation: str
+    ) -> None:
+        whole, model = plainly(variant), adapted(variant, adaptation)
+        steps(model)
+        there: Any = SimpleNamespace(model=model)
+        if any(isinstance(each, (Bottleneck, Probe)) for each in model.modules()):
+            with pytest.raises(RrecError, match="a layer behind it that this model has not: take the same adaptation"):
+                checkpoint.start(whole, there, "run")
+        elif adaptation == "lora" and VARIANTS[variant][0] in ("llm_prompt", "text_tower"):
+            with pytest.raises(RrecError, match="has low-rank maps that this model has not: take the same adaptation"):
+                checkpoint.start(whole, there, "run")
+        else:
+            checkpoint.start(whole, there, "run")
+            torch.testing.assert_close(scores(whole), scores(model), rtol=1e-4, atol=1e-5)
+        again = adapted(variant, adaptation)
+        checkpoint.start(again, there, "run")
+        assert torch.equal(scores(again), scores(model))
 
     def test_the_trained_share_is_that_of_what_learns(self, variant: str, adaptation: str) -> None:
         whole, model = plainly(variant), adapted(variant, adaptation)

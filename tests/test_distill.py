@@ -176,6 +176,27 @@ class TestObjective:
         one, two = (each(Shifted(model), batch_for(model)) for each in (term, noisy))
         assert torch.equal(one, two)
 
+    @pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            ("smart", {"weight": 0.0}),
+            ("vat", {"weight": 0.0}),
+            ("rdrop", {"weight": 0.0}),
+            ("gaussian", {"consistency": 0.0, "noisy": 0.0}),
+        ],
+    )
+    def test_a_robust_term_whose_own_weights_are_0_draws_nothing(self, name: str, changes: dict[str, float]) -> None:
+        model = build("sasrec").train()
+        plain, batch = Plain(loss(model.loss)), batch_for(model)
+        term = distil("robust", plain, student=model, by=configured("defense", name, **changes), warmup=0.0)
+        states = []
+        for objective in (plain, term):
+            start_epoch(objective, 0, torch.Generator().manual_seed(5))
+            torch.manual_seed(3)
+            states.append((objective(Shifted(model), batch).item(), torch.get_rng_state()))
+        assert states[0][0] == states[1][0]
+        assert torch.equal(states[0][1], states[1][1])
+
     def test_the_robust_term_has_a_warm_up_as_any_other(self) -> None:
         built = distil("robust", weight=1.0, warmup=0.5, epochs=10)
         shares = []

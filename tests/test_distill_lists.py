@@ -62,6 +62,17 @@ class TestLists:
         expected = 1.5**2 * torch.cat(found).mean()
         torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize(
+        ("teacher", "own", "raw"), [("neumf", "bce", True), ("neumf", "bpr", False), ("mf", "bce", False)]
+    )
+    def test_coins_are_raw_where_both_scores_are_logits(self, teacher: str, own: str, raw: bool) -> None:
+        pupil, inner, batch = build("mf"), Plain(loss(own)), batch_of()
+        found, plain = (
+            value_of(distil("pointwise", inner, teacher_of(teacher), pupil, **each), pupil, batch)
+            for each in ({}, {"standardise": not raw})
+        )
+        assert torch.equal(found, plain)
+
     def test_ratings_are_apart_by_the_square_of_their_difference(self) -> None:
         student, batch, own = build("biased_mf"), batch_of(), Plain(loss("mse"))
         teacher = teacher_of("biased_mf")

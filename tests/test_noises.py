@@ -706,6 +706,21 @@ class TestRecipe:
         checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"), noise=noise)
         assert caplog.text.count(f"knowledge graph, which model '{model}' does not read") == said
 
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (("model=mf", "noise=history", "noise.op=swap"), "the order of events, which model 'mf' does not read"),
+            (("model=mf", "noise=history", "noise.op=delete"), None),
+            (("model=mf", "noise=rating_noise"), "ratings, which loss=bpr reads as one like each: nothing differs"),
+            (("model=biased_mf", "noise=rating_noise", "protocol=ratings"), None),
+        ],
+    )
+    def test_training_under_noise_that_it_does_not_read_is_said(
+        self, words: tuple[str, ...], told: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        train.run(composing.typed(compose("train", *SYNTHETIC, "device=cpu", "epochs=1", *words), "train"), tmp_path)
+        assert (told in caplog.text) if told else ("noise=" not in caplog.text)
+
     def test_the_verbs_take_noise(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         words = (*SYNTHETIC, "device=cpu", "epochs=1", "model=lightgcn")
         (tmp_path / "run").mkdir()

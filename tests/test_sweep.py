@@ -12,10 +12,11 @@ from shutil import rmtree
 from types import SimpleNamespace
 
 import pytest
+from conftest import compose
 from rich.console import Console
 from typer.testing import CliRunner
 
-from robustbench_rec import composing, config
+from robustbench_rec import composing, config, sweeping
 from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
@@ -174,6 +175,13 @@ def test_the_robustness_of_an_attack_sweep_starts_from_its_clean_quality() -> No
     assert measures["noise robustness"].mean == pytest.approx((0.1 * 0.75 + 0.1 * 0.375) / 0.2)
 
 
+def test_the_robustness_of_trainings_that_end_with_an_attack_is_that_under_it() -> None:
+    metrics = {("0.1",): 0.2, ("0.2",): 0.1}
+    given = jobs({key: {"test/ndcg@10": 0.4, "attacked/ndcg@10": value} for key, value in metrics.items()}, "eps")
+    ((_, measures),) = Summary(given, "train").resilience
+    assert measures["noise robustness"].mean == pytest.approx((0.1 * 0.75 + 0.1 * 0.375) / 0.2)
+
+
 def test_overall_safety_is_what_injections_leave_of_unexposed_targets() -> None:
     def shown(before: float, after: float) -> dict[str, float]:
         return {"clean/t_hr@10": before, "poisoned/t_hr@10": after}
@@ -181,8 +189,16 @@ def test_overall_safety_is_what_injections_leave_of_unexposed_targets() -> None:
     given = jobs({("random",): shown(0.2, 0.6), ("covisit",): shown(0.2, 0.1)}, "poison")
     ((_, measures),) = Summary(given, "attack").resilience
     assert measures["overall safety"].mean == pytest.approx(1 - (0.5 + 0) / 2)
-    nuke = [Job(job.name, {**job.overrides, "poison.direction": "nuke"}, job.metrics) for job in given]
+    nuke = [Job(job.name, job.overrides, job.metrics, nuke=True) for job in given]
     assert Summary(nuke, "attack").resilience == []
+
+
+@pytest.mark.parametrize(("poison", "nuke"), [("random", False), ("love_hate", True), ("none", False)])
+def test_a_job_remembers_which_way_its_poison_goes(tmp_path: Path, poison: str, nuke: bool) -> None:
+    (tmp_path / "0").mkdir()
+    assert not sweeping.finished(tmp_path / "0", compose("attack", "ckpt=run", f"poison={poison}"), ["ckpt=run"])
+    (job,) = sweeping.jobs_of("attack", tmp_path)
+    assert job.nuke == nuke
 
 
 def test_values_that_are_no_numbers_and_brackets_in_overrides_are_shown() -> None:

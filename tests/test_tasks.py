@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
 from safetensors.torch import load_file
 
-from robustbench_rec import checkpoint, composing, trainer
+from robustbench_rec import checkpoint, composing, progress, trainer
 from robustbench_rec.adapters import plain
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import by_user
@@ -547,6 +548,58 @@ class TestDistill:
             self.distilled(runs, tmp_path / "b", *words)
         monkeypatch.undo()
         assert self.distilled(runs, tmp_path / "b", *words) == whole
+
+    @pytest.mark.parametrize("model", ["mf", "lightgcn"])
+    def test_a_run_killed_before_it_is_judged_agrees_with_the_same_average(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+    ) -> None:
+        words = (*TRAINED, f"model={model}", "model.dim=8", "teacher=ema", "ema=0.5", "epochs=4", "distill.top=10")
+        whole = run("distill", tmp_path / "a", *words)
+        original = trainer.Trainer.run
+
+        def stopped(self: trainer.Trainer) -> None:
+            original(self)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+        monkeypatch.setattr(trainer.Trainer, "run", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run("distill", tmp_path / "b", *words)
+        monkeypatch.undo()
+        assert run("distill", tmp_path / "b", *words) == whole
+
+    @pytest.mark.parametrize("key", ["teacher", "start"])
+    def test_a_run_does_not_go_on_with_another_teacher_or_start(
+        self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+    ) -> None:
+        other = tmp_path / "other"
+        run("train", other, *TRAINED, *MODEL["mf"], "epochs=1")
+        named = {"teacher": runs["kgat"][0], "start": runs["mf"][0]} | {key: other}
+        words = (*(f"{name}='{path}'" for name, path in named.items()), "distill.top=10", "epochs=3")
+        monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
+        monkeypatch.setattr(trainer.Trainer, "_epoch", _until(2))
+        with pytest.raises(KeyboardInterrupt):
+            run("distill", tmp_path / "cut", *TRAINED, *MODEL["mf"], *words)
+        monkeypatch.undo()
+        run("train", other, *TRAINED, *MODEL["mf"], "epochs=1", "seed=1")
+        with pytest.raises(RrecError, match="or with another teacher or start; it cannot be continued"):
+            run("distill", tmp_path / "cut", *TRAINED, *MODEL["mf"], *words)
+
+    def test_every_epoch_says_what_its_loss_is_the_sum_of(
+        self, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(progress, "SPEAK", -1.0)
+        self.distilled(runs, tmp_path, "epochs=2", "distill.top=10", "model.l2=0.1")
+        told = re.findall(
+            r"loss ([\d.]+) = task ([\d.]+) \+ listwise ([\d.]+) \+ penalty ([\d.]+)  valid", capsys.readouterr().err
+        )
+        assert len(told) == 2
+        for whole, *parts in ([float(each) for each in line] for line in told):
+            assert whole == pytest.approx(sum(parts), abs=2e-4)
+
+    def test_a_teacher_without_the_fake_users_names_the_way_out(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match="as fake users of a poison are: poison=file poison.path=<run>"):
+            self.distilled(runs, tmp_path, "poison=random", "poison.size=0.1")
 
     def test_a_teacher_may_have_seen_the_data_without_their_noise(self, runs: Runs, tmp_path: Path) -> None:
         metrics = self.distilled(runs, tmp_path, "noise=label_flip", "noise.level=0.1", "distill.top=10", "epochs=2")

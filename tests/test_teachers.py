@@ -30,6 +30,15 @@ class TestTeachers:
         torch.testing.assert_close(ensemble.scores(users, None), whole)
         torch.testing.assert_close(ensemble.scores(users, items), whole.gather(1, items))
 
+    def test_ratings_of_an_ensemble_are_averaged_as_they_are(self) -> None:
+        members, users = [teacher_of("biased_mf"), teacher_of("biased_mf")], torch.arange(DATA.n_users)
+        with torch.no_grad():
+            members[1].at.model.get_parameter("user_bias").add_(1.0)
+        ensemble = Ensemble(members, DATA)
+        assert ensemble.loss == "mse"
+        torch.testing.assert_close(ensemble.scores(users, None), members[0].scores(users, None) + 0.5)
+        assert Ensemble([members[0], teacher_of()], DATA).loss is None
+
     @pytest.mark.parametrize("name", VECTORS)
     def test_vectors_of_an_ensemble_are_those_of_its_members_side_by_side(self, name: str) -> None:
         members = [teacher_of(), teacher_of("stosa")]
@@ -59,34 +68,44 @@ class TestTeachers:
 
     def test_the_average_follows_the_student_and_speaks_for_an_epoch(self) -> None:
         student, batch = build("mf"), batch_of()
-        teacher = Average(student, DATA, 0.9)
+        teacher = Average(student, DATA, 0.9, student.loss)
         built = distil(teacher=teacher, student=student)
         start = student.get_parameter("user.weight").detach().clone()
         with torch.no_grad():
             student.get_parameter("user.weight").add_(1.0)
         before = lists_of(built).taught
         built(Shifted(student), batch)
-        torch.testing.assert_close(teacher.at.model.get_parameter("user.weight"), start + 0.1)
+        torch.testing.assert_close(teacher.model.get_parameter("user.weight"), start + 0.1)
+        assert torch.equal(teacher.at.model.get_parameter("user.weight"), start)
         assert torch.equal(before, lists_of(built).taught)
         start_epoch(built, 1, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(teacher.at.model.get_parameter("user.weight"), start + 0.1)
         assert not torch.equal(before[:, :6], lists_of(built).taught[:, :6])
         assert any(key.startswith("average.") for key in built.state_dict())
         assert not any(each.requires_grad for each in built.parameters())
 
+    @pytest.mark.parametrize(
+        ("words", "said"), [((), "bpr"), (("loss=mse", "negatives=0"), "mse"), (("loss=bce",), "bce")]
+    )
+    def test_the_average_learnt_by_the_loss_of_the_student(self, words: tuple[str, ...], said: str) -> None:
+        cfg = composing.typed(compose("distill", "dataset=synthetic", "model=mf", "teacher=ema", *words), "distill")
+        assert task.teacher_of(cfg, build("mf"), DATA).loss == said
+
     def test_the_average_knows_what_the_student_is_fitted_to(self) -> None:
         student = build("biased_mf")
-        teacher = Average(student, DATA, 0.9)
+        teacher = Average(student, DATA, 0.9, student.loss)
         student.fit(DATA)
         assert student.get_buffer("mean") != 0
         assert torch.equal(teacher.at.model.get_buffer("mean"), student.get_buffer("mean"))
 
-    def matrix(self, folder: Path, scores: Tensor, users: list[str], items: list[str]) -> Path:
+    def matrix(self, folder: Path, scores: Tensor, users: list[str], items: list[str], end: str = "\n") -> Path:
         np.save(folder / "scores.npy", scores.numpy())
-        (folder / "scores.users.txt").write_text("".join(f"{each}\n" for each in users))
-        (folder / "scores.items.txt").write_text("".join(f"{each}\n" for each in items))
+        (folder / "scores.users.txt").write_text("\n".join(users) + end)
+        (folder / "scores.items.txt").write_text("\n".join(items) + end)
         return folder / "scores.npy"
 
-    def test_a_matrix_is_read_by_ids_whatever_their_order(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("end", ["\n", ""])
+    def test_a_matrix_is_read_by_ids_whatever_their_order(self, tmp_path: Path, end: str) -> None:
         scores = torch.randn(DATA.n_users, DATA.n_items)
         rows, columns = torch.randperm(DATA.n_users), torch.randperm(DATA.n_items)
         path = self.matrix(
@@ -94,6 +113,7 @@ class TestTeachers:
             scores[rows][:, columns],
             [DATA.user_ids[each] for each in rows],
             [DATA.item_ids[each] for each in columns],
+            end,
         )
         teacher, users = Matrix.read(path, DATA), torch.arange(DATA.n_users)
         assert isinstance(teacher.matrix, np.memmap)
@@ -137,7 +157,7 @@ class TestTeachers:
 
     def test_what_moves_is_not_cached(self) -> None:
         with pytest.raises(RrecError, match="teacher=ema says something else in every epoch"):
-            cached(Average(build("mf"), DATA, 0.9), DATA, "key")
+            cached(Average(build("mf"), DATA, 0.9, "bpr"), DATA, "key")
 
 
 class TestAgreement:

@@ -23,13 +23,14 @@ class Smooth(Adding):
     def __init__(self, inner: Objective, noise: Ascent, *, weight: float) -> None:
         super().__init__()
         self.inner, self.noise, self.weight, self.loss = inner, noise, weight, innermost(inner).loss
+        self.adds = weight > 0
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.generator = generator
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         value: Tensor = self.inner(at, batch)
-        return value + self.added(at, batch) if self.weight else value
+        return value + self.added(at, batch) if self.adds else value
 
     @torch.enable_grad()
     def added(self, at: Shifted, batch: Batch) -> Tensor:

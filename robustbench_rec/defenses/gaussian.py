@@ -41,13 +41,14 @@ class Gaussian(Adding):
         self.events = embedded(model) if model.window and "text" not in model.needs else []
         self.rows = [] if self.events else tables(model) or surface(model, "embedding")
         self.config, self.inner, self.loss = config, inner, innermost(inner).loss
+        self.adds = config.consistency > 0 or config.noisy > 0
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.generator = generator
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         value: Tensor = self.inner(at, batch)
-        return value + self.added(at, batch) if self.config.consistency or self.config.noisy else value
+        return value + self.added(at, batch) if self.adds else value
 
     def added(self, at: Shifted, batch: Batch) -> Tensor:
         there, parts = at.shift(self.noise(at, batch)), []
@@ -57,7 +58,7 @@ class Gaussian(Adding):
             parts.append(self.config.consistency * apart)
         if self.config.noisy:
             parts.append(self.config.noisy * self.inner(there, batch))
-        return torch.stack(parts).sum() if parts else torch.zeros((), device=batch.users.device)
+        return torch.stack(parts).sum()
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""

@@ -33,9 +33,10 @@ class RDrop(Adding):
             raise RrecError(f"model '{name}' has no dropout here, which rdrop needs two draws of")
         super().__init__()
         self.config, self.inner, self.loss = config, inner, innermost(inner).loss
+        self.adds = config.weight > 0
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        if not self.config.weight:
+        if not self.adds:
             plain: Tensor = self.inner(at, batch)
             return plain
         first, second = at(batch), replace(at)(batch)  # each with an `encode()` of its own

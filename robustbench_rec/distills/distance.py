@@ -21,6 +21,6 @@ class Distance(Term):
                 self.register_buffer(f"start_{number}", lesson.student.get_parameter(name).detach().clone())
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        now = at.tensors(self.trained).values()
+        now = map(at.model.get_parameter, self.trained)  # not what a noise makes of it
         starts = [self.get_buffer(f"start_{number}") for number in range(len(self.trained))]
         return torch.stack([(each - start).square().sum() for each, start in zip(now, starts, strict=True)]).sum()

@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
@@ -35,4 +36,4 @@ class Robust(Term):
         self.by = built
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        return self.by.added(at, batch)
+        return self.by.added(at, batch) if self.by.adds else torch.zeros((), device=batch.users.device)

@@ -23,12 +23,16 @@ ATTACKED = {"goal", "labels", "loss"}
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep. metrics: None when it failed; a value is None where it is no number. error: one line."""
+    """One run of a sweep. metrics: None when it failed; a value is None where it is no number. error: one line.
+
+    nuke: whether its poison demotes the targets.
+    """
 
     name: str
     overrides: Mapping[str, str]
     metrics: Mapping[str, float | None] | None
     error: str | None = None
+    nuke: bool = False
 
     def value(self, metric: str) -> float:
         """NaN where there is none."""
@@ -51,6 +55,15 @@ class Group:
     def spread(self, metric: str) -> Spread:
         """Mean and standard deviation over the seeds."""
         return over_seeds([job.value(metric) for job in self.jobs])
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Quality over a swept level. clean: the same without what the level is of; None for the quality at level 0."""
+
+    level: str
+    quality: str
+    clean: str | None
 
 
 @dataclass(frozen=True)
@@ -151,10 +164,9 @@ class Summary:
         Both once for each seed, then mean and standard deviation. They stand where a sweep has what they need: levels
         of noise with level 0, an attack over eps, poisons that promote; and no failed job among them.
         """
-        level = next((key for key in self.numeric if key == ("eps" if self.verb == "attack" else "noise.level")), None)
         found: dict[str, tuple[list[str], Callable[[list[Job]], float]]] = {}
-        if level is not None and self.primary is not None:
-            found["noise robustness"] = ([level], lambda jobs: self._area(jobs, level))
+        if (curve := self._curve()) is not None:
+            found["noise robustness"] = ([curve.level], lambda jobs: self._area(jobs, curve))
         exposure = next((each for each in self.metrics if each.startswith("poisoned/t_hr@")), None)
         if exposure is not None:
             injections = [key for key in self.settings if key.partition(".")[0] == "poison"]
@@ -169,23 +181,29 @@ class Summary:
                 rows.append((settings, values))
         return rows
 
-    def _area(self, jobs: list[Job], level: str) -> float:
+    def _curve(self) -> Curve | None:
+        """What noise robustness is of; None where nothing that it is about was swept."""
+        if self.primary is None:
+            return None
+        name = self.primary.rpartition("/")[2]
+        attacked, clean = f"attacked/{name}", f"{'clean' if self.verb == 'attack' else 'test'}/{name}"
+        if "eps" in self.numeric and {attacked, clean} <= set(self.metrics):
+            return Curve("eps", attacked, clean)
+        return Curve("noise.level", self.primary, None) if "noise.level" in self.numeric else None
+
+    def _area(self, jobs: list[Job], curve: Curve) -> float:
         points = []
-        assert self.primary is not None
-        clean = self.primary.replace("attacked/", "clean/")
         for job in jobs:
-            if clean != self.primary:
-                points.append((float(job.overrides[level]), job.value(self.primary), job.value(clean)))
-            else:
-                points.append((float(job.overrides[level]), job.value(self.primary), math.nan))
+            before = math.nan if curve.clean is None else job.value(curve.clean)
+            points.append((float(job.overrides[curve.level]), job.value(curve.quality), before))
         points.sort()
-        if clean != self.primary and points[0][0] > 0:
+        if curve.clean is not None and points[0][0] > 0:
             points.insert(0, (0.0, 1.0, 1.0))  # an attack within eps = 0 changes nothing
         if points[0][0] != 0 or len({each[0] for each in points}) != len(points):
             return math.nan
         start = points[0][1]
-        ratios = [_ratio(value, start if clean == self.primary else before) for _, value, before in points]
-        if self.sign(self.primary) < 0:
+        ratios = [_ratio(value, start if curve.clean is None else before) for _, value, before in points]
+        if self.sign(curve.quality) < 0:
             ratios = [_ratio(1.0, each) for each in ratios]
         levels = [each[0] for each in points]
         steps = zip(levels, levels[1:], ratios, ratios[1:], strict=False)
@@ -199,7 +217,7 @@ def is_seed(key: str) -> bool:
 
 def _safety(jobs: list[Job], exposure: str) -> float:
     before, after = exposure.replace("poisoned/", "clean/"), exposure
-    if any(job.overrides.get("poison.direction") == "nuke" for job in jobs):
+    if any(job.nuke for job in jobs):
         return math.nan
     rises = [_ratio(job.value(after) - job.value(before), 1 - job.value(before)) for job in jobs]
     return 1 - sum(max(0.0, each) if each == each else each for each in rises) / len(rises)

@@ -19,7 +19,6 @@ from robustbench_rec.distillation import Distillation, Lesson
 from robustbench_rec.distills import distilled
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator
-from robustbench_rec.files import file_digest
 from robustbench_rec.largest import largest
 from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.model import RecModel
@@ -33,6 +32,8 @@ FIRST = 50
 """How many of the teacher's best items Kendall's τ is about."""
 TIMED = 256
 """Users who are scored to measure latency."""
+MATRIX = ".npy"
+"""Of the name of a file of scores."""
 
 
 def run(cfg: Distill, out: Path) -> dict[str, float]:
@@ -44,8 +45,9 @@ def run(cfg: Distill, out: Path) -> dict[str, float]:
 
 
 def about(cfg: Distill) -> dict[str, Any]:
-    """What a run that goes on must have alike, beside what every training has."""
-    return {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema", "seen")}
+    """What a run that goes on must have alike, beside what every training has: also what the teachers are."""
+    settings = {name: getattr(cfg, name) for name in ("distill", "teacher", "task_weight", "ema", "seen")}
+    return settings | {"teachers": [_digest(each) for each in members(cfg) if each != "ema"]}
 
 
 def taught(cfg: Distill) -> Wrap:
@@ -67,14 +69,14 @@ def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
     """The teacher that `teacher=` names."""
     named = members(cfg)
     if named == ["ema"]:
-        teacher: Teacher = Average(student, data, cfg.ema)
+        teacher: Teacher = Average(student, data, cfg.ema, cfg.loss or student.loss)
         return cached(teacher, data, "") if cfg.cache else teacher
     if "ema" in named:
         raise RrecError("teacher=[…, ema]: the average of the student is no member of an ensemble")
     made = [_member(cfg, each, data) for each in named]
     teacher = made[0][0] if len(made) == 1 else Ensemble([each for each, _ in made], data)
     if cfg.cache:
-        key = sha256(json.dumps([[each for _, each in made], data.fingerprint]).encode()).hexdigest()
+        key = sha256(json.dumps([[each for _, each in made], data.user_ids, data.item_ids]).encode()).hexdigest()
         return cached(teacher, data, key[:32])
     return teacher
 
@@ -87,11 +89,17 @@ def members(cfg: Distill) -> list[str]:
     return named
 
 
+def _digest(path: str) -> str:
+    """A hash of all that makes a teacher what it is, but for the data of a run."""
+    if path.endswith(MATRIX):
+        return Matrix.digest(Path(path))
+    return checkpoint.digest(path, "teacher")
+
+
 def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
     """A teacher, and a hash of all that makes it what it is."""
-    if path.endswith(".npy"):
-        files = Matrix.files(Path(path)) if cfg.cache else []
-        return Matrix.read(Path(path), data), "".join(file_digest(each, "teacher") for each in files)
+    if path.endswith(MATRIX):
+        return Matrix.read(Path(path), data), _digest(path) if cfg.cache else ""
     loaded = checkpoint.load(path, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
     checkpoint.same_source(loaded, cfg, data, "teacher", path)
     found = Taught.of(loaded.model, loaded.data)
@@ -105,6 +113,8 @@ def _compare(cfg: Distill, trainer: Trainer, judging: Evaluator[Any], cost: dict
     objective = trainer.objective
     assert isinstance(objective, Distillation)
     lesson, names = objective.lesson, [f"overlap@{k}" for k in cfg.top_k]
+    if isinstance(lesson.teacher, Average):
+        lesson.teacher.settle()  # also where a run that goes on has no epoch left
     trained, total = sizes(trainer.model)
     student = Taught.of(trainer.model, lesson.data)
     sums: dict[str, list[Tensor]] = {name: [] for name in (*names, "kendall")}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robustbench_rec import checkpoint, profiles
-from robustbench_rec.adapters import digest, frozen, sizes
+from robustbench_rec.adapters import PRETRAINED, digest, frozen, sizes
 from robustbench_rec.clean import Clean, Finding, cleaned, judged
 from robustbench_rec.cleans import cleans
 from robustbench_rec.config import Distill, Fit, Judge, Train
@@ -140,10 +140,11 @@ def trainer_of(
     checkpoint.tell_unread(cfg.noise, cfg.model, data)
     torch.manual_seed(cfg.seed)
     model = checkpoint.build(cfg.model, data)
+    began = {}
     if cfg.start is not None:
-        begin(model, cfg, data)
+        began = {"start": cfg.start, "started": begin(model, cfg, data)}
     else:
-        pretrained = any(name.rpartition(".")[2] == "backbone" for name in model.body)
+        pretrained = any(name.rpartition(".")[2] == PRETRAINED for name in model.body)
         if cfg.adaptation["name"] != "none" and not pretrained:
             told = "adaptation=%s without start=<run>: its body stays as it was drawn at random"
             log.warning(told, cfg.adaptation["name"])
@@ -164,7 +165,6 @@ def trainer_of(
             cfg.split["name"],
             cfg.model["name"],
         )
-    began = {} if cfg.start is None else {"start": cfg.start}
     name = cfg.loss or model.loss
     count = model.negatives if cfg.negatives is None else cfg.negatives
     if model.trainable and cfg.protocol == "ratings" and (name != "mse" or count):
@@ -172,6 +172,9 @@ def trainer_of(
             f"protocol=ratings judges ratings, and loss={name} with negatives={count} learns none; use loss=mse "
             "negatives=0, as model=biased_mf does"
         )
+    rated = cfg.noise["name"] == "rating_noise" and cfg.noise["level"]
+    if rated and model.trainable and name != "mse" and bool((data.train.values != 0).all()):
+        log.warning("noise=rating_noise changes ratings, which loss=%s reads as one like each: nothing differs", name)
     noise = noises.build(cfg.noise)
     noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
     inner = defended(cfg.defense, Plain(trained(name)), model)
@@ -216,8 +219,8 @@ def _check_graph(name: str, data: Data) -> None:
     raise RrecError(f"clean={step} changes the graph alone, and model '{name}' reads none (models that do: {readers})")
 
 
-def begin(model: RecModel, cfg: Train, data: Data) -> None:
-    """Start from the parameters of a run, told with what is trained."""
+def begin(model: RecModel, cfg: Train, data: Data) -> str:
+    """Start from the parameters of a run, told with what is trained; sha256 of them."""
     assert cfg.start is not None
     name = cfg.defense["name"]
     if defenses[name].alone:
@@ -230,6 +233,7 @@ def begin(model: RecModel, cfg: Train, data: Data) -> None:
     copied, tensors = checkpoint.start(model, loaded, cfg.start)
     row: Row = [f"{copied} of {tensors}", *_share(model)]
     show(f"start={cfg.start}", ["tensors as there", "parameters", "trained", "share"], [row])
+    return loaded.digest
 
 
 def _share(model: RecModel) -> Row:
