@@ -170,18 +170,18 @@ def load(
     return Loaded(model.to(device), data, config, recipe, uncleaned, card.get("training"), card["sha256"])
 
 
-def forget(out: Path) -> None:
-    """Remove the checkpoint and the epochs that an earlier run left in a run directory."""
-    for each in (out / TENSORS, out / CARD, *(out / TRAJECTORY).glob("*.safetensors")):
+def forget(out: Path, *, after: int = 0) -> None:
+    """Remove the checkpoint that an earlier run left in a run directory, and what it kept after so many epochs."""
+    states = (_state(out, each) for each in epochs(str(out)) if each > after)
+    for each in (out / TENSORS, out / CARD, *states):
         each.unlink(missing_ok=True)
 
 
 def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float]) -> None:
     """Write the parameters after an epoch, counted from 1, to the trajectory of a run, with what was measured."""
-    folder = out / TRAJECTORY
-    folder.mkdir(exist_ok=True)
+    (out / TRAJECTORY).mkdir(exist_ok=True)
     notes = {"epoch": str(epoch), **{name: repr(value) for name, value in valid.items()}}
-    save_state(folder / f"{epoch:05d}.safetensors", model.state_dict(), notes)
+    save_state(_state(out, epoch), model.state_dict(), notes)
 
 
 def history(path: str) -> pd.DataFrame | None:
@@ -198,7 +198,7 @@ def epochs(path: str) -> list[int]:
 
 def at_epoch(path: str, loaded: Loaded, epoch: int, key: str = "ckpt") -> None:
     """Give a loaded model the parameters that its run had after an epoch."""
-    file = _folder(path) / TRAJECTORY / f"{epoch:05d}.safetensors"
+    file = _state(_folder(path), epoch)
     try:
         tensors, _ = load_state(file, loaded.data.train.users.device)
     except RrecError as error:
@@ -311,6 +311,11 @@ def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dic
 def _folder(path: str) -> Path:
     """Of a run, which may be named by its tensors."""
     return Path(path).parent if Path(path).name == TENSORS else Path(path)
+
+
+def _state(out: Path, epoch: int) -> Path:
+    """File of the parameters after an epoch."""
+    return out / TRAJECTORY / f"{epoch:05d}.safetensors"
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -175,6 +175,8 @@ class Rounds:
             out=folder,
             about={**about, "modules": chosen},
             noise=self.noise,
+            run_directory=self.out,
+            before=sum(len(each.history) for each in self.trainers),
         )
         trainer.run()
         self.trainers.append(trainer)
