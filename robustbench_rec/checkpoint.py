@@ -293,6 +293,36 @@ def same_source(loaded: Loaded, recipe: Recipe, data: Data, key: str, path: str)
         )
 
 
+def fingerprints(data: Data) -> dict[str, str]:
+    """What `run.json` tells of data: `fingerprint`, and `uncleaned_fingerprint` where there was a cleaning."""
+    told = {"fingerprint": data.fingerprint, "uncleaned_fingerprint": data.uncleaned_fingerprint}
+    return {name: each for name, each in told.items() if each is not None}
+
+
+def uncleaned(record: Mapping[str, Any]) -> str | None:
+    """The fingerprint that a record has in common with all runs that it can be compared with; None where it has none.
+
+    It is that of the data before cleaning: dataset, preparation, split, noise and poison are the same. What cleaning
+    leaves out is `hidden`, so that users, candidates and what is relevant to them are the same too.
+    """
+    told: str | None = record.get("uncleaned_fingerprint", record.get("fingerprint"))
+    return told
+
+
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of runs that can be compared (`uncleaned`)."""
+    return uncleaned(one) is not None and uncleaned(one) == uncleaned(other)
+
+
+def comparable(loaded: Loaded, other: Loaded, key: str, path: str, ckpt: str) -> None:
+    """RrecError where two models were trained on data that are not `alike`."""
+    if not alike(fingerprints(loaded.data), fingerprints(other.data)):
+        raise RrecError(
+            f"{key}={path} was trained on data {other.data.fingerprint[:12]}, ckpt={ckpt} on "
+            f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
+        )
+
+
 def save_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
     """One file with tensors and texts, written atomically."""
     write_bytes(path, to_bytes(_apart(tensors), dict(notes)))
