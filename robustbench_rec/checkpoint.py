@@ -174,18 +174,18 @@ def digest(path: str, key: str = "ckpt") -> str:
     return str(_card(path, key).get("sha256"))
 
 
-def forget(out: Path) -> None:
-    """Remove the checkpoint and the epochs that an earlier run left in a run directory."""
-    for each in (out / TENSORS, out / CARD, *(out / TRAJECTORY).glob("*.safetensors")):
+def forget(out: Path, *, after: int = 0) -> None:
+    """Remove the checkpoint that an earlier run left in a run directory, and what it kept after so many epochs."""
+    states = (_state(out, each) for each in epochs(str(out)) if each > after)
+    for each in (out / TENSORS, out / CARD, *states):
         each.unlink(missing_ok=True)
 
 
 def keep_epoch(out: Path, model: RecModel, epoch: int, valid: Mapping[str, float]) -> None:
     """Write the parameters after an epoch, counted from 1, to the trajectory of a run, with what was measured."""
-    folder = out / TRAJECTORY
-    folder.mkdir(exist_ok=True)
+    (out / TRAJECTORY).mkdir(exist_ok=True)
     notes = {"epoch": str(epoch), **{name: repr(value) for name, value in valid.items()}}
-    save_state(folder / f"{epoch:05d}.safetensors", model.state_dict(), notes)
+    save_state(_state(out, epoch), model.state_dict(), notes)
 
 
 def history(path: str) -> pd.DataFrame | None:
@@ -202,7 +202,7 @@ def epochs(path: str) -> list[int]:
 
 def at_epoch(path: str, loaded: Loaded, epoch: int, key: str = "ckpt") -> None:
     """Give a loaded model the parameters that its run had after an epoch."""
-    file = _folder(path) / TRAJECTORY / f"{epoch:05d}.safetensors"
+    file = _state(_folder(path), epoch)
     try:
         tensors, _ = load_state(file, loaded.data.train.users.device)
     except RrecError as error:
@@ -312,6 +312,36 @@ def same_source(loaded: Loaded, recipe: Recipe, data: Data, key: str, path: str)
         )
 
 
+def fingerprints(data: Data) -> dict[str, str]:
+    """What `run.json` tells of data: `fingerprint`, and `uncleaned_fingerprint` where there was a cleaning."""
+    told = {"fingerprint": data.fingerprint, "uncleaned_fingerprint": data.uncleaned_fingerprint}
+    return {name: each for name, each in told.items() if each is not None}
+
+
+def uncleaned(record: Mapping[str, Any]) -> str | None:
+    """The fingerprint that a record has in common with all runs that it can be compared with; None where it has none.
+
+    It is that of the data before cleaning: dataset, preparation, split, noise and poison are the same. What cleaning
+    leaves out is `hidden`, so that users, candidates and what is relevant to them are the same too.
+    """
+    told: str | None = record.get("uncleaned_fingerprint", record.get("fingerprint"))
+    return told
+
+
+def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of runs that can be compared (`uncleaned`)."""
+    return uncleaned(one) is not None and uncleaned(one) == uncleaned(other)
+
+
+def comparable(loaded: Loaded, other: Loaded, key: str, path: str, ckpt: str) -> None:
+    """RrecError where two models were trained on data that are not `alike`."""
+    if not alike(fingerprints(loaded.data), fingerprints(other.data)):
+        raise RrecError(
+            f"{key}={path} was trained on data {other.data.fingerprint[:12]}, ckpt={ckpt} on "
+            f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
+        )
+
+
 def save_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
     """One file with tensors and texts, written atomically."""
     write_bytes(path, to_bytes(_apart(tensors), dict(notes)))
@@ -338,6 +368,11 @@ def _card(path: str, key: str) -> dict[str, Any]:
 def _folder(path: str) -> Path:
     """Of a run, which may be named by its tensors."""
     return Path(path).parent if Path(path).name == TENSORS else Path(path)
+
+
+def _state(out: Path, epoch: int) -> Path:
+    """File of the parameters after an epoch."""
+    return out / TRAJECTORY / f"{epoch:05d}.safetensors"
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ def apply(data: Data, cleaning: Cleaning) -> Data:
     return replace(
         data,
         fingerprint=sha256(f"{data.fingerprint} {digest(cleaning)}".encode()).hexdigest(),
+        uncleaned_fingerprint=data.uncleaned_fingerprint or data.fingerprint,
         train=data.train.where(kept),
         hidden=_hidden(data, ~kept),
         truth={n: each[cleaning.kept] if n.startswith("train/") else each for n, each in data.truth.items()},

@@ -158,13 +158,14 @@ class Attack(Judge, Base):
 
     loss: what the attack climbs, null for the goal's own and beside an attack that has its own. labels: true, the worst
     case, or own: what the model itself takes for relevant, a score above 0, as in the evaluations of the RAWP line, but
-    not of ratings. frontier: the directory of an undefended run that kept its trajectory, to compare with at equal
-    clean quality; true for the trajectory of the checkpoint alone. poison: fake users in the training data, then the
-    model is trained again and nothing of goal, attack, eps, loss and labels counts; none for an attack on the model as
-    it is. clean: what is done to the poisoned data before that training; none for what was done in the training of the
-    checkpoint. slices: groups that the result is broken down by (activity, cold_users, popularity, cold_items, a column
-    of the user table).
-    baseline: the directory of the same attack on the undefended model, for the robustness improvement.
+    not of ratings. frontier: the directory of an undefended run of the same model that kept its trajectory, to compare
+    with at equal clean quality; true for the trajectory of the checkpoint alone. poison: fake users in the training
+    data, then the model is trained again and nothing of goal, attack, eps, loss and labels counts; none for an attack
+    on the model as it is. clean: what is done to the poisoned data before that training; none for what was done in the
+    training of the checkpoint. slices: groups that the result is broken down by (activity, cold_users, popularity,
+    cold_items, a column of the user table).
+    baseline: the directory of the same attack, or the same poison, on the undefended model, for the robustness
+    improvement.
     """
 
     ckpt: str = MISSING

@@ -111,6 +111,7 @@ class Data:
     """What models, trainer and evaluator see of a dataset.
 
     fingerprint: sha256 over the prepared arrays and ids; equal fingerprints mean equal data and split.
+    uncleaned_fingerprint: of the data before cleaning, with the noise that came afterwards (None: there was none).
     item_table, user_table: side information, row i belongs to index i (None where the source has none).
     ordered: the events of a user stand in the order in which they happened. context_sizes: number of codes of each
     context column, by its name. report: what cleaning found, `{"duplicates": 3, …}` in the order of the rules.
@@ -144,6 +145,7 @@ class Data:
     fakes: Profiles | None = None
     cleaning: Cleaning | None = None
     edges: Tensor | None = None
+    uncleaned_fingerprint: str | None = None
 
     @property
     def n_users(self) -> int:

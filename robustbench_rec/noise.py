@@ -56,8 +56,17 @@ class Noise(ABC):
         changed = self.change(data, torch.Generator().manual_seed(self.seed))
         if changed is data:
             return data
-        described = json.dumps([data.fingerprint, self.name, self.described], sort_keys=True)
-        return replace(changed, hidden=_hidden(data, changed), fingerprint=sha256(described.encode()).hexdigest())
+        uncleaned = data.uncleaned_fingerprint
+        return replace(
+            changed,
+            hidden=_hidden(data, changed),
+            fingerprint=self._fingerprint(data.fingerprint),
+            uncleaned_fingerprint=None if uncleaned is None else self._fingerprint(uncleaned),
+        )
+
+    def _fingerprint(self, before: str) -> str:
+        described = json.dumps([before, self.name, self.described], sort_keys=True)
+        return sha256(described.encode()).hexdigest()
 
     @abstractmethod
     def change(self, data: Data, generator: torch.Generator) -> Data:

@@ -63,7 +63,9 @@ class Trainer:
     its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
     one ends, bit for bit. A parameter that does not require a gradient is left alone. about: what else makes the run
     what it is (data, model, defence); a state of another run is not continued. noise: what each step reads the model
-    with; the penalty of a model is that without it. A model without trainable parameters is only fitted and validated.
+    with; the penalty of a model is that without it. run_directory, before: of a training that is one round of a run
+    (None: out is the run), where the run keeps its trajectory, and how many epochs of it came before. A model without
+    trainable parameters is only fitted and validated.
     """
 
     model: RecModel
@@ -78,6 +80,8 @@ class Trainer:
     out: Path
     about: Mapping[str, Any]
     noise: Noise | None = None
+    run_directory: Path | None = None
+    before: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -96,8 +100,9 @@ class Trainer:
         ]
         self.best: dict[str, Tensor] = {}
         self._resume()
+        whole = self.run_directory or self.out
         if not self.history:
-            forget(self.out)  # else epochs of an earlier run would count as those of this one
+            forget(whole, after=self.before)  # else epochs of an earlier run would count as those of this one
         saved = time.perf_counter()
         with Bar("epoch", total=self.fit.epochs, steps=len(self.sampler)) as bar:
             if self.history:
@@ -116,8 +121,9 @@ class Trainer:
                     )
                 self.history.append(row)
                 tracking.epoch(self.out, row)
-                if self.fit.trajectory and (epoch + 1) % self.fit.trajectory == 0:
-                    keep_epoch(self.out, self.model, epoch + 1, {self.monitor: row[self.monitor]})
+                number = self.before + epoch + 1
+                if self.fit.trajectory and number % self.fit.trajectory == 0:
+                    keep_epoch(whole, self.model, number, {self.monitor: row[self.monitor]})
                 if self._waited() == 0:
                     self.best = {name: each.detach().clone() for name, each in self.model.state_dict().items()}
                 if time.perf_counter() - saved > SAVE_EVERY:

@@ -406,6 +406,14 @@ class TestPDAF:
         assert metrics["budget/epochs"] == 6
         assert not list(tmp_path.rglob("resume"))
 
+    def test_the_trajectory_goes_on_from_round_to_round(self, trained: dict[str, Path], tmp_path: Path) -> None:
+        words = (*self.WORDS, "trajectory=1", "epochs=4", "patience=1")
+        finetune.run(config(trained["mf"], *words), tmp_path)
+        lengths = [len(rows(tmp_path / f"round-{number}" / "history.csv")) for number in (1, 2, 3)]
+        assert checkpoint.epochs(str(tmp_path)) == list(range(1, sum(lengths) + 1))
+        finetune.run(config(trained["mf"], *self.WORDS, "trajectory=3"), tmp_path)
+        assert checkpoint.epochs(str(tmp_path)) == [3, 6]
+
     def test_a_round_that_gains_nothing_is_undone(self, trained: dict[str, Path], tmp_path: Path) -> None:
         finetune.run(config(trained["mf"], *self.WORDS, "lr=5", "tolerance=0.0"), tmp_path)
         before, after = tensors(trained["mf"]), tensors(tmp_path)
@@ -427,7 +435,8 @@ class TestPDAF:
         whole, cut = tmp_path / "whole", tmp_path / "cut"
         whole.mkdir()
         cut.mkdir()
-        wanted = finetune.run(config(trained["mf"], *self.WORDS), whole)
+        words = (*self.WORDS, "trajectory=1")
+        wanted = finetune.run(config(trained["mf"], *words), whole)
         original, calls = Trainer._epoch, [0]
 
         def interrupted(self: Trainer, *args: Any) -> dict[str, float]:
@@ -438,9 +447,15 @@ class TestPDAF:
 
         monkeypatch.setattr(Trainer, "_epoch", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            finetune.run(config(trained["mf"], *self.WORDS), cut)
-        assert finetune.run(config(trained["mf"], *self.WORDS), cut) == wanted
+            finetune.run(config(trained["mf"], *words), cut)
+        assert checkpoint.epochs(str(cut)) == [1, 2, 3]
+        assert finetune.run(config(trained["mf"], *words), cut) == wanted
         assert calls[0] == 4 + 3  # one of the second round, two of the third
+        kept = sorted(each.name for each in (whole / "trajectory").iterdir())
+        assert kept == sorted(each.name for each in (cut / "trajectory").iterdir())
+        for name in kept:
+            one, other = (load_file(out / "trajectory" / name) for out in (whole, cut))
+            assert all(torch.equal(each, other[key]) for key, each in one.items())
 
 
 class TestSoft:

@@ -1,11 +1,11 @@
 """What every protocol shares: portions of users, the model at a point, attacks on exactly what is judged."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -160,6 +160,10 @@ class Evaluator(ABC, Generic[P]):
             self._parts[part] = list(self.split(part))
         return self._parts[part]
 
+    def asks_as(self, other: "Evaluator[Any]", part: str) -> bool:
+        """Whether another one asks the same: of the same users, on the same candidates, the same of them relevant."""
+        return _equal([vars(each) for each in self.portions(part)], [vars(each) for each in other.portions(part)])
+
     def inputs(self, model: RecModel, part: str) -> Iterator[Batch]:
         """What the model is asked, a batch a portion; a history ends where the part begins."""
         for each in self.portions(part):
@@ -262,6 +266,17 @@ class Evaluator(ABC, Generic[P]):
 def together(n_items: int) -> int:
     """How many users are asked about a whole catalogue at once."""
     return max(1, min(USERS, CELLS // n_items))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether nested sequences and mappings hold equal tensors."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_equal(each, other[key]) for key, each in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return one is None and other is None
 
 
 @contextmanager

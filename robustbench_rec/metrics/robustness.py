@@ -39,6 +39,17 @@ def improvement(defended: Tensor, undefended: Tensor, clean: Tensor) -> Improvem
     return Improvement(value, undefined.double())
 
 
+def exposure_improvement(defended: Tensor, undefended: Tensor) -> Improvement:
+    """The same of the exposure of target items, by how much it rose: 1 - defended rise / undefended rise.
+
+    The share of the rise that the defence prevents. 1: nothing rose, 0: as much as without a defence. Where the
+    attacker lowers exposure both are negative. Not defined where |undefended rise| < 1e-3.
+    """
+    undefined = undefended.abs() < NO_EFFECT
+    value = torch.where(undefined, float("nan"), 1 - defended / undefended)
+    return Improvement(value, undefined.double())
+
+
 def area(eps: Tensor, values: Tensor) -> Tensor:
     """Area under a security curve `[P]` over the span of eps `[P]`: the mean quality over it, by the trapezoid rule.
 

@@ -270,7 +270,7 @@ class Book:
             defense = defense.get("inner")
         if run.verb == "distill":
             words += f" from {'?' if source is None or depth > 4 else self._name(source, depth + 1)}"
-        for kind in ("poison", "noise"):
+        for kind in ("poison", "noise", "clean"):
             if run.named(kind) != "none":
                 words += f", {kind} {run.named(kind)}"
         return words

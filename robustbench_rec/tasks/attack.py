@@ -5,40 +5,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.attacks import attacks
-from robustbench_rec.config import RESUMABLE_WITH, Attack, difference, flat, typed_attack
+from robustbench_rec.config import Attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike as alike_to
 from robustbench_rec.evaluation.masking import masking
 from robustbench_rec.evaluation.slices import groups, sliced
 from robustbench_rec.evaluation.worst import judged, leading, members, winners, worst
-from robustbench_rec.files import read_json
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import autocast, setup
-from robustbench_rec.metrics.robustness import drop, improvement
 from robustbench_rec.progress import Bar
-from robustbench_rec.reports.reading import read
 from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.frontier import frontier
 from robustbench_rec.tasks.retrain import retrain
-from robustbench_rec.tasks.struck import compared, is_quality
+from robustbench_rec.tasks.struck import compared
 from robustbench_rec.tasks.train import keep
 from robustbench_rec.tasks.trials import Trial, Trials, labelled
+from robustbench_rec.tasks.undefended import evaded, repaired
 
-APART = (*RESUMABLE_WITH, "resume", "deterministic", "ckpt", "baseline", "slices", "metrics", "top_k", "per_user")
-"""What may differ from the baseline, beside seeds: whom and where it attacked, and what is told of it."""
-LITTLE = 0.05
-"""Share of the clean quality below which what an attack took is little to divide by."""
-UNREAD = {"poison": ("slices", "baseline"), "frontier": ("slices", "baseline", "per_user")}
+UNREAD = {"poison": ("slices",), "frontier": ("slices", "baseline", "per_user")}
 """What only the attack of one checkpoint tells."""
 
 
@@ -65,18 +57,18 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     suite = attacks.build(cfg.attack).prepared(loaded.model, loaded.data)
     judging = evaluator(loaded.data, cfg, alone=suite.alone)
     judging.portions(cfg.part)
-    goal = goals.build(cfg.goal, loaded.data)
+    goal = goals.build(cfg.goal, loaded.uncleaned)  # targets and groups are those of the undefended model
     chosen = members(judging, suite, goal, cfg.loss)
     for each in chosen:
         if each.rival is None:
             judging.climbed(each.loss or cfg.loss, goal, part=cfg.part)
     at = Shifted(loaded.model.requires_grad_(False).eval())
     threat = replace(suite.declared, goal=goal.words).words()
-    undefended = _undefended(cfg, loaded.data.fingerprint, threat)
+    undefended = evaded(cfg, loaded, judging, threat)
     for attribute in cfg.slices:
         groups(loaded.data, attribute)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
-    notes = {"ckpt": cfg.ckpt, "fingerprint": loaded.data.fingerprint, "labels": cfg.labels, "threat": threat}
+    notes = {"ckpt": cfg.ckpt, **checkpoint.fingerprints(loaded.data), "labels": cfg.labels, "threat": threat}
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         clean = judged(judging, at, cfg.part, goal)
         trials = Trials(cfg, out, judging, at, goal, [loaded.digest], notes)
@@ -95,7 +87,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
         if cfg.slices:
             told |= _sliced(judging, cfg, clean, after, out)
         if undefended is not None:
-            told |= _improvement(clean, after, undefended, judging)
+            told |= repaired(clean.metrics, after.metrics, undefended, judging, side="attacked")
         if len(chosen) > 1:
             told |= _shared(chosen, found, clean, goal, judging)
             own = cfg.labels == "own"
@@ -121,54 +113,6 @@ def _places(cfg: Attack, goal: Goal) -> list[tuple[str, str]]:
     longest = max(cfg.top_k, default=0)
     more = f"; goal.k={longest} for all that are judged" if longest > goal.k else ""
     return [("places", f"the first {goal.k}{more}")]
-
-
-def _undefended(cfg: Attack, fingerprint: str, threat: Mapping[str, str]) -> dict[str, float] | None:
-    """Clean and attacked metrics of the baseline, None without one; RrecError names what of its attack is otherwise."""
-    if cfg.baseline is None:
-        return None
-    folder, key = Path(cfg.baseline), f"baseline={cfg.baseline}"
-    record = read_json(folder / "run.json", key)
-    wanted = {"task": "attack", "fingerprint": fingerprint, "labels": cfg.labels, "threat": dict(threat)}
-    for name, value in wanted.items():
-        if record.get(name) != value:
-            raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {record.get(name)}")
-    found = read(folder.resolve())
-    if found.metrics is None:
-        raise RrecError(f"{key} is no finished run: {found.error}")
-    try:
-        theirs = _settings(typed_attack(found.config))
-    except ValueError as error:
-        raise RrecError(f"{key}: how it was attacked cannot be read from its .hydra/config.yaml ({error})") from error
-    if changed := difference(_settings(cfg), theirs, but=APART):
-        name, one, other = changed
-        raise RrecError(f"{key}: it is not the same attack on the same data, its {name} is {other}, not {one}")
-    return dict(found.metrics)
-
-
-def _settings(cfg: Attack) -> dict[str, str]:
-    """By dotted keys, without seeds."""
-    return {name: each for name, each in flat(cfg).items() if name.rpartition(".")[2] != "seed"}
-
-
-def _improvement(
-    clean: Result, after: Result, undefended: Mapping[str, float], judging: Evaluator[Any]
-) -> dict[str, float]:
-    """Robustness improvement of every quality over the undefended model, and where it is not defined."""
-    rows: list[Row] = []
-    told: dict[str, float] = {}
-    for name in clean.metrics:
-        if is_quality(name, judging) and f"clean/{name}" in undefended:
-            both = undefended[f"attacked/{name}"], undefended[f"clean/{name}"]
-            found = improvement(*torch.tensor([after.metrics[name], *both], dtype=torch.double))
-            value, undefined = (each.item() for each in found)
-            taken = drop(*torch.tensor([both[1], both[0]], dtype=torch.double)).abs().item()
-            told_of = "no effect to repair" if undefined else f"of only {taken:.1%}" if taken < LITTLE else ""
-            rows.append([name, both[1], both[0], after.metrics[name], value, told_of])
-            told |= {f"improvement/{name}": value, f"flag/improvement_undefined/{name}": undefined}
-    columns = ["metric", "clean", "attacked", "this model", "improvement", ""]
-    show("robustness improvement, 1: full repair (clean and attacked: undefended)", columns, rows)
-    return told
 
 
 def _sliced(judging: Evaluator[Any], cfg: Attack, clean: Result, after: Result, out: Path) -> dict[str, float]:

@@ -8,8 +8,7 @@ import torch
 
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
-from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
+from robustbench_rec.evaluation import Evaluator, Moved, Result, by_user, evaluator
 from robustbench_rec.evaluation.calibration import Calibrated
 from robustbench_rec.evaluation.divergence import divergence
 from robustbench_rec.evaluation.slices import groups, sliced
@@ -21,6 +20,7 @@ from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.significance import LEVEL, Comparison, holm, paired, paired_events
+from robustbench_rec.tasks.beside import beside
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
 
@@ -38,12 +38,12 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         judging.portions("valid")
     for attribute in cfg.slices:
         groups(loaded.data, attribute)
-    other = _baseline(cfg, loaded, device)
+    other = _baseline(cfg, judging, loaded, device)
     seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
     if proof is not None:
         seeds["certify.seed"] = cfg.certify.get("seed")
     notes: dict[str, Any] = {"ckpt": cfg.ckpt, "noise": cfg.noise, "certify": cfg.certify}
-    notes |= {"fingerprint": loaded.data.fingerprint}
+    notes |= checkpoint.fingerprints(loaded.data)
     if other is not None:
         notes["baseline"] = cfg.baseline
     with Run(out, "eval", seeds=seeds, device=device, **notes):
@@ -51,7 +51,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         with autocast(cfg.precision, device):
             result = judging.evaluate(at, cfg.part)
             result.metrics.update(exposure(judging, at, cfg.part))
-            theirs = None if other is None else judging.evaluate(Shifted(other.model), cfg.part)
+            theirs = None if other is None else judging.evaluate(other, cfg.part)
             calibrated = Calibrated(judging, at, cfg.part, result) if cfg.calibrate else None
         apart = divergence(judging, at, cfg.part, cfg.precision) if cfg.precision != "fp32" else {}
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
@@ -76,16 +76,13 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
     return told
 
 
-def _baseline(cfg: Eval, loaded: checkpoint.Loaded, device: torch.device) -> checkpoint.Loaded | None:
+def _baseline(cfg: Eval, judging: Evaluator[Any], loaded: checkpoint.Loaded, device: torch.device) -> Moved | None:
+    """The baseline and what it reads, to be judged as the checkpoint is; None without one."""
     if cfg.baseline is None:
         return None
     found = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline", noise=cfg.noise)
-    if found.data.fingerprint != loaded.data.fingerprint:
-        raise RrecError(
-            f"baseline={cfg.baseline} was trained on data {found.data.fingerprint[:12]}, ckpt={cfg.ckpt} on "
-            f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
-        )
-    return found
+    own, at = beside(cfg, judging, loaded, found, "baseline"), Shifted(found.model)
+    return [(at, batch) for batch in own.inputs(found.model, cfg.part)]
 
 
 def _calibrated(found: Calibrated, out: Path) -> dict[str, float]:

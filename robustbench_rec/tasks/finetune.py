@@ -71,7 +71,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     wanted = cfg.loss or model.loss
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
-    with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, fingerprint=data.fingerprint):
+    with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, **checkpoint.fingerprints(data)):
         start = _state(model)
         score = _Score(scoring, member, cfg, model, tuning)
         rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), score, noises.build(loaded.recipe.noise))
@@ -175,6 +175,8 @@ class Rounds:
             out=folder,
             about={**about, "modules": chosen},
             noise=self.noise,
+            run_directory=self.out,
+            before=sum(len(each.history) for each in self.trainers),
         )
         trainer.run()
         self.trainers.append(trainer)

@@ -26,7 +26,9 @@ from robustbench_rec.reports import plots
 from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.beside import beside
 from robustbench_rec.tasks.trials import Trials, labelled
+from robustbench_rec.tasks.undefended import check_undefended
 
 SHOWN = 24
 """Rows of the table, about; the file has all."""
@@ -34,11 +36,12 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Side:
-    """A run and the epochs of it that are attacked, beside its checkpoint."""
+    """A run, what it is judged with, and the epochs of it that are attacked, beside its checkpoint."""
 
     key: str
     path: str
     loaded: checkpoint.Loaded
+    judging: Evaluator[Any]
     epochs: list[int]
 
 
@@ -52,17 +55,16 @@ def frontier(cfg: Attack, out: Path) -> dict[str, float]:
     """
     device = setup(cfg)
     labelled(cfg)
-    sides = _sides(cfg, device)
-    data = sides[0].loaded.data
-    suite, goal = attacks.build(cfg.attack), goals.build(cfg.goal, data)
-    judging = evaluator(data, cfg, alone=suite.alone)
-    judging.portions(cfg.part)
+    suite = attacks.build(cfg.attack)
+    sides = _sides(cfg, device, alone=suite.alone)
+    data, judging = sides[0].loaded.data, sides[0].judging
+    goal = goals.build(cfg.goal, data)
     if goal.losses:
         raise RrecError(f"goal={cfg.goal['name']}: the frontier is about quality; use goal=untargeted")
     threat = replace(suite.prepared(sides[0].loaded.model, data).declared, goal=goal.words).words()
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes: dict[str, Any] = {side.key: side.path for side in sides}
-    notes |= {"fingerprint": data.fingerprint, "labels": cfg.labels, "threat": threat}
+    notes |= {**checkpoint.fingerprints(data), "labels": cfg.labels, "threat": threat}
     states = States(cfg, out, judging, suite, goal, [each.loaded.digest for each in sides], notes)
     with Run(out, "attack", seeds=seeds, device=device, **notes):
         with autocast(cfg.precision, device):
@@ -73,27 +75,26 @@ def frontier(cfg: Attack, out: Path) -> dict[str, float]:
     return told
 
 
-def _sides(cfg: Attack, device: torch.device) -> list[Side]:
+def _sides(cfg: Attack, device: torch.device, *, alone: bool) -> list[Side]:
     """The checkpoint, then the undefended run if there is one."""
     first = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
+    judging = evaluator(first.data, cfg, alone=alone)
+    judging.portions(cfg.part)
+    side = Side("ckpt", cfg.ckpt, first, judging, checkpoint.epochs(cfg.ckpt))
     if str(cfg.frontier).lower() == "true":
-        return [_kept(Side("ckpt", cfg.ckpt, first, []))]
+        return [_kept(side)]
     path = str(cfg.frontier)
     other = checkpoint.load(path, data_dir=cfg.data_dir, device=device, key="frontier")
-    if other.data.fingerprint != first.data.fingerprint:
-        raise RrecError(
-            f"frontier={path} was trained on data {other.data.fingerprint[:12]}, ckpt={cfg.ckpt} on "
-            f"{first.data.fingerprint[:12]}: there is nothing to compare"
-        )
-    return [Side("ckpt", cfg.ckpt, first, checkpoint.epochs(cfg.ckpt)), _kept(Side("frontier", path, other, []))]
+    own = beside(cfg, judging, first, other, "frontier")
+    check_undefended(first, other, "frontier", path, cfg.ckpt)
+    return [side, _kept(Side("frontier", path, other, own, checkpoint.epochs(path)))]
 
 
 def _kept(side: Side) -> Side:
-    """With the epochs of a run that must have some."""
-    epochs = checkpoint.epochs(side.path)
-    if not epochs:
+    """The same; RrecError where it kept no epochs, as it must have."""
+    if not side.epochs:
         raise RrecError(f"{side.key}={side.path} kept no epochs; train it with trajectory=1 to keep every one")
-    return replace(side, epochs=epochs)
+    return side
 
 
 class States:
@@ -121,7 +122,7 @@ class States:
 
     def finish(self) -> None:
         """Drop what was kept."""
-        self._trials(Shifted(self.model), "").finish()
+        self._trials(self.judging, Shifted(self.model), "").finish()
 
     def trace(self, side: Side, bar: Bar) -> Trace:
         """The checkpoint first, then its epochs."""
@@ -135,10 +136,10 @@ class States:
 
     def _state(self, side: Side, name: str, bar: Bar) -> tuple[Tensor, Tensor]:
         at = Shifted(self.model)
-        clean = judged(self.judging, at, self.cfg.part, self.goal)
+        clean = judged(side.judging, at, self.cfg.part, self.goal)
         suite = self.suite.prepared(self.model, side.loaded.data)
-        chosen = members(self.judging, suite, self.goal, self.cfg.loss)
-        trials = self._trials(at, f"{side.key}-{name}-")
+        chosen = members(side.judging, suite, self.goal, self.cfg.loss)
+        trials = self._trials(side.judging, at, f"{side.key}-{name}-")
         after = worst([result for result, _ in trials.run(chosen, bar)], self.goal, self.judging.smaller)
         self.done += len(chosen)
         pair = self._values(clean), self._values(after)
@@ -146,8 +147,8 @@ class States:
         bar.note(self.done - 1, words)
         return pair
 
-    def _trials(self, at: Shifted, state: str) -> Trials:
-        return Trials(self.cfg, self.out, self.judging, at, self.goal, self.digests, self.about, state, self.done)
+    def _trials(self, judging: Evaluator[Any], at: Shifted, state: str) -> Trials:
+        return Trials(self.cfg, self.out, judging, at, self.goal, self.digests, self.about, state, self.done)
 
     def _values(self, result: Result) -> Tensor:
         """The watched metric of every user, or that of the whole, the more the better."""

@@ -24,6 +24,7 @@ from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.significance import Estimate, bootstrap, estimate
+from robustbench_rec.tasks.beside import beside
 from robustbench_rec.tasks.struck import under
 
 
@@ -69,18 +70,13 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
         goal = {**cfg.goal, "k": max(cfg.goal["k"], *cuts)} if cuts and cfg.goal["name"] == "untargeted" else cfg.goal
         cfg = replace(cfg, top_k=sorted({*cfg.top_k, *cuts}), goal=goal)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
-    models = {"ckpt": loaded.model}
-    if cfg.baseline is not None:
-        other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline")
-        if other.data.fingerprint != loaded.data.fingerprint:
-            raise RrecError(
-                f"baseline={cfg.baseline} was trained on data {other.data.fingerprint[:12]}, ckpt={cfg.ckpt} on "
-                f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
-            )
-        models["baseline"] = other.model
     alone = cfg.attack is not None and attacks.build(cfg.attack).alone
     judging = evaluator(loaded.data, cfg, alone=alone)
     judging.portions(cfg.part)
+    models = {"ckpt": (loaded.model, judging)}
+    if cfg.baseline is not None:
+        other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline")
+        models["baseline"] = other.model, beside(cfg, judging, loaded, other, "baseline")
     for name in sorted(named):
         if name not in judging.names():
             raise unknown("metric", name, judging.names())
@@ -88,12 +84,13 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
         for name in limits[key]:
             if name.partition("@")[0] in judging.neutral:
                 raise RrecError(f"{key}.{name}: neither more nor less of it is better, so none of it can be lost")
-    notes = {"ckpt": cfg.ckpt, "baseline": cfg.baseline, "fingerprint": loaded.data.fingerprint, "attack": cfg.attack}
+    notes: dict[str, Any] = {"ckpt": cfg.ckpt, "baseline": cfg.baseline, "attack": cfg.attack}
+    notes |= checkpoint.fingerprints(loaded.data)
     seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
     with Run(out, "gate", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         sides = {
-            key: _judged(cfg, judging, Shifted(each.requires_grad_(False).eval()), named)
-            for key, each in models.items()
+            key: _judged(cfg, own, Shifted(each.requires_grad_(False).eval()), named)
+            for key, (each, own) in models.items()
         }
         checks = list(_checks(cfg, limits, sides, judging.smaller))
         told = _told(sides, named)

@@ -14,7 +14,7 @@ from robustbench_rec.hardware import setup
 from robustbench_rec.reports.tables import by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks import distill
+from robustbench_rec.tasks import distill, undefended
 from robustbench_rec.tasks.train import cleaning, keep, learn, poisoned, settings, suspects, trainer_of
 from robustbench_rec.trainer import Trainer
 
@@ -32,6 +32,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     training = _training(cfg, loaded, "ckpt", cfg.ckpt)
     clean_judge = evaluator(loaded.data, cfg)
     clean_judge.portions(cfg.part)
+    baseline = undefended.poisoned(cfg, loaded, clean_judge)
     data = poisoned(cfg.poison, loaded.uncleaned, out)
     if data.fakes is None:
         raise RrecError("this poison has no fake users")
@@ -41,7 +42,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     trainer = _trainer(training, data, out)
     poisoned_judge, targets = evaluator(data, cfg), data.fakes.targets.to(device)
     seeds = {"seed": training.seed, "poison.seed": cfg.poison.get("seed")}
-    notes = {"ckpt": cfg.ckpt, "fingerprint": data.fingerprint, "threat": data.fakes.about["threat"]}
+    notes = {"ckpt": cfg.ckpt, **checkpoint.fingerprints(data), "threat": data.fakes.about["threat"]}
     if found:
         notes["clean"] = training.clean
     with Run(out, "attack", seeds=seeds, device=device, **notes):
@@ -71,6 +72,8 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     if stable is not None:
         by_metric("lists before and after (1: the same)", {"alike": stable.metrics})
         sides["stability"] = stable.metrics
+    if baseline is not None:
+        told |= undefended.repaired(before, after, baseline, poisoned_judge, side="poisoned")
     return {f"{side}/{name}": value for side, values in sides.items() for name, value in values.items()} | told
 
 
@@ -116,7 +119,7 @@ def _source(cfg: Attack, key: str, path: str, victim: checkpoint.Loaded, data: D
     data, _ = cleaned(data, cleaning(training.clean))
     trainer = _trainer(training, data, out)
     seeds = {"seed": training.seed, "poison.seed": cfg.poison.get("seed")}
-    with Run(out, "train", seeds=seeds, device=data.train.users.device, ckpt=path, fingerprint=data.fingerprint):
+    with Run(out, "train", seeds=seeds, device=data.train.users.device, ckpt=path, **checkpoint.fingerprints(data)):
         learn(trainer, training, data, settings(training))
         trainer.finish()
 

@@ -68,7 +68,7 @@ def train(
     data, found = cleaned(data, cleaning(cfg.clean))
     trainer, judging = trainer_of(cfg, data, out, task, wrap, about)
     seeds = {"seed": cfg.seed, "split.seed": cfg.split.get("seed"), "noise.seed": cfg.noise.get("seed")}
-    notes: dict[str, Any] = {"dataset": data.name, "fingerprint": data.fingerprint}
+    notes: dict[str, Any] = {"dataset": data.name, **checkpoint.fingerprints(data)}
     if data.fakes is not None:
         seeds["poison.seed"] = cfg.poison.get("seed")
         notes["threat"] = data.fakes.about["threat"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustbench_rec.checkpoint import uncleaned
 from robustbench_rec.evaluation.by_user import ByUser, read
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Section, Table
@@ -125,7 +126,8 @@ def _undefended(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str,
     found = {}
     for label, runs in trained.items():
         root = _root(runs[0], book)
-        if root is None or (runs[0].verb == "train" and runs[0].named("defense") == "none"):
+        hardened = runs[0].verb != "train" or runs[0].named("defense") != "none" or runs[0].named("clean") != "none"
+        if root is None or not hardened:
             continue
         own = _told(root)
         alike = [
@@ -141,12 +143,12 @@ def _undefended(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str,
 
 
 def _data(runs: Sequence[Found]) -> set[str]:
-    """Fingerprints of what they were judged on."""
-    return {str(run.record["fingerprint"]) for run in runs if run.record.get("fingerprint") is not None}
+    """Fingerprints of what they were judged on, cleaning aside."""
+    return {str(told) for run in runs if (told := uncleaned(run.record)) is not None}
 
 
 def _is_plain(run: Found) -> bool:
-    kinds = ("defense", "poison", "clean", "noise")
+    kinds = ("defense", "clean", "noise")
     return run.verb == "train" and run.config.get("start") is None and all(run.named(k) == "none" for k in kinds)
 
 

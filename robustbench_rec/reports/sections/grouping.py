@@ -84,7 +84,7 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     names = place_names(attacks, book)
     for run in attacks:
         if not run.poisoned and run.config.get("frontier") is None:
-            settings = without_seeds(run.config, (*LOCAL, "ckpt", "eps", *OUTPUT))
+            settings = settings_of(run, "eps")
             if isinstance(settings.get("attack"), Mapping):
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
@@ -106,6 +106,11 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
             found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0, pair[0][0])
         )
     ]
+
+
+def settings_of(run: Found, *but: str) -> dict[str, Any]:
+    """How a checkpoint was judged, without seeds and which checkpoint it was."""
+    return without_seeds(run.config, (*LOCAL, "ckpt", *but, *OUTPUT))
 
 
 def kind_of(run: Found) -> str:
@@ -163,7 +168,7 @@ def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], lis
     found: dict[tuple[str, str], list[Found]] = {}
     for run in done:
         if run.verb == "eval":
-            settings = without_seeds(run.config, (*LOCAL, "ckpt", *OUTPUT))
+            settings = settings_of(run)
             exact = json.dumps(settings, sort_keys=True, default=str)
             level = run.config["noise"].get("level", "") if run.named("noise") != "none" else ""
             noise = "" if run.named("noise") == "none" else f"{run.named('noise')} {level}".strip()

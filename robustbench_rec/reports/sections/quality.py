@@ -1,11 +1,12 @@
 """Sections about clean quality, limits on it, poisoned training data, and other parts, protocols and noise."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found
 from robustbench_rec.reports.sections.cells import NOISE, change, frame_of, marked
-from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, judged_again, places
+from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, judged_again, places, settings_of
 from robustbench_rec.significance import over_seeds
 
 CHECK = ["check", "wanted", "found", "verdict"]
@@ -48,7 +49,7 @@ def poisoned(done: Sequence[Found], book: Book, main: str) -> Section | None:
         return None
     groups: dict[str, list[Found]] = {}
     for run in here:
-        groups.setdefault(book.key(run), []).append(run)
+        groups.setdefault(json.dumps([book.victim(run), settings_of(run)], sort_keys=True, default=str), []).append(run)
     rows = []
     for runs in groups.values():
         names = [key.partition("/")[2] for key in runs[0].metrics or () if key.startswith("clean/")]
