@@ -69,7 +69,7 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
         goal = {**cfg.goal, "k": max(cfg.goal["k"], *cuts)} if cuts and cfg.goal["name"] == "untargeted" else cfg.goal
         cfg = replace(cfg, top_k=sorted({*cfg.top_k, *cuts}), goal=goal)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
-    models = {"ckpt": loaded.model}
+    models = {"ckpt": loaded}
     if cfg.baseline is not None:
         other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline")
         if other.data.fingerprint != loaded.data.fingerprint:
@@ -77,7 +77,7 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
                 f"baseline={cfg.baseline} was trained on data {other.data.fingerprint[:12]}, ckpt={cfg.ckpt} on "
                 f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
             )
-        models["baseline"] = other.model
+        models["baseline"] = other
     alone = cfg.attack is not None and attacks.build(cfg.attack).alone
     judging = evaluator(loaded.data, cfg, alone=alone)
     judging.portions(cfg.part)
@@ -91,10 +91,7 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
     notes = {"ckpt": cfg.ckpt, "baseline": cfg.baseline, "fingerprint": loaded.data.fingerprint, "attack": cfg.attack}
     seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
     with Run(out, "gate", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
-        sides = {
-            key: _judged(cfg, judging, Shifted(each.requires_grad_(False).eval()), named)
-            for key, each in models.items()
-        }
+        sides = {key: _judged(cfg, judging, each, named) for key, each in models.items()}
         checks = list(_checks(cfg, limits, sides, judging.smaller))
         told = _told(sides, named)
         told |= {"gate/checks": float(len(checks)), "gate/failed": float(sum(not each.passed for each in checks))}
@@ -151,7 +148,8 @@ def _limit(key: str, name: str, value: Any) -> float:
     return number
 
 
-def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted, named: set[str]) -> Side:
+def _judged(cfg: Gate, judging: Evaluator[Any], loaded: checkpoint.Loaded, named: set[str]) -> Side:
+    at = Shifted(loaded.model.requires_grad_(False).eval())
     clean = judging.evaluate(at, cfg.part)
     if cfg.certain and (single := sorted(named - set(clean.per_user))):
         raise RrecError(f"certain=true: {single[0]} is no mean over users, so it has no interval over them")
@@ -160,7 +158,7 @@ def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted, named: set[str]) ->
     goal = goals.build(cfg.goal, judging.data)
     if goal.losses:
         raise RrecError(f"goal={cfg.goal['name']}: a gate is about quality; use goal=untargeted")
-    suite = attacks.build(cfg.attack).prepared(at.model, judging.data)
+    suite = attacks.build(cfg.attack).prepared(loaded.model, loaded.data)  # behind what its own cleaning left
     return Side(clean, under(judging, at, suite, cfg.part, goal, cfg.loss))
 
 
