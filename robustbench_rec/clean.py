@@ -144,18 +144,11 @@ def robust(columns: Tensor) -> Tensor:
 
 def visible(data: Data) -> Data:
     """What a cleaning step may see: training events and items; no truth, no other part, no names of users."""
-    cpu = data.to(torch.device("cpu"))
-    nothing = cpu.train.where(torch.zeros(len(cpu.train), dtype=torch.bool))
     return replace(
-        cpu,
-        valid=nothing,
-        test=nothing,
+        data.to(torch.device("cpu")).known,
         user_ids=[str(each) for each in range(data.n_users)],
         user_table=None,
         report={},
-        truth={},
-        hidden=None,
-        fakes=None,
         cleaning=None,
     )
 

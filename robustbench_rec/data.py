@@ -194,6 +194,12 @@ class Data:
             if pd.api.types.is_string_dtype(each) or pd.api.types.is_object_dtype(each)
         ]
 
+    @property
+    def known(self) -> "Data":
+        """What a training may know: no held-out or hidden events, no truth, and not who is fake."""
+        nothing = self.train.where(torch.zeros_like(self.train.users, dtype=torch.bool))
+        return replace(self, valid=nothing, test=nothing, hidden=None, fakes=None, truth={})
+
     def part(self, name: str) -> Interactions:
         """`train`, `valid` or `test`."""
         parts: dict[str, Interactions] = {"train": self.train, "valid": self.valid, "test": self.test}

@@ -141,7 +141,10 @@ class Rewording(Attack):
     """An attack that gives items other texts in one column, for everybody; all else of an item stays.
 
     column: of the item table; None for the first of prose that the model reads. It needs to be `prepared`.
+    natural: whether it edits texts where a goal is about none, as a training is.
     """
+
+    natural: ClassVar[bool] = False
 
     threat: ClassVar[Threat] = Threat(
         surface="texts of items", knowledge="none", scope="all users at once", budget="edits"
@@ -154,8 +157,7 @@ class Rewording(Attack):
     @property
     def ready(self) -> Column:
         """What it edits, once it is prepared."""
-        if self._ready is None:
-            raise RrecError("texts of items are edited of a trained model: this attack cannot be part of a training")
+        assert self._ready is not None, "it is not prepared"
         return self._ready
 
     @property
@@ -172,6 +174,15 @@ class Rewording(Attack):
         if type(model).text_reader is RecModel.text_reader:
             name = type(model).__module__.rpartition(".")[2]
             raise RrecError(f"model '{name}' does not read texts of items: there is no text to edit")
+
+    def check_training(self, model: RecModel) -> None:
+        super().check_training(model)
+        if not self.natural:
+            name = type(self).__module__.rpartition(".")[2]
+            raise RrecError(
+                f"defense.attack={name} edits the texts of items that a goal is about, and a training is about none; "
+                "take attack@defense.attack=text_noise, or an attack with a surface, such as pgd"
+            )
 
     def prepared(self: A, model: RecModel, data: Data) -> A:
         self.check(model)
@@ -196,9 +207,9 @@ class Rewording(Attack):
             queries=tuple(queries),
         )
 
-    def generator(self, item: int) -> np.random.Generator:
+    def generator(self, item: int, seed: int) -> np.random.Generator:
         """For one item, whichever others there are."""
-        return np.random.default_rng([self.seed, item])
+        return np.random.default_rng([seed, item])
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
         """Of each item: Levenshtein distance in characters, in words, as a share of the characters; likeness; queries.

@@ -11,7 +11,21 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, WORDS, build, buildable, compose, configured, judge, question
+from conftest import (
+    DATA,
+    WORDS,
+    against,
+    assert_gradients,
+    batch_for,
+    build,
+    buildable,
+    compose,
+    configured,
+    gradients,
+    judge,
+    question,
+    usual,
+)
 from torch import Tensor
 
 from robustbench_rec import checkpoint, composing
@@ -347,6 +361,47 @@ class TestBehindASanitiser:
         assert not cut.any()
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestTraining:
+    def test_half_of_it_is_on_edited_texts(self, variant: str) -> None:
+        model = model_of(variant)
+        batch = batch_for(model)
+        objective, same = (against("text_noise", model, kind="delete", edits=2) for _ in range(2))
+        worse, changed = same.attack(Shifted(model), batch, usual(model))
+        assert isinstance(worse, Reworded)
+        assert changed is batch
+        assert all(0 < each <= 2 for each in levenshtein(worse.old, worse.new))
+        here, there = usual(model)(Shifted(model), batch), usual(model)(worse, batch)
+        assert here != there
+        value = objective(Shifted(model), batch)
+        torch.testing.assert_close(value, (here + there) / 2)
+        found, expected = (
+            gradients(model, value),
+            gradients(model, (usual(model)(Shifted(model), batch) + usual(model)(worse, batch)) / 2),
+        )
+        assert_gradients(found, expected, rtol=1e-4, atol=1e-6)
+
+    def test_every_batch_has_edits_of_its_own_which_the_epoch_decides(self, variant: str) -> None:
+        model = model_of(variant)
+
+        def edits() -> list[Any]:
+            objective = against("text_noise", model, share=0.5)
+            points = (objective.attack(Shifted(model), batch_for(model), usual(model))[0] for _ in range(2))
+            return [(each.items, each.new) for each in points if isinstance(each, Reworded)]
+
+        assert edits() == edits()
+        one, two = edits()
+        assert one[0] != two[0]
+
+    def test_a_sanitiser_stands_before_the_model_there_too(self, variant: str) -> None:
+        model = model_of(variant, sanitised())
+        batch = batch_for(model, sanitised())
+        plain = usual(model)(Shifted(model), batch)
+        for data, same in ((sanitised(), True), (replace(sanitised(), cleaning=None), False)):
+            value = against("text_noise", model, data, kind="homoglyph", edits=4)(Shifted(model), batch)
+            assert torch.equal(value, plain) == same
+
+
 def texts_of(found: Judged) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return found.worse.old, found.worse.new
 
@@ -436,12 +491,12 @@ class TestRefusals:
         with pytest.raises(RrecError, match=r"column=genres: the model does not read it \(it reads: title\)"):
             attack_of("text_noise", model_of("lstm_text", text_columns=["title"]), column="genres")
 
-    def test_no_training_is_adversarial_with_them(self) -> None:
-        model = model_of("lstm_text")
-        attack = attacks.build(configured("attack", "text_noise"))
-        attack.check(model)
-        with pytest.raises(RrecError, match="cannot be part of a training"):
-            attack(Shifted(model), question(model, USERS), lambda at, batch: torch.zeros(()))
+    @pytest.mark.parametrize("name", ["text_search", "hotflip"])
+    def test_no_training_is_about_items_to_edit(self, name: str) -> None:
+        with pytest.raises(RrecError, match=f"{name} edits .*, and a training is about none; take .*=text_noise, or"):
+            against(name, model_of("lstm_text"))
+        with pytest.raises(RrecError, match="model 'mf' does not read texts"):
+            against(name, build("mf"))
 
     def test_goals_about_no_items(self) -> None:
         model = model_of("lstm_text")
