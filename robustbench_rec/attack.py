@@ -84,6 +84,10 @@ class Attack(Suite):
             )
         return [Member("", self, hinge if self.climbs == HINGE else self.climbs)]
 
+    def check_training(self, model: RecModel) -> None:
+        """RrecError if the model has nothing that it can move, or if it cannot be part of a training of it."""
+        self.check(model)
+
     @abstractmethod
     def scope(self, at: Shifted, batch: Batch) -> Scope:
         """Whether one perturbation serves all batches, or each row has its own, or both move in each batch."""

@@ -101,8 +101,8 @@ def load(
     """The model and the data of a run directory (or of its `model.safetensors`).
 
     noise: what is done afterwards: the model has the parameters that it was trained to, with noise where it is on them,
-    on the graph, the histories and the features of the changed data. RrecError when a file is missing, truncated, of
-    another format, of another model or does not fit the data.
+    on the graph, the histories and the features of the changed data, whose new texts pass the rules that a cleaning
+    left. RrecError when a file is missing, truncated, of another format, of another model or does not fit the data.
     """
     folder, card = _folder(path), _card(path, key)
     if card.get("format") != FORMAT:
@@ -129,7 +129,10 @@ def load(
         data = profiles.inject(data, profiles.load(str(folder), key))
     uncleaned = data
     if "cleaning" in card:
-        data = cleanings.apply(data, cleanings.load(str(folder), key))
+        cleaning = cleanings.load(str(folder), key)
+        if cleanings.digest(cleaning) != card["cleaning"]:
+            raise RrecError(f"{key}={path}: {cleanings.KEPT.card} was changed; it is not what {CARD} describes")
+        data = cleanings.apply(data, cleaning)
     if data.fingerprint != fingerprint:
         raise RrecError(
             f"{key}={path}: trained on data {fingerprint[:12]}, but dataset '{data.name}' now is "
@@ -139,7 +142,7 @@ def load(
     if noise is not None:
         tell_unread(noise, config, data)
     kind = None if noise is None else noises.build(noise)
-    trained, data = data, data if kind is None else kind(data)
+    trained, data = data, data if kind is None else cleanings.reread(data, kind(data))
     changed = data.train is not trained.train
     if data is not trained:
         data = replace(data, learnt=trained.train)

@@ -12,6 +12,7 @@ from robustbench_rec import cleanings
 from robustbench_rec.data import Cleaning, Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.metrics import detection
+from robustbench_rec.text.rules import TextRules
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Finding:
 
     removed: training events that go, bool `[N]`. counts: what each rule found. flagged: users that it takes for fake,
     bool `[U]`. scores: how suspicious each user is, NaN without training events `[U]`. told: users whose truth it was
-    given, bool `[U]`. edges, texts: as in `Cleaning`.
+    given, bool `[U]`. edges, texts: as in `Cleaning`. rules: that later texts of a column pass too.
     """
 
     removed: Tensor
@@ -30,6 +31,7 @@ class Finding:
     told: Tensor | None = None
     edges: Tensor | None = None
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    rules: Mapping[str, TextRules] = field(default_factory=dict)
 
     @property
     def totals(self) -> dict[str, int]:
@@ -142,18 +144,11 @@ def robust(columns: Tensor) -> Tensor:
 
 def visible(data: Data) -> Data:
     """What a cleaning step may see: training events and items; no truth, no other part, no names of users."""
-    cpu = data.to(torch.device("cpu"))
-    nothing = cpu.train.where(torch.zeros(len(cpu.train), dtype=torch.bool))
     return replace(
-        cpu,
-        valid=nothing,
-        test=nothing,
+        data.to(torch.device("cpu")).known,
         user_ids=[str(each) for each in range(data.n_users)],
         user_table=None,
         report={},
-        truth={},
-        hidden=None,
-        fakes=None,
         cleaning=None,
     )
 
@@ -161,10 +156,12 @@ def visible(data: Data) -> Data:
 def cleaned(data: Data, steps: Sequence[Clean]) -> tuple[Data, list[tuple[Clean, Finding]]]:
     """The data after all steps, each shown what the one before left, and what each found.
 
-    Data in which nothing was found are returned as they are. RrecError where a step follows one that made a graph.
+    Data in which nothing was found, and which have the rules that stay already, are returned as they are. RrecError
+    where a step follows one that made a graph.
     """
     current, found = data, list[tuple[Clean, Finding]]()
     made = Cleaning(torch.ones(len(data.train), dtype=torch.bool))
+    standing = dict[str, tuple[TextRules, ...]]({} if data.cleaning is None else data.cleaning.rules)
     fake = None if data.fakes is None else torch.arange(data.n_users) >= data.n_genuine
     for step in steps:
         if made.edges is not None:
@@ -177,13 +174,16 @@ def cleaned(data: Data, steps: Sequence[Clean]) -> tuple[Data, list[tuple[Clean,
         texts = dict(made.texts)
         for column, rows in finding.texts.items():
             texts[column] = dict(texts.get(column, {})) | dict(rows)
+        rules = dict(made.rules)
+        for column, each in finding.rules.items():
+            rules[column] = (*rules.get(column, ()), each)
         told: dict[str, Any] = {"config": step.settings, "counts": finding.totals}
         if finding.flagged is not None:
             told["users"] = [data.user_ids[each] for each in finding.flagged.nonzero().squeeze(1).tolist()]
         steps_told = [*made.about.get("steps", ()), told]
-        made = Cleaning(kept, finding.edges, texts, {"dataset": data.name, "steps": steps_told})
+        made = Cleaning(kept, finding.edges, texts, {"dataset": data.name, "steps": steps_told}, rules)
         found.append((step, finding))
-        if bool(kept.all()) and made.edges is None and not texts:
+        if bool(kept.all()) and made.edges is None and not texts and rules.items() <= standing.items():
             continue
         current = cleanings.apply(data, made)
     return current, found

@@ -1,6 +1,7 @@
 """Cleaned training data, and the files that keep what was left out."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -12,21 +13,25 @@ from torch import Tensor
 from robustbench_rec.data import Cleaning, Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.sealed import Sealed, as_bytes
+from robustbench_rec.text.rules import TextRules
 
 KEPT = Sealed("cleaning", "a cleaning", format=1)
 
 
 def digest(cleaning: Cleaning) -> str:
-    """sha256 over what changed."""
-    texts = json.dumps(cleaning.texts, sort_keys=True)
-    return sha256(as_bytes(_tensors(cleaning)) + texts.encode()).hexdigest()
+    """sha256 over what changed, and over the rules that stay."""
+    told = json.dumps(cleaning.texts, sort_keys=True)
+    if cleaning.rules:
+        told += json.dumps(_words(cleaning), sort_keys=True)
+    return sha256(as_bytes(_tensors(cleaning)) + told.encode()).hexdigest()
 
 
 def apply(data: Data, cleaning: Cleaning) -> Data:
     """The cleaned data: other training events, item texts or edges, the same users and items.
 
     Events that are left out are `hidden`: nothing learns from them, and they are no candidates of a ranking, so that
-    rankings with and without cleaning can be compared. RrecError where it was made for other data, or leaves no event.
+    rankings with and without cleaning can be compared. The fingerprint is that of what changed: rules that stay change
+    nothing here. RrecError where it was made for other data, or leaves no event.
     """
     if len(cleaning.kept) != len(data.train):
         raise RrecError(
@@ -44,9 +49,11 @@ def apply(data: Data, cleaning: Cleaning) -> Data:
             values = table[column].to_numpy(dtype=object, copy=True)
             values[list(changed)] = list(changed.values())
             table[column] = values
+    change = replace(cleaning, rules={})
+    same = bool(kept.all()) and change.edges is None and not change.texts
     return replace(
         data,
-        fingerprint=sha256(f"{data.fingerprint} {digest(cleaning)}".encode()).hexdigest(),
+        fingerprint=data.fingerprint if same else sha256(f"{data.fingerprint} {digest(change)}".encode()).hexdigest(),
         uncleaned_fingerprint=data.uncleaned_fingerprint or data.fingerprint,
         train=data.train.where(kept),
         hidden=_hidden(data, ~kept),
@@ -57,9 +64,36 @@ def apply(data: Data, cleaning: Cleaning) -> Data:
     )
 
 
+def as_read(data: Data, column: str, rows: Sequence[int], texts: Sequence[str]) -> list[str]:
+    """What the rules that stand before a model leave of texts that are written into rows of a column.
+
+    What stands there has passed them already.
+    """
+    rules = () if data.cleaning is None else data.cleaning.rules.get(column, ())
+    if not rules:
+        return list(texts)
+    assert data.item_table is not None
+    standing = data.item_table[column].iloc[list(rows)].tolist()
+    return [new if new == old else _passed(new, rules) for old, new in zip(standing, texts, strict=True)]
+
+
+def reread(before: Data, after: Data) -> Data:
+    """Changed data with the texts that are new in them as the rules of their cleaning leave them."""
+    old, new = before.item_table, after.item_table
+    if after.cleaning is None or new is None or new is old:
+        return after
+    read = {}
+    for column in after.cleaning.rules:
+        values = new[column].to_numpy(dtype=object, copy=True)
+        rows = [row for row, text in enumerate(values) if isinstance(text, str)]
+        values[rows] = as_read(before, column, rows, values[rows].tolist())
+        read[column] = values
+    return replace(after, item_table=new.assign(**read))
+
+
 def save(out: Path, cleaning: Cleaning) -> None:
     """Write `cleaning.safetensors` and `cleaning.json` into a run directory."""
-    KEPT.save(out, _tensors(cleaning), {**cleaning.about, "texts": cleaning.texts})
+    KEPT.save(out, _tensors(cleaning), {**cleaning.about, "texts": cleaning.texts, "rules": _words(cleaning)})
 
 
 def load(path: str, key: str) -> Cleaning:
@@ -69,7 +103,19 @@ def load(path: str, key: str) -> Cleaning:
 
 def _made(tensors: dict[str, Tensor], card: dict[str, Any]) -> Cleaning:
     texts = {column: {int(row): str(text) for row, text in rows.items()} for column, rows in card.pop("texts").items()}
-    return Cleaning(tensors["kept"], tensors.get("edges"), texts, card)
+    rules = {column: tuple(map(TextRules, words)) for column, words in card.pop("rules", {}).items()}
+    return Cleaning(tensors["kept"], tensors.get("edges"), texts, card, rules)
+
+
+def _words(cleaning: Cleaning) -> dict[str, list[int | None]]:
+    """The rules as JSON can hold them: how many words each of them leaves, by column."""
+    return {column: [each.words for each in rules] for column, rules in cleaning.rules.items()}
+
+
+def _passed(text: str, rules: Sequence[TextRules]) -> str:
+    for each in rules:
+        text = each(text)
+    return text
 
 
 def _tensors(cleaning: Cleaning) -> dict[str, Tensor]:

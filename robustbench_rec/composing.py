@@ -101,10 +101,10 @@ def ids(verb: str, overrides: Sequence[str]) -> list[str]:
 def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
     """`nested`, with one name for each of the other groups; `group=null` goes where nothing is the default anyway.
 
-    A level of noise alone is one of flipped interactions.
+    A level of noise alone is one of flipped interactions, and an attack in a defence that has no eps gets none.
     """
     words = []
-    for each in [*_flips(verb, overrides), *nested(overrides)]:
+    for each in [*_flips(verb, overrides), *nested(overrides), *_without_eps(overrides)]:
         group, _, value = (part.strip() for part in each.partition("="))
         names = [path.stem for path in sorted((conf_dir() / group).glob("*.yaml"))] if group.isidentifier() else []
         if not names or value in names or (value.startswith("[") and group == "experiment"):
@@ -128,6 +128,18 @@ def _flips(verb: str, overrides: Sequence[str]) -> list[str]:
         if _choice(verb, "noise", [said[each] for each in ("experiment", "hparams") if each in said]) == "none":
             return ["noise=label_flip"]
     return []
+
+
+def _without_eps(overrides: Sequence[str]) -> list[str]:
+    """What takes the eps that a defence gives its attack from one that has no such budget, where nobody gave one."""
+    said = {each.partition("=")[0].strip().lstrip("+~") for each in overrides}
+    named = [re.fullmatch(r"\+?attack@([\w.]+\.attack)=\s*(\w+)\s*", each) for each in overrides]
+    words = []
+    for place, name in (each.groups() for each in named if each):
+        path = conf_dir() / "attack" / f"{name}.yaml"
+        if f"{place}.eps" not in said and path.is_file() and "eps" not in OmegaConf.load(path):
+            words.append(f"~{place}.eps")
+    return words
 
 
 def _optional(verb: str, group: str) -> bool:

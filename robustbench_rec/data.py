@@ -10,6 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from robustbench_rec.text.rules import TextRules
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -97,13 +99,15 @@ class Cleaning:
 
     kept: the training events that stay, bool `[N]`. edges: users and items of the graph, where it is not that of the
     training events `[2, E]`. texts: changed cells of the item table, by column and row. about: the steps and what they
-    found, as JSON can hold it.
+    found, as JSON can hold it. rules: that stand before the model from then on, by column of the item table, in their
+    order.
     """
 
     kept: Tensor
     edges: Tensor | None = None
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, tuple[TextRules, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -191,6 +195,12 @@ class Data:
             for name, each in columns.items()
             if pd.api.types.is_string_dtype(each) or pd.api.types.is_object_dtype(each)
         ]
+
+    @property
+    def known(self) -> "Data":
+        """What a training may know: no held-out or hidden events, no truth, and not who is fake."""
+        nothing = self.train.where(torch.zeros_like(self.train.users, dtype=torch.bool))
+        return replace(self, valid=nothing, test=nothing, hidden=None, fakes=None, truth={})
 
     def part(self, name: str) -> Interactions:
         """`train`, `valid` or `test`."""

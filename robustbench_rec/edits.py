@@ -37,10 +37,10 @@ class HistoryAttack(Attack):
         return held
 
     def history(self, batch: Batch) -> History:
-        """What is edited; RrecError in training, where an attack is not prepared and a history has many steps."""
-        if not self.n_items:
-            raise RrecError("histories are edited by rrec attack, not in training: choose an attack with a surface")
-        return known(batch)
+        """What is edited."""
+        assert self.n_items, "it is not prepared"
+        assert batch.history is not None
+        return batch.history
 
     def check(self, model: RecModel) -> None:
         if not model.window:

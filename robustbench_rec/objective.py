@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
 from robustbench_rec.losses import Loss
+from robustbench_rec.model import RecModel
 from robustbench_rec.shifted import Shifted
 
 Scalar = Callable[[Shifted, Batch], Tensor]
@@ -23,6 +25,9 @@ class Objective(nn.Module):
     alone: ClassVar[bool] = False
     batches: int = 1
     """Of an epoch, known when it starts; each of them is asked about once."""
+
+    def introduce(self, model: RecModel, data: Data) -> None:
+        """Called once before a training, with the model and what the training may know of the data."""
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
@@ -62,6 +67,13 @@ class Plain(Objective):
 def innermost(objective: Objective) -> Plain:
     """The mean loss that all nested objectives are around."""
     return next(each for each in objective.modules() if isinstance(each, Plain))
+
+
+def introduce(objective: Objective, model: RecModel, data: Data) -> None:
+    """Tell every nested objective of the model and the data of its training, but of no more than that may know."""
+    for each in objective.modules():
+        if isinstance(each, Objective):
+            each.introduce(model, data.known)
 
 
 def start_epoch(objective: Objective, epoch: int, generator: torch.Generator, *, batches: int = 1) -> None:

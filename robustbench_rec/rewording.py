@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from robustbench_rec import cleanings
 from robustbench_rec.attack import Attack, Scope
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
@@ -32,7 +33,11 @@ A = TypeVar("A", bound="Rewording")
 
 @dataclass(frozen=True)
 class Column:
-    """A text column of the item table, and how a model reads its rows."""
+    """A text column of the item table, and how a model reads its rows.
+
+    Texts are told and compared as they are written. Where a cleaning left rules before the model, what the model is
+    given of a written text is what they leave of it: see `passed`.
+    """
 
     data: Data
     name: str
@@ -74,11 +79,20 @@ class Column:
         return popular_words([self.texts[item] for item in order])
 
     def rows(self, items: Sequence[int], texts: Sequence[str]) -> pd.DataFrame:
-        """Of the items, with other texts in this column."""
+        """Of the items, with other texts in this column, as they are written."""
         return self.table.iloc[list(items)].assign(**{self.name: pd.Series(list(texts), dtype="object").to_numpy()})
 
+    @property
+    def ruled(self) -> bool:
+        """Whether rules of a cleaning stand before the model in this column."""
+        return self.data.cleaning is not None and self.name in self.data.cleaning.rules
+
+    def passed(self, items: Sequence[int], texts: Sequence[str]) -> list[str]:
+        """What the rules of the cleaning leave of texts that these items get."""
+        return cleanings.as_read(self.data, self.name, items, texts)
+
     def joined(self, item: int, texts: Sequence[str]) -> list[str]:
-        """What the model reads of one item with each of these texts."""
+        """All that the model reads of one item, joined, with each of these texts as it is written."""
         return self.reader.joined(self.rows([item] * len(texts), texts))
 
     def start(self, item: int, text: str) -> int:
@@ -91,12 +105,13 @@ class Column:
 
     def delta(self, at: Shifted, items: Sequence[int], texts: Sequence[str], added: Tensor | None = None) -> Delta:
         """From the point to the one where these items have these texts; added: see `Reader.read`."""
-        found = self.reader.read(self.rows(items, texts), added)
+        found = self.reader.read(self.rows(items, self.passed(items, texts)), added)
         return {name: rows_of(each, items, found[name]) for name, each in at.tensors(found).items()}
 
     def deltas(self, at: Shifted, item: int, texts: Sequence[str]) -> list[Delta]:
         """The same for one item with each of these texts, which are read at once."""
-        found = self.reader.read(self.rows([item] * len(texts), texts))
+        same = [item] * len(texts)
+        found = self.reader.read(self.rows(same, self.passed(same, texts)))
         base = at.tensors(found)
         return [
             {name: rows_of(each, [item], found[name][[row]]) for name, each in base.items()}
@@ -116,16 +131,20 @@ class Reworded(Shifted):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """Original item ids, and the texts before and after."""
+        """Original item ids, the texts before and after, and what is read where rules stand before the model."""
         ids = [self.column.data.item_ids[each] for each in self.items]
-        return pd.DataFrame({"item": ids, "before": self.old, "after": self.new, "queries": self.queries})
+        found = pd.DataFrame({"item": ids, "before": self.old, "after": self.new, "queries": self.queries})
+        return found.assign(read=self.column.passed(self.items, self.new)) if self.column.ruled else found
 
 
 class Rewording(Attack):
     """An attack that gives items other texts in one column, for everybody; all else of an item stays.
 
     column: of the item table; None for the first of prose that the model reads. It needs to be `prepared`.
+    natural: whether it edits texts where a goal is about none, as a training is.
     """
+
+    natural: ClassVar[bool] = False
 
     threat: ClassVar[Threat] = Threat(
         surface="texts of items", knowledge="none", scope="all users at once", budget="edits"
@@ -138,8 +157,7 @@ class Rewording(Attack):
     @property
     def ready(self) -> Column:
         """What it edits, once it is prepared."""
-        if self._ready is None:
-            raise RrecError("texts of items are edited of a trained model: this attack cannot be part of a training")
+        assert self._ready is not None, "it is not prepared"
         return self._ready
 
     @property
@@ -156,6 +174,15 @@ class Rewording(Attack):
         if type(model).text_reader is RecModel.text_reader:
             name = type(model).__module__.rpartition(".")[2]
             raise RrecError(f"model '{name}' does not read texts of items: there is no text to edit")
+
+    def check_training(self, model: RecModel) -> None:
+        super().check_training(model)
+        if not self.natural:
+            name = type(self).__module__.rpartition(".")[2]
+            raise RrecError(
+                f"defense.attack={name} edits the texts of items that a goal is about, and a training is about none; "
+                "take attack@defense.attack=text_noise, or an attack with a surface, such as pgd"
+            )
 
     def prepared(self: A, model: RecModel, data: Data) -> A:
         self.check(model)
@@ -180,14 +207,15 @@ class Rewording(Attack):
             queries=tuple(queries),
         )
 
-    def generator(self, item: int) -> np.random.Generator:
+    def generator(self, item: int, seed: int) -> np.random.Generator:
         """For one item, whichever others there are."""
-        return np.random.default_rng([self.seed, item])
+        return np.random.default_rng([seed, item])
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
         """Of each item: Levenshtein distance in characters, in words, as a share of the characters; likeness; queries.
 
-        similarity: of what the model reads, cosine of character trigrams. overlap: of the words of the column.
+        Of the texts as they are written. similarity: of all that the model reads of an item, cosine of character
+        trigrams. overlap: of the words of the column.
         """
         assert isinstance(worse, Reworded)
         column, device = worse.column, batch.users.device
@@ -247,7 +275,10 @@ class Probe:
         return [self.objective(self.at.shift(each), self.batch).item() for each in deltas]
 
     def slopes(self, text: str) -> Tensor:
-        """The gradient of the loss in the vectors of all tokens, where they stand in the text of this item `[N, D]`."""
+        """The gradient of the loss in the vectors of all tokens, where they stand in the text of this item `[N, D]`.
+
+        It is 0 for a token that rules before the model take out.
+        """
         reader = self.column.reader
         added = torch.zeros_like(reader.vectors).requires_grad_()
         with torch.enable_grad():

@@ -28,7 +28,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.histories import Histories
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain, start_epoch
+from robustbench_rec.objective import Objective, Plain, introduce, start_epoch
 from robustbench_rec.sampling import Events, sampler
 from robustbench_rec.shifted import SURFACES, Shifted, Site, surface
 
@@ -334,10 +334,30 @@ def usual(model: RecModel) -> Objective:
     return Plain(loss(model.loss))
 
 
-def defended(name: str, model: RecModel, inner: Objective | None = None, *, epoch: int = 0, **changes: Any) -> Any:
-    """A defence as it stands in an epoch."""
+def defended(
+    name: str,
+    model: RecModel,
+    inner: Objective | None = None,
+    *,
+    epoch: int = 0,
+    data: Data | None = None,
+    **changes: Any,
+) -> Any:
+    """A defence as it stands in an epoch of a training, on some data where it is to know of them."""
     built = defenses.build(configured("defense", name, **changes), inner or usual(model), model)
+    if data is not None:
+        introduce(built, model, data)
     start_epoch(built, epoch, torch.Generator().manual_seed(epoch))
+    return built
+
+
+def against(
+    attack: str, model: RecModel, data: Data = DATA, *, inner: Objective | None = None, **changes: Any
+) -> Adversarial:
+    """Adversarial training against an attack that is no perturbation alone, half of it clean."""
+    config = configured("attack", attack, **changes)
+    built = defended("at", model, inner, data=data, clean_weight=0.5, attack=config)
+    assert isinstance(built, Adversarial)
     return built
 
 

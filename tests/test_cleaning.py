@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, distill, train
 from robustbench_rec.tasks import eval as evaluate
 from robustbench_rec.tasks.train import cleaning
+from robustbench_rec.text.rules import TextRules
 
 GENUINE = make_data(n_users=60, n_items=50, train=12, valid=2, test=3)
 DETECTORS = [name for name in cleans if issubclass(cleans[name], Detector)]
@@ -486,6 +488,36 @@ class TestSanitise:
         once, _ = cleaned(GENUINE, [step("sanitise")])
         again, _ = cleaned(once, [step("sanitise")])
         assert again is once
+
+    def test_rules_stay_where_nothing_was_found_and_change_nothing_then(self, tmp_path: Path) -> None:
+        table = pd.DataFrame({"title": ["one two"] * 50, "plot": ["three"] * 50, "year": 1.0})
+        data = replace(GENUINE, item_table=table)
+        found, _ = cleaned(data, [step("sanitise", words=2), step("sanitise", words=None, columns=["plot"])])
+        assert found.cleaning is not None
+        assert found.cleaning.rules == {"title": (TextRules(2),), "plot": (TextRules(2), TextRules(None))}
+        assert found.fingerprint == data.fingerprint
+        assert torch.equal(found.train.items, data.train.items)
+        cleanings.save(tmp_path, found.cleaning)
+        assert cleanings.load(str(tmp_path), "ckpt").rules == found.cleaning.rules
+
+    def test_a_file_from_before_there_were_rules_leaves_none(self, tmp_path: Path) -> None:
+        found, _ = cleaned(GENUINE, [step("sanitise")])
+        assert found.cleaning is not None
+        cleanings.save(tmp_path, found.cleaning)
+        card = json.loads((tmp_path / "cleaning.json").read_text())
+        del card["rules"]
+        (tmp_path / "cleaning.json").write_text(json.dumps(card))
+        assert cleanings.load(str(tmp_path), "ckpt") == replace(found.cleaning, kept=ANY, rules={})
+
+    def test_a_text_that_is_written_later_passes_them_and_one_that_stands_there_does_not(self) -> None:
+        table = pd.DataFrame({"title": ["x &amp;amp; y", *["x"] * 49], "genres": "<b>z</b>"})
+        data, _ = cleaned(replace(GENUINE, item_table=table), [step("sanitise", words=None)])
+        assert data.item_table is not None
+        standing = data.item_table["title"][0]
+        assert standing == "x &amp; y"  # another pass would go on
+        assert cleanings.as_read(data, "title", [0, 0, 1], [standing, "a a b", standing]) == [standing, "a b", "x & y"]
+        assert cleanings.as_read(data, "genres", [0], ["<i>z</i>"]) == ["<i>z</i>"]
+        assert cleanings.as_read(GENUINE, "title", [0], ["a a b"]) == ["a a b"]
 
 
 class TestGraph:

@@ -70,6 +70,19 @@ class TestCommandLine:
             composing.nested([word])
         assert "\n" not in str(caught.value)
 
+    def test_an_attack_without_eps_does_not_get_that_of_its_defence(self) -> None:
+        def inner(*words: str) -> dict[str, Any]:
+            found: dict[str, Any] = typed(*composing.chosen("train", ["defense=[awp,at]", *words])).defense["inner"]
+            return found["attack"]
+
+        assert "eps" not in inner("attack@defense.inner.attack=history")
+        assert inner("attack@defense.inner.attack=fgm")["eps"] == 0.1
+        assert inner("attack@defense.inner.attack=edges", "defense.inner.attack.eps=0.3")["eps"] == 0.3
+
+    def test_words_that_were_kept_of_a_run_mean_the_same_again(self) -> None:
+        words = composing.chosen("train", ["defense=at", "attack@defense.attack=history"])
+        assert composing.chosen("train", words) == words
+
     def test_an_unknown_key_of_an_inner_defence_is_told_with_its_place(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -127,6 +140,46 @@ class TestObjective:
     def test_an_inner_defence_is_a_config(self) -> None:
         with pytest.raises(RrecError, match=r"defense.inner=apr: .*defense=\[rawp,…\]"):
             defended({**configured("defense", "rawp"), "inner": "apr"}, usual(Toy()), Toy())
+
+
+AGAINST = [
+    ("model=comirec", "attack@defense.attack=history", "defense.attack.op=insert"),
+    ("model=lightgcn", "attack@defense.attack=edges", "defense.attack.op=add", "defense.attack.steps=1"),
+    ("model=lstm_text", "attack@defense.attack=text_noise", "defense.attack.edits=4"),
+]
+
+
+@pytest.mark.parametrize("words", AGAINST, ids=lambda words: words[0])
+def test_what_edits_the_data_can_be_trained_against(words: tuple[str, ...], tmp_path: Path) -> None:
+    found = {}
+    for name, weight in (("robust", 0.5), ("clean", 1.0)):
+        (tmp_path / name).mkdir()
+        shown = composing.chosen("train", [*SMALL, "defense=at", f"defense.clean_weight={weight}", "epochs=1", *words])
+        train.run(typed(*(each for each in shown if each not in ("model=mf", "model.dim=8"))), tmp_path / name)
+        found[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert found["robust"] != found["clean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("model=comirec", "attack@defense.attack=history_flip"), "take attack@defense.attack=history"),
+        (("model=sasrec", "attack@defense.attack=history", "defense.attack.op=swap"), "take defense.attack.op=replace"),
+        (
+            ("model=kgcn", "attack@defense.attack=edges", "defense.attack.op=add"),
+            "no graph to which edges can be added",
+        ),
+        (("model=lstm_text", "attack@defense.attack=hotflip"), "take attack@defense.attack=text_noise"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    words: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    shown = composing.chosen("train", [*SMALL, "defense=at", *words])
+    with pytest.raises(RrecError, match=told) as error:
+        train.run(typed(*(each for each in shown if each not in ("model=mf", "model.dim=8"))), tmp_path)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_with_several_is_trained_and_trained_again_on_poison(tmp_path: Path) -> None:

@@ -6,13 +6,25 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import batch_for, build, buildable, configured, judge, make_data, question, usual
+from conftest import (
+    against,
+    assert_gradients,
+    batch_for,
+    build,
+    buildable,
+    configured,
+    gradients,
+    judge,
+    make_data,
+    question,
+    usual,
+)
 from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks
-from robustbench_rec.attacks.edges import _Graph
+from robustbench_rec.attacks.edges import EdgeAttack, Rewired, _Graph
 from robustbench_rec.data import Data, Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
@@ -440,10 +452,36 @@ def test_edges_are_not_added_to_neighbors_that_were_drawn() -> None:
         attack(op="add").prepared(small("kgcn"), DATA)
 
 
-def test_edges_are_not_added_in_training() -> None:
-    model = small("lightgcn")
-    with pytest.raises(RrecError, match="take attack.op=drop"):
-        attack(op="add")(Shifted(model), batch_for(model), lambda at, batch: torch.zeros(()))
+@pytest.mark.parametrize("name", CLICKED)
+class TestTraining:
+    @pytest.mark.parametrize("op", ["drop", "add", "rewire"])
+    @pytest.mark.parametrize("guide", ["gradient", "random"])
+    def test_half_of_it_is_on_another_graph_anew_for_every_batch(self, name: str, op: str, guide: str) -> None:
+        changes: dict[str, Any] = {"op": op, "guide": guide, "share": 0.2, "steps": 2}
+        model = small(name).requires_grad_(True)
+        batch = batch_for(model, DATA)
+        objective, same = (against("edges", model, DATA, **changes) for _ in range(2))
+        worse, _ = same.attack(Shifted(model), batch, usual(model))
+        assert isinstance(worse, Rewired)
+        assert (worse.dropped > 0, worse.added > 0) == (op != "add", op != "drop")
+        reference = (usual(model)(Shifted(model), batch) + usual(model)(worse, batch)) / 2
+        assert_gradients(
+            gradients(model, objective(Shifted(model), batch)), gradients(model, reference), atol=1e-7, rtol=1e-5
+        )
+        other, _ = same.attack(Shifted(model), batch, usual(model))
+        assert torch.equal(scores(worse), scores(other)) == ((op, guide) == ("drop", "gradient"))
+
+    def test_it_knows_the_training_events_alone(self, name: str) -> None:
+        model = small(name)
+        inner = against("edges", model, DATA, op="add").attack
+        assert isinstance(inner, EdgeAttack)
+        assert inner.events is not None
+        assert torch.equal(inner.events[[0, 2]], torch.stack([DATA.train.users, DATA.train.items + DATA.n_users]))
+
+
+def test_edges_that_a_model_cannot_have_are_refused_before_the_training() -> None:
+    with pytest.raises(RrecError, match="model 'kgcn' has no graph to which edges can be added"):
+        against("edges", small("kgcn"), DATA, op="add")
 
 
 def test_who_looks_at_no_gradient_knows_nothing() -> None:

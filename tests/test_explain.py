@@ -16,6 +16,8 @@ from robustbench_rec import checkpoint, launch
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, History
+from robustbench_rec.clean import cleaned
+from robustbench_rec.cleans import cleans
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.explanation import Paths, Units, faithfulness, units
@@ -302,6 +304,21 @@ def test_words_are_left_out_of_the_text_that_is_read(name: str) -> None:
             setattr(model, key, each)
         torch.testing.assert_close(found.removal()[place], full - score, rtol=1e-4, atol=1e-6)
         assert word in found.said[place]
+
+
+@pytest.mark.parametrize("name", ["lstm_text"])
+def test_words_that_a_sanitiser_takes_out_are_left_out_too(name: str) -> None:
+    table = DATA.item_table
+    assert table is not None
+    twice = replace(DATA, item_table=table.assign(title="sea song sea", genres=""))
+    data, _ = cleaned(twice, [cleans.build(configured("clean", "sanitise"))])
+    model = small(name, data, min_count=1, text_columns=["title"])
+    kept = torch.tensor([[True, False, True], [True, False, False]])
+    found, plain = (units(asked(model, each), USER, ITEM, "words", hops=2) for each in (data, twice))
+    one, other = found.scores(kept)[:, ITEM].tolist()
+    assert one == other
+    one, other = plain.scores(kept)[:, ITEM].tolist()
+    assert one != other
 
 
 class Additive(Units):

@@ -7,7 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, build, compose, configured, interactions, make_data
+from conftest import (
+    DATA,
+    against,
+    assert_gradients,
+    batch_for,
+    build,
+    compose,
+    configured,
+    gradients,
+    interactions,
+    make_data,
+    usual,
+)
 from torch import Tensor
 
 from robustbench_rec.attack import Attack
@@ -371,12 +383,71 @@ class TestRefused:
         with pytest.raises(RrecError, match=message):
             attacks.build(configured("attack", name, **changes))
 
-    @pytest.mark.parametrize("name", ["history", "history_flip"])
-    def test_training(self, name: str) -> None:
-        model = small("comirec")
-        with pytest.raises(RrecError, match="edited by rrec attack, not in training"):
-            attacks.build(configured("attack", name))(Shifted(model), labelled(ROWS), softmax)
+    @pytest.mark.parametrize("model", ["comirec", "sasrec"])
+    def test_a_training_against_flips(self, model: str) -> None:
+        with pytest.raises(RrecError, match="history_flip .* a training has one loss for a batch; take .*=history, or"):
+            against("history_flip", small(model), LONG)
+
+    @pytest.mark.parametrize("model", [each for each in READERS if each != "comirec"])
+    @pytest.mark.parametrize("op", sorted(set(OPS) - {"replace"}))
+    def test_a_training_in_which_events_would_leave_their_places(self, model: str, op: str) -> None:
+        with pytest.raises(
+            RrecError, match=f"op={op}: model '{model}' learns .* take defense.attack.op=replace"
+        ) as error:
+            against("history", small(model), LONG, op=op)
+        assert "\n" not in str(error.value)
+
+    def test_a_training_without_histories(self) -> None:
+        for name in ("history", "history_flip"):
+            with pytest.raises(RrecError, match="model 'mf' reads no history"):
+                against(name, build("mf"))
 
     def test_the_command_line_composes_every_op(self) -> None:
         for op in OPS:
             assert compose("attack", "ckpt=x", "attack=history", f"attack.op={op}").attack.op == op
+
+
+TRAINED = [*(("comirec", op) for op in OPS), *((name, "replace") for name in READERS if name != "comirec")]
+
+
+class TestTraining:
+    @pytest.mark.parametrize(("name", "op"), TRAINED)
+    @pytest.mark.parametrize("items", ["uniform", "similar"])
+    def test_half_of_it_is_on_edited_histories(self, name: str, op: str, items: str) -> None:
+        model = build(name, LONG, dim=8, window=WINDOW).eval()
+        batch = batch_for(model, LONG)
+        objective, same = (against("history", model, LONG, op=op, share=0.5, items=items) for _ in range(2))
+        _, changed = same.attack(Shifted(model), batch, usual(model))
+        assert batch.history is not None
+        assert changed.history is not None
+        assert lists(changed.history) != lists(batch.history)
+        assert_well_formed(changed.history)
+        reference = (usual(model)(Shifted(model), batch) + usual(model)(Shifted(model), changed)) / 2
+        assert_gradients(gradients(model, objective(Shifted(model), batch)), gradients(model, reference))
+
+    @pytest.mark.parametrize("name", READERS)
+    def test_every_row_of_every_batch_has_edits_of_its_own(self, name: str) -> None:
+        model = build(name, LONG, dim=8, window=WINDOW).eval()
+        batch = batch_for(model, LONG, size=48)
+        assert batch.history is not None
+        alike = replace(batch.history, items=batch.history.items[:1].expand_as(batch.history.items))
+        alike = replace(alike, lengths=alike.lengths[:1].expand_as(alike.lengths))
+        batch = replace(batch, history=alike, users=torch.zeros_like(batch.users))
+        objective = against("history", model, LONG, share=0.5)
+        one, two = (objective.attack(Shifted(model), batch, usual(model))[1].history for _ in range(2))
+        assert one is not None
+        assert two is not None
+        assert lists(one) != lists(two)
+        assert len(set(map(tuple, lists(one)))) > 1
+
+    @pytest.mark.parametrize("name", [each for each in READERS if each != "comirec"])
+    def test_all_steps_of_a_history_are_still_learnt(self, name: str) -> None:
+        model = build(name, LONG, dim=8, window=WINDOW).eval()
+        batch = batch_for(model, LONG)
+        _, changed = against("history", model, LONG, share=1.0).attack(Shifted(model), batch, usual(model))
+        assert batch.history is not None
+        assert batch.history.steps is not None
+        assert changed.history is not None
+        assert changed.history.steps is batch.history.steps
+        assert torch.equal(changed.history.lengths, batch.history.lengths)
+        assert (changed.history.items != batch.history.items)[batch.history.real].all()

@@ -1,19 +1,38 @@
 """Edited texts reach the models; searches raise what they climb, keep to their limits and leave other items alone."""
 
 import csv
+import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, WORDS, build, buildable, compose, configured, judge, question
+from conftest import (
+    DATA,
+    WORDS,
+    against,
+    assert_gradients,
+    batch_for,
+    build,
+    buildable,
+    compose,
+    configured,
+    gradients,
+    judge,
+    question,
+    usual,
+)
 from torch import Tensor
 
-from robustbench_rec import composing
+from robustbench_rec import checkpoint, composing
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
+from robustbench_rec.clean import cleaned
+from robustbench_rec.cleans import cleans
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full
@@ -23,7 +42,8 @@ from robustbench_rec.rewording import Column, Probe, Reworded, Rewording
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.spliced import Spliced
 from robustbench_rec.tasks import attack as attack_task
-from robustbench_rec.tasks import train
+from robustbench_rec.tasks import eval as eval_task
+from robustbench_rec.tasks import gate, train
 from robustbench_rec.text.distances import levenshtein
 from robustbench_rec.text.recipes import RECIPES
 from robustbench_rec.text.words import Pieces
@@ -268,6 +288,120 @@ class TestSearch:
         assert found[0] == found[1]
 
 
+@cache
+def sanitised(**changes: Any) -> Data:
+    """The data as `clean=sanitise` leaves them."""
+    found, _ = cleaned(DATA, [cleans.build(configured("clean", "sanitise", **changes))])
+    return found
+
+
+def behind(variant: str, name: str, data: Data, changes: dict[str, Any], **how: Any) -> Judged:
+    """An attack on a model that learnt from cleaned data."""
+    model = model_of(variant, data)
+    return Judged(model, attack_of(name, model, data, **changes), data=data, **how)
+
+
+@pytest.mark.parametrize("variant", TOWERS)
+class TestBehindASanitiser:
+    @pytest.mark.parametrize("kind", ["homoglyph", "zero_width"])
+    def test_disguises_do_not_reach_the_model(self, variant: str, kind: str) -> None:
+        found = behind(variant, "text_noise", sanitised(), {"kind": kind, "edits": 3})
+        assert found.spent["mean_characters"] > 0
+        assert not any(each.any() for each in found.worse.delta.values())
+        assert found.worse.frame["read"].tolist() == list(found.worse.old) != list(found.worse.new)
+
+    def test_without_one_they_do_and_nothing_is_told_of_what_is_read(self, variant: str) -> None:
+        data = replace(sanitised(), cleaning=None)
+        found = behind(variant, "text_noise", data, {"kind": "homoglyph", "edits": 3})
+        assert any(each.any() for each in found.worse.delta.values())
+        assert "read" not in found.worse.frame
+
+    def test_a_column_without_rules_is_read_as_it_is_written(self, variant: str) -> None:
+        changes = {"kind": "homoglyph", "edits": 3, "column": "title"}
+        found = behind(variant, "text_noise", sanitised(columns=("genres",)), changes)
+        assert any(each.any() for each in found.worse.delta.values())
+
+    def test_what_is_read_is_what_the_rules_leave(self, variant: str) -> None:
+        model, items = model_of(variant, sanitised()), [3, 7, 11]
+        at, column = Shifted(model), Column.of(sanitised(), "title", model)
+        plain = Column.of(replace(sanitised(), cleaning=None), "title", model)
+        written, read = ["<b>winter</b> song", "song song", "http://x.example sea"], ["winter song", "song", "sea"]
+        for name, each in plain.delta(at, items, read).items():
+            assert torch.equal(column.delta(at, items, written)[name], each)
+            assert each[items].any()
+        for found, expected in zip(column.deltas(at, 3, written), plain.deltas(at, 3, read), strict=True):
+            assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+    def test_a_search_sees_the_defended_model(self, variant: str) -> None:
+        settings = {"recipe": "stuffing", "queries": 120, **LOOSE}
+        free = behind(variant, "text_search", sanitised(), settings)
+        held = behind(variant, "text_search", sanitised(words=3), settings)
+        assert any(len(each.split()) > 3 for each in free.worse.new)
+        assert held.passes > 3
+        full = [len(each.split()) == 3 for each in held.worse.old]
+        assert any(full)
+        for whole, old, new in zip(full, *texts_of(held), strict=True):  # nothing behind the third word helps
+            assert not whole or old == new
+
+    def test_flips_are_those_of_the_defended_model(self, variant: str) -> None:
+        found = behind(variant, "hotflip", sanitised(words=2), {"words": 1.0, "similarity": None, "queries": 200})
+        plain = Column.of(replace(sanitised(words=2), cleaning=None), None, found.model)
+        read = found.worse.column.passed(found.worse.items, found.worse.new)
+        there = found.at.shift(plain.delta(found.at, found.worse.items, read))
+        assert found.value(found.worse) == pytest.approx(found.value(there))
+        assert found.value(found.worse) > found.before
+
+    def test_a_word_that_is_taken_out_has_no_gradient(self, variant: str) -> None:
+        found = behind(variant, "hotflip", sanitised(words=2), {"queries": 3}, items=("i3",))
+        objective = lambda at, batch: found.climbed(at(batch), batch).mean()  # noqa: E731
+        column, reader = found.worse.column, found.worse.column.reader
+        slopes = Probe(column, found.at, 3, found.first, objective, queries=5).slopes("The song night")
+        read, cut = (slopes[reader.codes[reader.words.index(each)]] for each in ("song", "night"))
+        assert read.any()
+        assert not cut.any()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+class TestTraining:
+    def test_half_of_it_is_on_edited_texts(self, variant: str) -> None:
+        model = model_of(variant)
+        batch = batch_for(model)
+        objective, same = (against("text_noise", model, kind="delete", edits=2) for _ in range(2))
+        worse, changed = same.attack(Shifted(model), batch, usual(model))
+        assert isinstance(worse, Reworded)
+        assert changed is batch
+        assert all(0 < each <= 2 for each in levenshtein(worse.old, worse.new))
+        here, there = usual(model)(Shifted(model), batch), usual(model)(worse, batch)
+        assert here != there
+        value = objective(Shifted(model), batch)
+        torch.testing.assert_close(value, (here + there) / 2)
+        found, expected = (
+            gradients(model, value),
+            gradients(model, (usual(model)(Shifted(model), batch) + usual(model)(worse, batch)) / 2),
+        )
+        assert_gradients(found, expected, rtol=1e-4, atol=1e-6)
+
+    def test_every_batch_has_edits_of_its_own_which_the_epoch_decides(self, variant: str) -> None:
+        model = model_of(variant)
+
+        def edits() -> list[Any]:
+            objective = against("text_noise", model, share=0.5)
+            points = (objective.attack(Shifted(model), batch_for(model), usual(model))[0] for _ in range(2))
+            return [(each.items, each.new) for each in points if isinstance(each, Reworded)]
+
+        assert edits() == edits()
+        one, two = edits()
+        assert one[0] != two[0]
+
+    def test_a_sanitiser_stands_before_the_model_there_too(self, variant: str) -> None:
+        model = model_of(variant, sanitised())
+        batch = batch_for(model, sanitised())
+        plain = usual(model)(Shifted(model), batch)
+        for data, same in ((sanitised(), True), (replace(sanitised(), cleaning=None), False)):
+            value = against("text_noise", model, data, kind="homoglyph", edits=4)(Shifted(model), batch)
+            assert torch.equal(value, plain) == same
+
+
 def texts_of(found: Judged) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return found.worse.old, found.worse.new
 
@@ -357,12 +491,12 @@ class TestRefusals:
         with pytest.raises(RrecError, match=r"column=genres: the model does not read it \(it reads: title\)"):
             attack_of("text_noise", model_of("lstm_text", text_columns=["title"]), column="genres")
 
-    def test_no_training_is_adversarial_with_them(self) -> None:
-        model = model_of("lstm_text")
-        attack = attacks.build(configured("attack", "text_noise"))
-        attack.check(model)
-        with pytest.raises(RrecError, match="cannot be part of a training"):
-            attack(Shifted(model), question(model, USERS), lambda at, batch: torch.zeros(()))
+    @pytest.mark.parametrize("name", ["text_search", "hotflip"])
+    def test_no_training_is_about_items_to_edit(self, name: str) -> None:
+        with pytest.raises(RrecError, match=f"{name} edits .*, and a training is about none; take .*=text_noise, or"):
+            against(name, model_of("lstm_text"))
+        with pytest.raises(RrecError, match="model 'mf' does not read texts"):
+            against(name, build("mf"))
 
     def test_goals_about_no_items(self) -> None:
         model = model_of("lstm_text")
@@ -445,13 +579,24 @@ def test_pgd_on_embedded_words_leaves_padding_alone() -> None:
     assert objective(worse, found.first) > objective(found.at, found.first)
 
 
-def test_the_command_writes_texts_and_numbers(tmp_path: Path) -> None:
-    def run(verb: str, out: Path, *words: str) -> dict[str, float]:
-        out.mkdir()
-        task = train if verb == "train" else attack_task
-        found: dict[str, float] = task.run(composing.typed(compose(verb, *words), verb), out)
-        return found
+SMALL = (
+    *("dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "dataset.events_per_user=12"),
+    *("model=lstm_text", "epochs=2", "device=cpu", "lr=0.01", "batch_size=128"),
+)
+SANITISED = ("clean=sanitise", "clean.columns=[title]")
+DISGUISED = ("attack=text_noise", "attack.kind=homoglyph", "attack.edits=4", "attack.column=title")
+NOISE = ("noise=text_noise", "noise.kind=homoglyph", "noise.level=0.9", "noise.column=title")
+Runs = dict[str, tuple[Path, dict[str, float]]]
+TASKS: dict[str, Any] = {"train": train, "attack": attack_task, "eval": eval_task, "gate": gate}
 
+
+def run(verb: str, out: Path, *words: str) -> dict[str, float]:
+    out.mkdir()
+    found: dict[str, float] = TASKS[verb].run(composing.typed(compose(verb, *words), verb), out)
+    return found
+
+
+def test_the_command_writes_texts_and_numbers(tmp_path: Path) -> None:
     small = ("dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "dataset.events_per_user=12")
     run("train", tmp_path / "run", *small, "model=lstm_text", "epochs=2", "device=cpu", "lr=0.01")
     ckpt = f"ckpt='{tmp_path / 'run'}'"
@@ -467,3 +612,73 @@ def test_the_command_writes_texts_and_numbers(tmp_path: Path) -> None:
     noisy = run("attack", tmp_path / "noise", ckpt, "attack=text_noise", "attack.share=0.5", "device=cpu")
     assert noisy["budget/max_characters"] <= 2
     assert len(pd.read_csv(tmp_path / "noise" / "texts.csv")) == 20
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Of honest titles, in which a sanitiser finds nothing, without one and with it; what they tell."""
+    folder = tmp_path_factory.mktemp("runs")
+    told = {
+        name: run("train", folder / name, *SMALL, *words, *DISGUISED)
+        for name, words in (("plain", ()), ("clean", SANITISED))
+    }
+    return {name: (folder / name, each) for name, each in told.items()}
+
+
+class TestRunsBehindASanitiser:
+    def test_what_was_learnt_is_the_same(self, runs: Runs) -> None:
+        plain, clean = (json.loads((runs[each][0] / "model.json").read_text()) for each in ("plain", "clean"))
+        assert (plain["fingerprint"], plain["sha256"]) == (clean["fingerprint"], clean["sha256"])
+        assert "cleaning" in clean
+        assert "cleaning" not in plain
+
+    def test_a_training_that_ends_with_an_attack_tells_it_apart(self, runs: Runs) -> None:
+        plain, clean = runs["plain"][1], runs["clean"][1]
+        assert clean["attacked/ndcg@10"] == clean["test/ndcg@10"] == plain["test/ndcg@10"] != plain["attacked/ndcg@10"]
+
+    def test_so_does_an_attack_on_the_run(self, runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        plain = run("attack", tmp_path / "plain", f"ckpt='{runs['plain'][0]}'", *DISGUISED, "device=cpu")
+        assert "read behind" not in capsys.readouterr().out
+        clean = run("attack", tmp_path / "clean", f"ckpt='{runs['clean'][0]}'", *DISGUISED, "device=cpu")
+        assert "read behind clean=sanitise" in " ".join(capsys.readouterr().out.split())
+        assert plain["clean/ndcg@10"] == clean["clean/ndcg@10"] == clean["attacked/ndcg@10"]
+        assert plain["attacked/ndcg@10"] != clean["attacked/ndcg@10"]
+        told = [json.loads((tmp_path / each / "run.json").read_text()) for each in ("plain", "clean")]
+        assert all(told[0][key] == told[1][key] for key in ("threat", "fingerprint"))  # so that they can be compared
+        assert plain["budget/mean_characters"] == clean["budget/mean_characters"] > 0
+        texts = pd.read_csv(tmp_path / "clean/texts.csv")
+        assert (texts["read"] == texts["before"]).all()
+        assert (texts["after"] != texts["before"]).all()
+        assert "read" not in pd.read_csv(tmp_path / "plain/texts.csv")
+
+    def test_so_does_noise_after_the_training(self, runs: Runs, tmp_path: Path) -> None:
+        clean, plain, noisy = (
+            run("eval", tmp_path / name, f"ckpt='{runs[ckpt][0]}'", "device=cpu", *noise)["test/ndcg@10"]
+            for name, ckpt, noise in (("a", "clean", NOISE), ("b", "plain", ()), ("c", "plain", NOISE))
+        )
+        assert clean == plain != noisy
+
+    def test_a_gate_attacks_each_model_behind_its_own(self, runs: Runs, tmp_path: Path) -> None:
+        limits = ("max_drop={auc:1.0}", "max_harm={auc:1.0}", "device=cpu", *DISGUISED)
+        for ckpt, other in (("plain", "clean"), ("clean", "plain")):
+            words = (f"ckpt='{runs[ckpt][0]}'", f"baseline='{runs[other][0]}'", *limits)
+            found = run("gate", tmp_path / ckpt, *words)
+            sides = {ckpt: "ckpt", other: "baseline"}
+            assert found[f"{sides['clean']}/attacked/auc"] == found[f"{sides['clean']}/clean/auc"]
+            assert found[f"{sides['plain']}/attacked/auc"] != found[f"{sides['plain']}/clean/auc"]
+
+    def test_noise_in_training_passes_it_too(self, tmp_path: Path) -> None:
+        run("train", tmp_path / "run", *SMALL, *SANITISED, *NOISE)
+        loaded = checkpoint.load(str(tmp_path / "run"), data_dir=None, device=torch.device("cpu"))
+        noisy, clean = loaded.uncleaned.item_table, loaded.data.item_table
+        assert noisy is not None
+        assert clean is not None
+        assert not all(map(str.isascii, noisy["title"]))
+        assert all(map(str.isascii, clean["title"]))
+
+    def test_rules_that_were_changed_in_their_file_are_refused(self, runs: Runs, tmp_path: Path) -> None:
+        changed = copytree(runs["clean"][0], tmp_path / "run")
+        card = json.loads((changed / "cleaning.json").read_text())
+        (changed / "cleaning.json").write_text(json.dumps({**card, "rules": {}}))
+        with pytest.raises(RrecError, match=r"cleaning.json was changed"):
+            checkpoint.load(str(changed), data_dir=None, device=torch.device("cpu"))

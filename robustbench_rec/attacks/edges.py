@@ -38,7 +38,8 @@ class EdgeAttack(Attack):
     are of the items that the goal is about, where it is about some. An added click is an edge and no event: its item
     can still be shown to the user, and counts where a goal promotes it. A triple has head and relation of one and the
     tail of another with this relation. Normalisation and attention are those of the changed graph. The paper perturbs
-    while the model is trained; here it has its parameters.
+    while the model is trained; here it has its parameters, unless it is part of a training, which knows the training
+    events alone and adds none of these.
     """
 
     @dataclass
@@ -174,8 +175,7 @@ class EdgeAttack(Attack):
         graph = graph.used()
         if self.config.op == "drop":
             return graph
-        if self.events is None:
-            raise RrecError("edges are added by rrec attack, not in training: take attack.op=drop")
+        assert self.events is not None, "it is not prepared"
         edges, pool = graph.at.model.edges, graph.extra
         there = edges[:, self._there(graph.at.model)]
         for _ in range(REDRAWS):

@@ -1,3 +1,4 @@
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.data import Data
-from robustbench_rec.edits import Draws, HistoryAttack, known, latest, ordered, read, vectors
+from robustbench_rec.edits import Draws, HistoryAttack, latest, ordered, read, vectors
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Scalar
@@ -34,7 +35,9 @@ class HistoryEdit(HistoryAttack):
     (popular), to the inverse of one more (unpopular), or the nearest by the vectors that the model reads (similar);
     never those that the goal is about: what is in a history is not recommended again.
 
-    A history is never empty afterwards; of one that is longer than the window, the oldest events go.
+    A history is never empty afterwards; of one that is longer than the window, the oldest events go. In a training it
+    draws anew for every row of a batch. A causal model learns there from all events of a history at once, which only
+    op=replace leaves in their places.
     """
 
     @dataclass
@@ -52,6 +55,7 @@ class HistoryEdit(HistoryAttack):
         budget="a share of the events",
     )
     counts: Tensor
+    generator: torch.Generator | None = None
 
     def __init__(self, config: Config) -> None:
         for what, name, choices in (
@@ -89,10 +93,24 @@ class HistoryEdit(HistoryAttack):
         if self._similar:
             vectors(model)
 
+    def check_training(self, model: RecModel) -> None:
+        super().check_training(model)
+        if model.causal and self.config.op != "replace":
+            name = type(model).__module__.rpartition(".")[2]
+            raise RrecError(
+                f"defense.attack.op={self.config.op}: model '{name}' learns from all events of a history at once, "
+                "which have to stay in their places; take defense.attack.op=replace"
+            )
+
+    def drawing_from(self, generator: torch.Generator) -> "HistoryEdit":
+        drawing = copy(self)
+        drawing.generator = generator
+        return drawing
+
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         history, config = self.history(batch), self.config
-        draws = Draws(batch.users, config.seed)
+        draws = self._draws(batch)
         count = self._count(history.lengths)  # [B]
         if config.op in ("insert", "replace"):
             edited = self._put(at, batch, count, draws)
@@ -101,6 +119,12 @@ class HistoryEdit(HistoryAttack):
         else:
             edited = self._resized(history, count, draws)
         return at, replace(batch, history=latest(edited, self.window))
+
+    def _draws(self, batch: Batch) -> Draws:
+        if self.generator is None:
+            return Draws(batch.users, self.config.seed)
+        rows = torch.arange(len(batch.users), device=batch.users.device)  # a user may have several
+        return Draws(rows, int(torch.randint(2**62, (1,), generator=self.generator)))
 
     @property
     def _similar(self) -> bool:
@@ -167,7 +191,7 @@ class HistoryEdit(HistoryAttack):
 
     def _put(self, at: Shifted, batch: Batch, count: Tensor, draws: Draws) -> History:
         """Other items in the place of events, or between them."""
-        history = known(batch)
+        history = self.history(batch)
         if self.config.op == "replace":
             chosen = self._chosen(history, count, draws)
             other = self._others(at, batch, history.items, draws)
@@ -201,10 +225,18 @@ class HistoryEdit(HistoryAttack):
         return torch.searchsorted(ends, point, right=True).clamp_max(n - 1)
 
 
+def _first(batch: Batch) -> Batch:
+    """The first row of a batch, without its answers."""
+    assert batch.history is not None
+    items, context = (None if each is None else each[:1] for each in (batch.items, batch.context))
+    history = History(batch.history.items[:1], batch.history.lengths[:1])
+    return Batch.unlabelled(batch.users[:1], items, context=context, history=history)
+
+
 def _nearest(at: Shifted, batch: Batch, items: Tensor) -> Tensor:
     """The item nearest to each of some by the cosine of the vectors that histories are read with, of the same shape."""
     with read(at.model) as seen:
-        at(batch.rows(torch.zeros(1, dtype=torch.long, device=batch.users.device)).question())
+        at(_first(batch))
     unit = F.normalize(torch.cat([each.table for each in seen], 1).float(), dim=1)
     distinct, row = torch.unique(items, return_inverse=True)
     found = []

@@ -63,8 +63,15 @@ class HistoryFlip(HistoryAttack):
         super().check(model)
         vectors(model)
 
+    def check_training(self, model: RecModel) -> None:
+        super().check_training(model)
+        raise RrecError(
+            "defense.attack=history_flip weighs each edit by the loss of its own user, and a training has one loss for "
+            "a batch; take attack@defense.attack=history, or an attack with a surface, such as pgd"
+        )
+
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
-        best = self.history(batch)
+        best = known(batch)
         with torch.no_grad():
             value = objective(at, batch)  # [B]
         replaced = torch.zeros_like(best.items, dtype=torch.bool)

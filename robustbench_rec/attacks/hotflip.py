@@ -25,7 +25,8 @@ class HotFlip(Rewording):
     similarity: see `Limits`; null for none. queries: forward passes and gradients in all, in equal parts for each item.
 
     A replacement is a word with a token of its own. Of a word of several tokens the first one's gradient counts, and
-    where a token stands twice, that of both; the forward pass decides.
+    where a token stands twice, that of both; the forward pass decides. Behind a sanitiser both are those of what it
+    leaves, and a word that it takes out has no gradient.
     """
 
     @dataclass

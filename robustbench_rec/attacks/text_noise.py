@@ -1,4 +1,6 @@
+from copy import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -18,7 +20,8 @@ class TextNoise(Rewording):
 
     kind: a name of `text.edits.KINDS`. edits: Levenshtein distance at most, in characters, or in words for the kinds
     that move or add words. share: of the items that are edited where the goal is about none, drawn by `seed`: natural
-    noise. One that a text has no room for is not made. Stuffing copies words of the items with the most events.
+    noise. One that a text has no room for is not made. Stuffing copies words of the items with the most events. In a
+    training it draws items and edits anew for every batch.
     """
 
     @dataclass
@@ -28,6 +31,9 @@ class TextNoise(Rewording):
         share: float
         column: str | None
         seed: int
+
+    natural: ClassVar[bool] = True
+    stream: torch.Generator | None = None
 
     def __init__(self, config: Config) -> None:
         if config.kind not in KINDS:
@@ -52,15 +58,21 @@ class TextNoise(Rewording):
     def budget(self) -> str:
         return f"{self.kind}, {self.edits} {kinds(())[self.kind].unit}"
 
+    def drawing_from(self, generator: torch.Generator) -> "TextNoise":
+        drawing = copy(self)
+        drawing.stream = generator
+        return drawing
+
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
+        seed = self.seed if self.stream is None else int(torch.randint(2**62, (1,), generator=self.stream))
         kind = kinds(self.ready.popular)[self.kind]
         old = self.ready.texts
         if batch.aims is not None:
             items = aimed_at(batch, "text_noise")
         else:
-            drawn = torch.randperm(len(old), generator=torch.Generator().manual_seed(self.seed))
+            drawn = torch.randperm(len(old), generator=torch.Generator().manual_seed(seed))
             items = drawn[: round(self.share * len(old))].sort().values.tolist()
-        new = [kind.edit(old[item], self.generator(item), self.edits // kind.cost) for item in items]
+        new = [kind.edit(old[item], self.generator(item, seed), self.edits // kind.cost) for item in items]
         distances = levenshtein([old[item] for item in items], new, kind.unit)
         assert (distances <= self.edits).all(), f"{self.kind} goes beyond its budget"
         return self.reworded(at, items, new, [0] * len(items)), batch

@@ -119,7 +119,7 @@ class _Search:
 
     def _replace(self) -> None:
         config, pieces = self.attack.config, Pieces.of(self.best)
-        rng, most = self.attack.generator(self.probe.item), self.attack.limits.most(pieces.n_words)
+        rng, most = self.attack.generator(self.probe.item, self.attack.seed), self.attack.limits.most(pieces.n_words)
         asked, room = pieces.editable, max(1, self.probe.left // 2)  # the other half is for what replaces them
         if len(asked) > room:
             asked = tuple(asked[each] for each in sorted(rng.permutation(len(asked))[:room]))

@@ -1,6 +1,5 @@
-import re
 from dataclasses import dataclass
-from html import unescape
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,11 +9,7 @@ from robustbench_rec.cleans import cleans
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.features import is_prose
-from robustbench_rec.text.sanitise import sanitise
-
-TAG = re.compile(r"<[!/a-zA-Z][^<>]*>")
-LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
-REPEATED = re.compile(r"\b((?!\d+\b)\w+)(?:[\s,;!?]+\1\b)+", re.IGNORECASE)  # numbers are no words: 24/24, 3.3
+from robustbench_rec.text.rules import RULES, TextRules
 
 
 @cleans.register
@@ -22,7 +17,7 @@ class Sanitise(Clean):
     """Item texts without disguises: HTML, links, invisible characters, lookalikes, repeated words, NFKC, a length cap.
 
     columns: of the item table (null: those whose name says prose). words: at most so many are left (null: all of them).
-    No training event goes.
+    No training event goes. It stays before the trained model: texts that an attack or a noise writes pass it too.
     """
 
     @dataclass
@@ -36,32 +31,28 @@ class Sanitise(Clean):
         super().__init__(config)
         if config.words is not None and config.words < 1:
             raise RrecError(f"clean.words={config.words}: must be at least 1")
+        self.rules = TextRules(config.words)
 
     def find(self, data: Data, fake: Tensor | None) -> Finding:
         columns = self.config.columns
         for name in columns or ():
             if name not in data.text_columns:
                 raise unknown(f"text column of dataset '{data.name}'", name, data.text_columns)
+        chosen = list(filter(is_prose, data.text_columns)) if columns is None else columns
         texts: dict[str, dict[int, str]] = {}
-        counts = {"html_or_links": 0, "disguises": 0, "repeated_words": 0, "too_long": 0}
-        for name in columns if columns is not None else filter(is_prose, data.text_columns):
+        counts = dict.fromkeys(RULES, 0)
+        for name in chosen:
             assert data.item_table is not None
             for row, text in enumerate(data.item_table[name].tolist()):
                 if isinstance(text, str) and (clear := self._clear(text, counts)) != text:
                     texts.setdefault(name, {})[row] = clear
         counts["texts"] = sum(map(len, texts.values()))
-        return Finding(torch.zeros(len(data.train), dtype=torch.bool), counts, texts=texts)
+        removed = torch.zeros(len(data.train), dtype=torch.bool)
+        return Finding(removed, counts, texts=texts, rules=dict.fromkeys(chosen, self.rules))
 
     def _clear(self, text: str, counts: dict[str, int]) -> str:
         """The text after all rules, each of which is counted where it changed something."""
-        plain = " ".join(LINK.sub(" ", TAG.sub(" ", unescape(text))).split())
-        honest = sanitise(plain)
-        once = REPEATED.sub(r"\1", honest)
-        words = once.split()
-        short = " ".join(words if self.config.words is None else words[: self.config.words])
-        before = " ".join(text.split())
-        for rule, (old, new) in zip(
-            counts, ((before, plain), (plain, honest), (honest, once), (once, short)), strict=False
-        ):
+        steps = self.rules.steps(text)
+        for rule, (old, new) in zip(RULES, pairwise(steps), strict=True):
             counts[rule] += old != new
-        return short
+        return steps[-1]

@@ -8,6 +8,7 @@ from robustbench_rec.adversarial import Adversarial, shares
 from robustbench_rec.attack import HINGE
 from robustbench_rec.attacks import single
 from robustbench_rec.batch import Batch
+from robustbench_rec.data import Data
 from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.losses import lead, mse, squared_hinge
@@ -24,8 +25,9 @@ class AdversarialTraining(Adversarial):
 
     clean_weight: λ, so 1 is clean training. attack: the config of the inner attack, run anew for every batch; it climbs
     L; one that looks for the smallest perturbation climbs `losses.lead`, of each example that has a δ of its own, else
-    their mean. robust_loss: null for L in the second term too, squared_hinge for mean max(0, κ − y·score)² there,
-    y = ±1. kappa: κ, the margin of that loss, which has nothing to do with the attack's eps.
+    their mean. What edits histories, graphs or texts knows the training events alone. robust_loss: null for L in the
+    second term too, squared_hinge for mean max(0, κ − y·score)² there, y = ±1. kappa: κ, the margin of that loss, which
+    has nothing to do with the attack's eps.
     """
 
     @dataclass
@@ -38,7 +40,7 @@ class AdversarialTraining(Adversarial):
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         clean, robust = shares(config.clean_weight)
         attack = single(config.attack)
-        attack.check(model)
+        attack.check_training(model)
         if attack.alone:
             raise RrecError("defense.attack.scope=user: training attacks a batch as a whole; use scope=all")
         if attack.climbs == HINGE and innermost(inner).loss is mse:
@@ -56,6 +58,9 @@ class AdversarialTraining(Adversarial):
             raise RrecError(f"defense.kappa={config.kappa}: a margin above 0")
         worst = Plain(partial(squared_hinge, kappa=config.kappa)) if config.robust_loss else None
         super().__init__(inner, attack, clean=clean, robust=robust, worst=worst)
+
+    def introduce(self, model: RecModel, data: Data) -> None:
+        self.attack = self.attack.prepared(model, data)
 
     def climbed(self, at: Shifted, batch: Batch) -> Scalar:
         if self.attack.climbs != HINGE:

@@ -6,13 +6,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from robustbench_rec import cleanings
 from robustbench_rec.explanation.base import Units
 from robustbench_rec.reader import rows_of
 from robustbench_rec.recommendation import Recommender
 
 
 class Words(Units):
-    """The words of the item in all columns that the model reads as text; it is read again without some of them."""
+    """The words of the item in all columns that the model reads as text; it is read again without some of them.
+
+    Rules of a cleaning that stand before the model read what is left.
+    """
 
     kind: ClassVar[str] = "words"
 
@@ -32,12 +36,17 @@ class Words(Units):
         at, masks = self.asked.at, kept.tolist()
         different = list(dict.fromkeys(map(tuple, masks)))
         texts = {
-            name: [
-                " ".join(
-                    word for (column, word), there in zip(self.words, mask, strict=True) if there and column == name
-                )
-                for mask in different
-            ]
+            name: cleanings.as_read(
+                self.asked.data,
+                name,
+                [self.item] * len(different),
+                [
+                    " ".join(
+                        word for (column, word), there in zip(self.words, mask, strict=True) if there and column == name
+                    )
+                    for mask in different
+                ],
+            )
             for name in self.reader.columns
         }
         rows = pd.concat([self.row] * len(different), ignore_index=True)

@@ -28,6 +28,10 @@ class Passes:
     def __init__(self, model: nn.Module) -> None:
         self.model, self.forward, self.backward = model, 0, 0
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        """Itself: the passes of a copy of the model, such as one with more edges, count too."""
+        return self
+
     @property
     def equivalents(self) -> int:
         """In forward passes."""

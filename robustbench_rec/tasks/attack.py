@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_rec import checkpoint
-from robustbench_rec.attack import Member
+from robustbench_rec.attack import Member, Suite
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
 from robustbench_rec.errors import RrecError
@@ -21,6 +21,7 @@ from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, show
+from robustbench_rec.rewording import Rewording
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.frontier import frontier
@@ -76,7 +77,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
             found = trials.run(chosen, bar)
         left = [result for result, _ in found]
         after = worst(left, goal, judging.smaller)
-        told_threat = [list(each) for each in [*threat.items(), *_places(cfg, goal)]]
+        told_threat = [list(each) for each in [*threat.items(), *_places(cfg, goal), *_behind(suite)]]
         show(f"{cfg.attack['name']}: {loaded.data.name}, {cfg.part}", ["threat", ""], told_threat)
         told = compared(clean, after, judging)
         alike = [each for each in (alike_to(clean, result, cfg.top_k) for result in left) if each is not None]
@@ -113,6 +114,13 @@ def _places(cfg: Attack, goal: Goal) -> list[tuple[str, str]]:
     longest = max(cfg.top_k, default=0)
     more = f"; goal.k={longest} for all that are judged" if longest > goal.k else ""
     return [("places", f"the first {goal.k}{more}")]
+
+
+def _behind(suite: Suite) -> list[tuple[str, str]]:
+    """What an attack on texts has to pass before the model reads them."""
+    if not (isinstance(suite, Rewording) and suite.ready.ruled):
+        return []
+    return [("texts", f"{suite.ready.name} is read behind clean=sanitise; budgets are of the texts as written")]
 
 
 def _sliced(judging: Evaluator[Any], cfg: Attack, clean: Result, after: Result, out: Path) -> dict[str, float]:

@@ -73,10 +73,10 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
     alone = cfg.attack is not None and attacks.build(cfg.attack).alone
     judging = evaluator(loaded.data, cfg, alone=alone)
     judging.portions(cfg.part)
-    models = {"ckpt": (loaded.model, judging)}
+    models = {"ckpt": (loaded, judging)}
     if cfg.baseline is not None:
         other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline")
-        models["baseline"] = other.model, beside(cfg, judging, loaded, other, "baseline")
+        models["baseline"] = other, beside(cfg, judging, loaded, other, "baseline")
     for name in sorted(named):
         if name not in judging.names():
             raise unknown("metric", name, judging.names())
@@ -88,10 +88,7 @@ def _checked(cfg: Gate, out: Path) -> tuple[list[Check], dict[str, float]]:
     notes |= checkpoint.fingerprints(loaded.data)
     seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
     with Run(out, "gate", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
-        sides = {
-            key: _judged(cfg, own, Shifted(each.requires_grad_(False).eval()), named)
-            for key, (each, own) in models.items()
-        }
+        sides = {key: _judged(cfg, own, each, named) for key, (each, own) in models.items()}
         checks = list(_checks(cfg, limits, sides, judging.smaller))
         told = _told(sides, named)
         told |= {"gate/checks": float(len(checks)), "gate/failed": float(sum(not each.passed for each in checks))}
@@ -148,7 +145,8 @@ def _limit(key: str, name: str, value: Any) -> float:
     return number
 
 
-def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted, named: set[str]) -> Side:
+def _judged(cfg: Gate, judging: Evaluator[Any], loaded: checkpoint.Loaded, named: set[str]) -> Side:
+    at = Shifted(loaded.model.requires_grad_(False).eval())
     clean = judging.evaluate(at, cfg.part)
     if cfg.certain and (single := sorted(named - set(clean.per_user))):
         raise RrecError(f"certain=true: {single[0]} is no mean over users, so it has no interval over them")
@@ -157,7 +155,7 @@ def _judged(cfg: Gate, judging: Evaluator[Any], at: Shifted, named: set[str]) ->
     goal = goals.build(cfg.goal, judging.data)
     if goal.losses:
         raise RrecError(f"goal={cfg.goal['name']}: a gate is about quality; use goal=untargeted")
-    suite = attacks.build(cfg.attack).prepared(at.model, judging.data)
+    suite = attacks.build(cfg.attack).prepared(loaded.model, loaded.data)  # behind what its own cleaning left
     return Side(clean, under(judging, at, suite, cfg.part, goal, cfg.loss))
 
 

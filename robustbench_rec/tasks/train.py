@@ -27,7 +27,7 @@ from robustbench_rec.metrics.cost import parameters
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.noises import noises
-from robustbench_rec.objective import Objective, Plain
+from robustbench_rec.objective import Objective, Plain, introduce
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
@@ -179,6 +179,7 @@ def trainer_of(
     noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
+    introduce(objective, model, data)
     if inner.alone and objective is not inner:
         raise RrecError(f"defense={cfg.defense['name']}: nothing may be added to its loss, as rrec {task} does")
     judging = evaluator(data, cfg)
