@@ -22,6 +22,8 @@ from lessons import (
     value_of,
 )
 
+from robustbench_rec.adaptations import adaptations
+from robustbench_rec.adapters import Bottleneck, LowRank, Probe
 from robustbench_rec.defenses import defenses
 from robustbench_rec.distillation import Lesson
 from robustbench_rec.distills import distilled, distills
@@ -249,6 +251,57 @@ class TestObjective:
         with pytest.raises(RrecError, match=r"distill|task_weight") as caught:
             distil(**changes)
         assert "\n" not in str(caught.value)
+
+
+class TestParameters:
+    """Terms about the student's own parameters, against sums over them."""
+
+    def test_distance_is_the_sum_of_the_squared_ways_of_all_numbers_that_are_trained(self) -> None:
+        student, batch = build("biased_mf"), batch_of()
+        student.get_parameter("item.weight").requires_grad_(False)
+        built = distil("distance", student=student)
+        assert value_of(built, student, batch).item() == 0
+        ways = {name: torch.randn_like(each) for name, each in student.named_parameters()}
+        with torch.no_grad():
+            for name, each in student.named_parameters():
+                each.add_(ways[name])
+        ways["item.weight"].zero_()
+        value = value_of(built, student, batch)
+        assert value.item() == pytest.approx(sum(x**2 for each in ways.values() for x in each.flatten().tolist()))
+        found = gradients(student, value)
+        for name, each in ways.items():
+            torch.testing.assert_close(found[name], 2 * each)
+
+    @pytest.mark.parametrize(
+        ("model", "adaptation", "changes"),
+        [
+            ("sasrec", "lora", {"rank": 2, "alpha": 6}),
+            ("gru4rec", "lora", {"rank": 2, "alpha": 6}),
+            ("gru4rec", "adapter", {"size": 3}),
+            ("kgat", "head", {}),
+        ],
+    )
+    def test_adapter_norm_is_the_sum_of_the_squares_in_the_matrices_that_are_added(
+        self, model: str, adaptation: str, changes: dict[str, Any]
+    ) -> None:
+        student = build(model)
+        adaptations.build(configured("adaptation", adaptation, **changes))(student, DATA)
+        built = distil("adapter_norm", student=student)
+        assert value_of(built, student, batch_for(student)).item() == 0
+        added = []
+        for each in student.modules():
+            if isinstance(each, LowRank):
+                torch.nn.init.normal_(each.up)
+                added.append(6 / 2 * each.up @ each.down)
+            elif isinstance(each, Bottleneck):
+                torch.nn.init.normal_(each.up.weight)
+                added.append(each.up.weight @ each.down.weight)
+            elif isinstance(each, Probe):
+                torch.nn.init.normal_(each.map.weight)
+                added.append(each.map.weight)
+        assert added
+        expected = torch.stack([each.square().sum() for each in added]).sum()
+        torch.testing.assert_close(value_of(built, student, batch_for(student)), expected)
 
 
 PAIRS = list(product(STUDENTS, TEACHERS))

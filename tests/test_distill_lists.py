@@ -126,6 +126,24 @@ class TestLists:
         )
         assert torch.equal(found, plain)
 
+    @pytest.mark.parametrize("standardise", [True, False])
+    def test_boundary_is_the_naive_loop_over_the_users_of_the_batch(self, standardise: bool) -> None:
+        scores, batch = 2 * torch.randn(2, DATA.n_users, DATA.n_items), batch_of()
+        student, teacher = Fixed(scores[0]), fixed(scores[1])
+        changes = {"k": 4, "size": 8, "temperature": 1.7, "standardise": standardise}
+        built = distil("boundary", teacher=teacher, student=student, **changes)
+        total, lengths = [], set()
+        for user in sorted(set(batch.users.tolist())):
+            both = scores[:, user, listed(built, user)]
+            lengths.add(both.shape[1])
+            if standardise and both.shape[1] > 1:
+                both = (both - both.mean(1, keepdim=True)) / both.std(1, keepdim=True)
+            q, p = (both / 1.7).log_softmax(1)
+            total.append((p.exp() * (p - q)).sum())
+        assert len(lengths) > 2
+        expected = 1.7**2 * torch.stack(total).mean()
+        torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
+
     @pytest.mark.parametrize("name", ["listwise", "pointwise", "boundary"])
     def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(self, name: str) -> None:
         student, batch = build("mf", seed=9), batch_of()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import DATA, batch_for, batch_of, build, buildable
+from conftest import DATA, batch_for, batch_of, build, buildable, gradients
 from lessons import (
     UNEQUAL,
     VECTORS,
@@ -18,15 +18,29 @@ from lessons import (
 )
 from torch import Tensor
 
+from robustbench_rec.batch import Batch
+from robustbench_rec.distills._experts import Experts
 from robustbench_rec.distills._vectors import Entities
 from robustbench_rec.distills.contrastive import Contrastive, alike, infonce
-from robustbench_rec.distills.crd import besides, nce
+from robustbench_rec.distills.crd import Contrast, besides, nce
 from robustbench_rec.distills.topology import Topology, apart
 from robustbench_rec.errors import RrecError
+from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.objective import start_epoch
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.teacher import Taught
+
+
+def vectors_of(student: RecModel, teacher: Taught, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Users, then items, of a batch, each once, beside their rows in the tables of both models."""
+    found = []
+    for kind, index in (("user", batch.users), ("item", batch.items)):
+        assert index is not None
+        who = torch.tensor(sorted(set(index.flatten().tolist())))
+        one, two = (model.get_parameter(f"{kind}.weight").detach()[who] for model in (student, teacher.at.model))
+        found.append((who, one, two))
+    return found
 
 
 class TestVectors:
@@ -79,6 +93,25 @@ class TestVectors:
         assert found.item() == pytest.approx(sum(total) / 10, rel=1e-4)
         torch.testing.assert_close(found, infonce(two, one, 0.2, mask.T))
 
+    def test_contrastive_is_the_loop_over_users_and_items_without_those_that_are_alike(self) -> None:
+        student, teacher, batch = build("mf"), teacher_of(dim=4), batch_of()
+        built = distil("contrastive", teacher=teacher, student=student, temperature=0.3, threshold=0.4)
+        term = built.terms[0]
+        assert isinstance(term, Contrastive)
+        expected, alike_pairs = 0.0, 0
+        for kind, (_, s, t) in zip(("user", "item"), vectors_of(student, teacher, batch), strict=True):
+            centred = t - teacher.at.model.get_parameter(f"{kind}.weight").mean(0)
+            one, two, n = term.student[kind](s), term.teacher[kind](t), len(s)
+            for (a, b), i in product(((one, two), (two, one)), range(n)):
+                others = [
+                    j for j in range(n) if j != i and F.cosine_similarity(centred[i], centred[j], 0).item() <= 0.4
+                ]
+                alike_pairs += n - 1 - len(others)
+                e = [math.exp(F.cosine_similarity(a[i], b[j], 0).item() / 0.3) for j in (i, *others)]
+                expected -= math.log(e[0] / sum(e)) / (2 * n)
+        assert alike_pairs > 20
+        assert value_of(built, student, batch).item() == pytest.approx(expected, rel=1e-4)
+
     def test_twins_are_no_negatives(self) -> None:
         vectors = torch.tensor([[1.0, 0.0], [0.99, 0.05], [0.0, 1.0]])
         assert alike(vectors, 0.8).tolist() == [[False, True, False], [True, False, False], [False, False, False]]
@@ -123,6 +156,34 @@ class TestVectors:
             assert len(counts) == 4
             assert all(abs(each - 1500) < 150 for each in counts)
 
+    def test_crd_is_the_loop_over_instances_of_each_net_against_what_is_remembered_of_the_other(self) -> None:
+        """Two steps: the second has the Z of the first, and memories that kept 0.8 of what they were."""
+        student, teacher, generator = build("mf", dim=8), teacher_of(), torch.Generator().manual_seed(0)
+        built = distil("crd", teacher=teacher, student=student, temperature=0.4, momentum=0.8)
+        contrasts = [each for each in built.modules() if isinstance(each, Contrast)]
+        memories = [[each.get_buffer(side).clone() for side in ("student", "teacher")] for each in contrasts]
+        scales: dict[tuple[int, int], float] = {}
+        for batch in (batch_of(), batch_of(seed=1)):
+            expected = 0.0
+            for kind, (who, *raw) in enumerate(vectors_of(student, teacher, batch)):
+                n, memory, heads = (DATA.n_users, DATA.n_items)[kind], memories[kind], contrasts[kind].heads
+                instances = torch.cat([who[:, None], besides(who, n, 7, generator)], 1).tolist()
+                nets = [F.normalize(head(each), dim=1).detach() for head, each in zip(heads, raw, strict=True)]
+                for net, other in ((0, 1), (1, 0)):
+                    e = [
+                        [math.exp(vector @ memory[other][each] / 0.4) for each in row]
+                        for vector, row in zip(nets[net], instances, strict=True)
+                    ]
+                    z = scales.setdefault((kind, net), n * float(np.mean(e)))
+                    for own, *others in e:
+                        logs = [math.log((7 / n) / (each / z + 7 / n)) for each in others]
+                        expected -= (math.log((own / z) / (own / z + 7 / n)) + sum(logs)) / len(who)
+                for kept, vectors in zip(memory, nets, strict=True):
+                    kept[who] = F.normalize(0.8 * kept[who] + 0.2 * vectors, dim=1)
+            assert value_of(built, student, batch).item() == pytest.approx(expected, rel=1e-4)
+        for contrast, memory in zip(contrasts, memories, strict=True):
+            torch.testing.assert_close([contrast.get_buffer("student"), contrast.get_buffer("teacher")], memory)
+
     def test_crd_is_the_sum_of_both_anchors_and_remembers(self) -> None:
         built = distil("crd", student=build("mf"))
         before = {key: each.clone() for key, each in built.state_dict().items()}
@@ -133,9 +194,6 @@ class TestVectors:
 
     def test_crd_treats_both_nets_alike(self) -> None:
         """Conformance 9: with the nets exchanged, memories and heads with them, the value is the same."""
-        from robustbench_rec.distills._vectors import Entities
-        from robustbench_rec.distills.crd import Contrast
-
         torch.manual_seed(3)
         there, back = Contrast(3, 3, 9, 4), Contrast(3, 3, 9, 4)
         state = there.state_dict()
@@ -149,6 +207,41 @@ class TestVectors:
         s, t, others = torch.randn(5, 3), torch.randn(5, 3), torch.randint(9, (5, 4))
         one, two = Entities("user", torch.arange(5), s, t), Entities("user", torch.arange(5), t, s)
         torch.testing.assert_close(there(one, others, 0.1, 0.5), back(two, others, 0.1, 0.5))
+
+    @pytest.mark.parametrize("epoch", [0, 3, 4])
+    def test_de_is_the_loop_over_users_items_and_experts_that_cool_from_epoch_to_epoch(self, epoch: int) -> None:
+        """From 2 in the first of five epochs to 0.2 in the last, by one factor each time."""
+        student, teacher, batch = build("mf", dim=8), teacher_of(), batch_of()
+        built = distil("de", teacher=teacher, student=student, epoch=epoch, epochs=5, hot=2.0, cold=0.2)
+        temperature, generator = 2.0 * 0.1 ** (epoch / 4), torch.Generator().manual_seed(epoch)
+        experts, expected = [each for each in built.modules() if isinstance(each, Experts)], 0.0
+        for each, (who, s, t) in zip(experts, vectors_of(student, teacher, batch), strict=True):
+            drawn = torch.rand(len(who), 2, generator=generator)
+            for row in range(len(who)):
+                logits = each.gate(t[row]).log_softmax(0) - (-drawn[row].log()).log()
+                shares = [math.exp(logit / temperature) for logit in logits.tolist()]
+                left = t[row]
+                for m, share in enumerate(shares):
+                    hidden = F.relu(s[row] @ each.first[m] + each.first_bias[m, 0])
+                    left = left - share / sum(shares) * (hidden @ each.last[m] + each.last_bias[m, 0])
+                expected += left.square().sum().item() / len(who)
+        assert value_of(built, student, batch).item() == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("name", VECTORS)
+    def test_of_many_users_and_items_of_a_batch_so_many_are_compared_others_each_time(self, name: str) -> None:
+        student, teacher, batch = build("mf"), teacher_of(), batch_of()
+        kinds = zip(("user", "item"), vectors_of(student, teacher, batch), strict=True)
+        named = {f"{kind}.weight": set(who.tolist()) for kind, (who, _, _) in kinds}
+        for most in (4, 512):
+            built, seen = distil(name, teacher=teacher, student=student, most=most), {key: set[int]() for key in named}
+            for _ in range(3):
+                found = gradients(student, value_of(built, student, batch))
+                for key, each in named.items():
+                    compared = set(found[key].any(1).nonzero().squeeze(1).tolist())
+                    assert len(compared) == min(most, len(each))
+                    assert compared <= each
+                    seen[key] |= compared
+            assert all(len(each) > 4 for each in seen.values())
 
     def test_experts_are_chosen_by_the_teachers_vector_one_each_when_cold(self) -> None:
         built = distil("de", epoch=9)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from conftest import DATA, batch_for, build, buildable, compose, configured, gradients, usual
@@ -154,13 +155,43 @@ class TestTraining:
         assert all(value == value for value in metrics.values())
         assert not same(tensors(tmp_path / "clean"), tensors(tmp_path / "noisy"))
 
-    def test_a_student_learns_under_it_and_is_tuned_under_it(self, tmp_path: Path) -> None:
-        trained("train", tmp_path / "teacher", "model=mf")
-        words = ("model=mf", "model.dim=8", f"teacher='{tmp_path / 'teacher'}'")
-        for name, more in (("clean", ()), ("noisy", ("noise=embedding", "noise.level=0.5"))):
+    def test_a_student_learns_under_it_and_is_tuned_under_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        levels: list[float] = []
+        kind = type(noise())
+        original = kind.delta
+
+        def delta(self: Any, model: Any, generator: torch.Generator) -> dict[str, Tensor]:
+            levels.append(self.level)
+            return original(self, model, generator)
+
+        monkeypatch.setattr(kind, "delta", delta)
+        trained("train", tmp_path / "teacher", "model=mf", "epochs=10", "lr=0.02")
+        words = (
+            "model=mf",
+            "model.dim=8",
+            f"teacher='{tmp_path / 'teacher'}'",
+            "task_weight=0",
+            "epochs=10",
+            "lr=0.02",
+        )
+        terms = {}
+        for name, more in (
+            ("clean", ()),
+            ("none", ("noise=embedding", "noise.level=0")),
+            ("noisy", ("noise=embedding", "noise.level=0.5")),
+        ):
             trained("distill", tmp_path / name, *words, *more)
-            trained("finetune", tmp_path / f"{name}-tuned", f"ckpt='{tmp_path / name}'", "epochs=1", "device=cpu")
+            terms[name] = pd.read_csv(tmp_path / name / "history.csv")["term/listwise"]
+            assert terms[name].iloc[-1] < 0.9 * terms[name].iloc[0]
+        assert same(tensors(tmp_path / "clean"), tensors(tmp_path / "none"))
+        assert terms["noisy"].iloc[-1] > terms["clean"].iloc[-1]
         assert not same(tensors(tmp_path / "clean"), tensors(tmp_path / "noisy"))
+        for name, expected in (("clean", set()), ("noisy", {0.5})):
+            levels.clear()
+            trained("finetune", tmp_path / f"{name}-tuned", f"ckpt='{tmp_path / name}'", "epochs=1", "device=cpu")
+            assert set(levels) == expected
         assert json.loads((tmp_path / "noisy-tuned" / "model.json").read_text())["recipe"]["noise"]["level"] == 0.5
 
     def test_a_model_without_embeddings_is_refused_before_it_is_trained(self, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import STANDINS, build, buildable, compose, pretrained, surfaces
 from safetensors.torch import load_file
+from torch import Tensor
 
 from robustbench_rec import checkpoint, composing, progress, trainer
 from robustbench_rec.adapters import plain
@@ -24,7 +25,7 @@ from robustbench_rec.models import models
 from robustbench_rec.tasks import attack, distill, finetune, gate, train, trials
 from robustbench_rec.tasks import eval as evaluate
 from robustbench_rec.tasks.train import body_digest
-from robustbench_rec.teacher import Taught
+from robustbench_rec.teacher import Ensemble, Taught
 
 DATA = (
     "dataset=synthetic",
@@ -77,6 +78,15 @@ def sequences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
 
 
 Runs = dict[str, tuple[Path, dict[str, float]]]
+
+
+def loaded(path: Path) -> checkpoint.Loaded:
+    return checkpoint.load(str(path), data_dir=None, device=torch.device("cpu"))
+
+
+def asked(run: checkpoint.Loaded) -> Tensor:
+    """What a model says of all its users and items."""
+    return Taught.of(run.model, run.data).scores(torch.arange(run.data.n_users), None)
 
 
 def _until(last: int) -> Callable[..., dict[str, float]]:
@@ -526,6 +536,16 @@ class TestDistill:
         self.distilled(runs, tmp_path, *words)
         assert (tmp_path / "model.safetensors").read_bytes() == (runs["mf"][0] / "model.safetensors").read_bytes()
 
+    def test_no_weights_of_terms_with_heads_draws_and_memories_leave_a_student_with_dropout_as_it_is(
+        self, sequences: Runs, tmp_path: Path
+    ) -> None:
+        path, before = sequences["sasrec"]
+        words = ("model=sasrec", "model.dim=8", "epochs=2", "distill=[listwise,contrastive,crd,robust]")
+        weights = (f"distill.{'inner.' * place}weight=0" for place in range(4))
+        metrics = run("distill", tmp_path, f"teacher='{sequences['gru4rec'][0]}'", *TRAINED, *words, *weights)
+        assert {key: metrics[key] for key in before} == before
+        assert (tmp_path / "model.safetensors").read_bytes() == (path / "model.safetensors").read_bytes()
+
     def test_terms_stand_in_the_history_and_a_killed_run_goes_on_with_its_heads(
         self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -602,8 +622,16 @@ class TestDistill:
             self.distilled(runs, tmp_path, "poison=random", "poison.size=0.1")
 
     def test_a_teacher_may_have_seen_the_data_without_their_noise(self, runs: Runs, tmp_path: Path) -> None:
-        metrics = self.distilled(runs, tmp_path, "noise=label_flip", "noise.level=0.1", "distill.top=10", "epochs=2")
-        assert 0 <= metrics["agreement/overlap@10"] <= 1
+        """Both are asked about what the student, whose events have the noise, has no training event with."""
+        words = ("noise=label_flip", "noise.level=0.1", "distill.top=10", "task_weight=0")
+        metrics = self.distilled(runs, tmp_path, *words)
+        own, theirs = (loaded(each) for each in (tmp_path, runs["kgat"][0]))
+        assert own.data.fingerprint != theirs.data.fingerprint
+        both = [asked(each) for each in (own, theirs)]
+        for scores in both:
+            scores[own.data.train.users, own.data.train.items] = -torch.inf
+        assert metrics["agreement/overlap@10"] == pytest.approx(overlap(*both, 10).mean().item())
+        assert metrics["agreement/overlap@10"] > 0.5
 
     def test_a_student_that_has_its_teachers_parameters_agrees_with_it(self, runs: Runs, tmp_path: Path) -> None:
         words = (f"teacher='{runs['mf'][0]}'", f"start='{runs['mf'][0]}'", "lr=0", "epochs=1", "distill.top=10")
@@ -615,18 +643,37 @@ class TestDistill:
 
     def test_what_is_recommended_again_is_agreed_about(self, runs: Runs, tmp_path: Path) -> None:
         metrics = self.distilled(runs, tmp_path, "seen=true", "epochs=1", "distill.top=10")
-        both = []
-        for path in (tmp_path, runs["kgat"][0]):
-            loaded = checkpoint.load(str(path), data_dir=None, device=torch.device("cpu"))
-            both.append(Taught.of(loaded.model, loaded.data).scores(torch.arange(loaded.data.n_users), None))
+        both = [asked(loaded(each)) for each in (tmp_path, runs["kgat"][0])]
         assert metrics["agreement/overlap@10"] == pytest.approx(overlap(*both, 10).mean().item())
 
-    @pytest.mark.parametrize("named", ["ensemble", "ema"])
-    def test_other_teachers(self, runs: Runs, tmp_path: Path, named: str) -> None:
-        teacher = f"['{runs['kgat'][0]}','{runs['pop'][0]}']" if named == "ensemble" else "ema"
-        words = (*TRAINED, *MODEL["mf"], "epochs=2", "distill.top=10")
-        found = run("distill", tmp_path / "run", f"teacher={teacher}", *words)
-        assert found["valid/auc"] > 0.4
+    def test_an_ensemble_teaches_what_its_members_say_together(self, runs: Runs, tmp_path: Path) -> None:
+        teacher = f"['{runs['kgat'][0]}','{runs['pop'][0]}']"
+        found = run(
+            "distill", tmp_path, f"teacher={teacher}", *TRAINED, *MODEL["mf"], "distill.top=10", "task_weight=0"
+        )
+        own, members = loaded(tmp_path), [loaded(runs[each][0]) for each in ("kgat", "pop")]
+        ensemble = Ensemble([Taught.of(each.model, each.data) for each in members], own.data)
+        both = [asked(own), ensemble.scores(torch.arange(own.data.n_users), None)]
+        for scores in both:
+            scores[own.data.train.users, own.data.train.items] = -torch.inf
+        assert found["agreement/overlap@10"] == pytest.approx(overlap(*both, 10).mean().item())
+        assert found["size/teacher"] == ensemble.parameters
+        assert found["agreement/overlap@10"] > 0.8
+        assert found["valid/auc"] > 0.6
+
+    def test_an_average_that_keeps_less_of_what_it_was_is_nearer_to_the_student(
+        self, runs: Runs, tmp_path: Path
+    ) -> None:
+        found = {}
+        for keep in (0.2, 0.999):
+            words = (*TRAINED, *MODEL["mf"], "distill.top=10", "distill.weight=0.1", f"ema={keep}")
+            found[keep] = run("distill", tmp_path / str(keep), "teacher=ema", *words)
+            history = pd.read_csv(tmp_path / str(keep) / "history.csv")
+            assert (history["term/listwise"] > 0).all()
+            assert found[keep]["size/teacher"] == found[keep]["size/student"]
+            assert found[keep]["valid/auc"] > 0.6
+        assert found[0.2]["agreement/overlap@10"] > 0.65 > found[0.999]["agreement/overlap@10"]
+        assert found[0.2]["agreement/kendall"] > 0.6 > found[0.999]["agreement/kendall"]
 
     def test_a_cached_teacher_says_what_it_said(self, runs: Runs, tmp_path: Path) -> None:
         words = ("distill.top=10", "epochs=2", f"data_dir='{tmp_path / 'data'}'")
@@ -767,6 +814,24 @@ class TestStart:
         history = pd.read_csv(tmp_path / "history.csv")
         assert history["term/adapter_norm"].iloc[-1] > 0
         assert history["term/distance"].iloc[-1] > 0
+
+    def test_a_step_of_an_adapted_student_is_told_by_its_size(self, sequences: Runs, tmp_path: Path) -> None:
+        """Epochs of one batch: the terms are 0 in the first, and in the second what the first has made of them."""
+        words = (
+            *("model=sasrec", "model.dim=8", f"start='{sequences['sasrec'][0]}'", "batch_size=5000"),
+            *("adaptation=lora", "adaptation.rank=2", "adaptation.alpha=6"),
+            *("distill=[adapter_norm,distance]", "distill.weight=0.5", "distill.inner.weight=0.25"),
+        )
+        for name, more in (("still", ("lr=0", "epochs=1")), ("step", ("epochs=1",)), ("two", ("epochs=2",))):
+            run("distill", tmp_path / name, f"teacher='{sequences['gru4rec'][0]}'", *TRAINED, *words, *more)
+        start, end = (load_file(tmp_path / each / "model.safetensors") for each in ("still", "step"))
+        added = [6 / 2 * end[name] @ end[name.replace(".up", ".down")] for name in end if name.endswith(".up")]
+        way = sum(float((each - start[name]).square().sum()) for name, each in end.items())
+        history = pd.read_csv(tmp_path / "two" / "history.csv")
+        norm = sum(float(each.square().sum()) for each in added)
+        assert added
+        assert history["term/adapter_norm"].tolist() == pytest.approx([0, 0.5 * norm], rel=1e-4)
+        assert history["term/distance"].tolist() == pytest.approx([0, 0.25 * way], rel=1e-4)
 
     @pytest.mark.parametrize(
         ("words", "message"),
