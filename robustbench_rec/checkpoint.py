@@ -305,8 +305,8 @@ def same_source(loaded: Loaded, recipe: Recipe, data: Data, key: str, path: str)
     named = [[each.user_ids, each.item_ids] for each in (data, loaded.data)]
     if mine == theirs and named[0] != named[1]:
         raise RrecError(
-            f"{key}={path} was trained with other users and items, as fake users of a poison are: poison=file "
-            f"poison.path=<run> takes those of a run"
+            f"{key}={path} was trained on data {loaded.data.fingerprint[:12]}, these are {data.fingerprint[:12]}, with "
+            "other users or items, as fake users of a poison are: poison=file poison.path=<run> takes those of a run"
         )
     if mine != theirs:
         raise RrecError(

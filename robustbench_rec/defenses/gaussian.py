@@ -58,7 +58,7 @@ class Gaussian(Adding):
             parts.append(self.config.consistency * apart)
         if self.config.noisy:
             parts.append(self.config.noisy * self.inner(there, batch))
-        return torch.stack(parts).sum()
+        return torch.stack(parts).sum() if parts else torch.zeros((), device=batch.users.device)
 
     def noise(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
         """ξ of a batch."""

@@ -71,8 +71,6 @@ def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
     if named == ["ema"]:
         teacher: Teacher = Average(student, data, cfg.ema, cfg.loss or student.loss)
         return cached(teacher, data, "") if cfg.cache else teacher
-    if "ema" in named:
-        raise RrecError("teacher=[…, ema]: the average of the student is no member of an ensemble")
     made = [_member(cfg, each, data) for each in named]
     teacher = made[0][0] if len(made) == 1 else Ensemble([each for each, _ in made], data)
     if cfg.cache:
@@ -86,6 +84,8 @@ def members(cfg: Distill) -> list[str]:
     named = cfg.teacher if isinstance(cfg.teacher, list) else [cfg.teacher]
     if not named or not all(isinstance(each, str) for each in named):
         raise RrecError(f"teacher={cfg.teacher}: a run directory, a list of them, a file of scores or ema is needed")
+    if len(named) > 1 and "ema" in named:
+        raise RrecError("teacher=[…, ema]: the average of the student is no member of an ensemble")
     return named
 
 
