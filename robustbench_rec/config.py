@@ -137,7 +137,7 @@ class Distill(Train):
     """teacher: a run directory, a list of them (an ensemble), a file of scores `….npy`, or ema: the student's average.
 
     distill: the terms; task_weight: what the student's own loss counts beside them. ema: what is kept of the average at
-    each step. cache: the teacher's scores of all pairs are computed once and kept in the data directory.
+    each step. cache: the teacher's scores of all pairs, and vectors, are computed once and kept in the data directory.
     """
 
     distill: dict[str, Any] = MISSING

@@ -3,7 +3,7 @@
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,12 +153,11 @@ class Ensemble(Teacher):
 class Matrix(Teacher):
     """Scores that were computed elsewhere, memory-mapped: rows for users, columns for items, in places of their own.
 
-    rows: `[n_users]`, columns: `[n_items]`, where each is in the matrix. states: whom to ask for vectors, if anyone.
+    rows: `[n_users]`, columns: `[n_items]`, where each is in the matrix.
     """
 
-    def __init__(self, matrix: NDArray[np.floating], rows: Tensor, columns: Tensor, *, states: Teacher | None) -> None:
-        self.matrix, self.rows, self.columns, self.states = matrix, rows.cpu().numpy(), columns.cpu().numpy(), states
-        self.parameters, self.loss = (0, None) if states is None else (states.parameters, states.loss)
+    def __init__(self, matrix: NDArray[np.floating], rows: Tensor, columns: Tensor) -> None:
+        self.matrix, self.rows, self.columns = matrix, rows.cpu().numpy(), columns.cpu().numpy()
 
     @staticmethod
     def files(path: Path) -> list[Path]:
@@ -190,7 +189,7 @@ class Matrix(Teacher):
                     f"teacher={path}: no scores for {len(missing)} of {len(wanted)} {kind}, e.g. '{missing[0]}'"
                 )
             places.append(torch.tensor([at[str(name)] for name in wanted]))
-        return cls(found, *places, states=None)
+        return cls(found, *places)
 
     def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
         row = self.rows[users.cpu().numpy()][:, None]  # [B, 1]
@@ -200,54 +199,79 @@ class Matrix(Teacher):
             raise RrecError("a score of the teacher's matrix is NaN or infinite")
         return found
 
-    def asked(self) -> Teacher:
-        return self if self.states is None else self.states
-
-    def users(self, users: Tensor) -> Tensor:
-        return super().users(users) if self.states is None else self.states.users(users)
-
-    def items(self, items: Tensor) -> Tensor:
-        return super().items(items) if self.states is None else self.states.items(items)
-
     def __str__(self) -> str:
         return "a matrix"
 
 
-def cached(teacher: Teacher, data: Data, key: str) -> Matrix:
-    """The same teacher with the scores of all pairs in a file of the data directory, computed if they are not there.
+class Kept(Matrix):
+    """Another teacher, its scores of all pairs and its vectors in files, memory-mapped, of the directory of the data.
 
-    RrecError where there is no room.
+    What is not there is computed: the scores at once, vectors when they are first asked for. key: a hash of what makes
+    the teacher say what it says. RrecError where there is no room, or where a file is not what belongs there.
     """
-    if teacher.moving:
-        raise RrecError("cache=true: teacher=ema says something else in every epoch; leave cache out")
-    if data.place is None:
-        raise RrecError("cache=true: these data have no directory to keep scores in")
-    folder = data.place / "teachers"
-    folder.mkdir(parents=True, exist_ok=True)
-    path, shape = folder / f"{key}.npy", (data.n_users, data.n_items)
-    if not path.is_file():
-        needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(folder).free
-        if needed > free // 2:
-            raise RrecError(
-                f"cache=true: scores of {shape[0]} users × {shape[1]} items take {needed / 2**30:.1f} GiB, more than "
-                f"half of what is free in {folder} ({free / 2**30:.1f} GiB); leave cache out"
-            )
-        draft = folder / f".{key}.{os.getpid()}.draft.npy"
-        written = np.lib.format.open_memmap(draft, "w+", np.float32, shape)
-        for users in torch.arange(shape[0]).split(max(1, CELLS // shape[1])):
-            written[users.numpy()] = teacher.scores(users.to(data.train.users.device), None).cpu().numpy()
-        written.flush()
-        del written
-        os.replace(draft, path)
-    found = _mapped(path)
-    if found.shape != shape:
-        raise RrecError(f"{path}: {found.shape} scores where {shape} belong; remove it")
-    return Matrix(found, torch.arange(shape[0]), torch.arange(shape[1]), states=teacher)
+
+    def __init__(self, teacher: Teacher, data: Data, key: str) -> None:
+        if teacher.moving:
+            raise RrecError("cache=true: teacher=ema says something else in every epoch; leave cache out")
+        if data.place is None:
+            raise RrecError("cache=true: these data have no directory to keep scores in")
+        self.teacher, self.data, self.path = teacher, data, data.place / "teachers" / f"{key}.npy"
+        self.parameters, self.loss = teacher.parameters, teacher.loss
+        scores = self._kept("scores", lambda users: teacher.scores(users, None), data.n_users, data.n_items)
+        super().__init__(scores, torch.arange(data.n_users), torch.arange(data.n_items))
+
+    def asked(self) -> Teacher:
+        return self.teacher
+
+    def users(self, users: Tensor) -> Tensor:
+        return _rows(self._users, users)
+
+    def items(self, items: Tensor) -> Tensor:
+        return _rows(self._items, items)
+
+    @cached_property
+    def _users(self) -> NDArray[np.floating]:
+        return self._vectors("users", self.teacher.users, self.data.n_users)
+
+    @cached_property
+    def _items(self) -> NDArray[np.floating]:
+        return self._vectors("items", self.teacher.items, self.data.n_items)
+
+    def _vectors(self, kind: str, ask: Callable[[Tensor], Tensor], count: int) -> NDArray[np.floating]:
+        first = ask(torch.zeros(1, dtype=torch.long, device=self.data.train.users.device))
+        return self._kept(kind, ask, count, first.shape[1])
+
+    def _kept(self, kind: str, ask: Callable[[Tensor], Tensor], count: int, width: int) -> NDArray[np.floating]:
+        """`[count, width]`, of a file of its own; computed, so many rows at a time, where there is none."""
+        path = self.path if kind == "scores" else self.path.with_suffix(f".{kind}.npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            needed, free = 4 * count * width, shutil.disk_usage(path.parent).free
+            if needed > free // 2:
+                raise RrecError(
+                    f"cache=true: {kind} of a teacher, {count} × {width} numbers, take {needed / 2**30:.1f} GiB, more "
+                    f"than half of what is free in {path.parent} ({free / 2**30:.1f} GiB); leave cache out"
+                )
+            draft = path.with_name(f".{path.stem}.{os.getpid()}.draft.npy")
+            written = np.lib.format.open_memmap(draft, "w+", np.float32, (count, width))
+            for rows in torch.arange(count).split(max(1, CELLS // max(width, 1024))):
+                written[rows.numpy()] = ask(rows.to(self.data.train.users.device)).cpu().numpy()
+            written.flush()
+            del written
+            os.replace(draft, path)
+        found = _mapped(path)
+        if found.shape != (count, width):
+            raise RrecError(f"{path}: {found.shape} {kind} where {(count, width)} belong; remove it")
+        return found
 
 
 def averaged(teacher: Teacher) -> nn.Module | None:
     """The state of a teacher that a run which goes on needs."""
     return teacher.model if isinstance(teacher, Average) else None
+
+
+def _rows(vectors: NDArray[np.floating], index: Tensor) -> Tensor:
+    return torch.from_numpy(np.asarray(vectors[index.cpu().numpy()], dtype=np.float32)).to(index.device)
 
 
 def _moments(scores: Tensor) -> Tensor:

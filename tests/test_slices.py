@@ -373,11 +373,20 @@ class TestVerbs:
         assert found["test/difference/ndcg@10"] == pytest.approx(difference)
         assert found["test/difference/ndcg@10/low"] <= difference <= found["test/difference/ndcg@10/high"]
         assert 0 <= found["test/difference/ndcg@10/p"] <= 1
+        assert found["between/score_rmse"] > 0
+        assert 0 < found["between/overlap@10"] < 1
+        assert 0 < found["between/lists@10"] <= 60
         assert "test/fair/activity/gap/ndcg@10" in found
         assert "test/calibrated/ece@10" in found
         frame = pd.read_csv(tmp_path / "slices.csv")
         assert list(frame.columns) == ["attribute", "slice", "users", "events", "metric", "value"]
         assert {each.name for each in tmp_path.glob("*.csv")} == {"slices.csv", "calibration.csv", "reliability.csv"}
+
+    def test_bf16_and_a_baseline_are_each_told(self, runs: dict[str, Path], tmp_path: Path) -> None:
+        words = f"ckpt='{runs['one']}'", f"baseline='{runs['one']}'", "precision=bf16", "device=cpu"
+        found = run(evaluate, tmp_path, *words)
+        assert found["divergence/score_rmse"] > 0
+        assert (found["between/score_rmse"], found["between/overlap@10"], found["between/lists@10"]) == (0, 1, 0)
 
     def test_clicks_are_compared_and_calibrated_too(self, tmp_path: Path) -> None:
         clicks = ["prepare.label=4", "protocol=clicks", "loss=bce", "negatives=0"]
@@ -388,6 +397,7 @@ class TestVerbs:
         found = run(evaluate, tmp_path / "eval", *ckpts, *words)
         assert {"test/difference/logloss/p", "test/difference/auc", "test/fitted/temperature"} <= found.keys()
         assert "test/difference/auc/p" not in found
+        assert [name for name in found if name.startswith("between/")] == ["between/score_rmse"]
         assert "test/fair/activity/gap/auc" in found
 
     def test_other_data_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:

@@ -16,7 +16,25 @@ from robustbench_rec.metrics.agreement import kendall, overlap
 from robustbench_rec.objective import start_epoch
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import distill as task
-from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, cached
+from robustbench_rec.teacher import Average, Ensemble, Kept, Matrix, Taught, Teacher
+
+
+class Silent(Teacher):
+    """A teacher that says no more than what one number of everyone is worth: the size of its vectors."""
+
+    def __init__(self, asked: Teacher) -> None:
+        self.of = asked
+
+    def scores(self, users: Tensor, items: Tensor | None) -> Tensor:
+        raise AssertionError("the scores are kept")
+
+    def users(self, users: Tensor) -> Tensor:
+        assert len(users) == 1, "the vectors are kept"
+        return self.of.users(users)
+
+    def items(self, items: Tensor) -> Tensor:
+        assert len(items) == 1, "the vectors are kept"
+        return self.of.items(items)
 
 
 class TestTeachers:
@@ -131,17 +149,46 @@ class TestTeachers:
         with pytest.raises(RrecError, match="a matrix of floating point scores"):
             Matrix.read(path, DATA)
 
-    def test_scores_are_computed_once_and_mapped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        data, teacher, users = replace(DATA, place=tmp_path), teacher_of(), torch.arange(DATA.n_users)
-        found = cached(teacher, data, "key")
+    @pytest.mark.parametrize("model", ["mf", "sasrec"])
+    def test_scores_and_vectors_are_computed_once_and_mapped(self, model: str, tmp_path: Path) -> None:
+        data, teacher, users = replace(DATA, place=tmp_path), teacher_of(model), torch.arange(DATA.n_users)
+        found, picked, folder = Kept(teacher, data, "key"), torch.tensor([3, 0]), tmp_path / "teachers"
         assert torch.equal(found.scores(users, None), teacher.scores(users, None))
-        assert torch.equal(found.users(users), teacher.users(users))
-        again = cached(fixed(torch.zeros(DATA.n_users, DATA.n_items)), data, "key")
+        assert [each.name for each in folder.iterdir()] == ["key.npy"]
+        torch.testing.assert_close(found.users(picked), teacher.users(picked))
+        torch.testing.assert_close(found.items(picked), teacher.items(picked))
+        assert {each.name for each in folder.iterdir()} == {"key.npy", "key.users.npy", "key.items.npy"}
+        again = Kept(Silent(teacher), data, "key")
         assert torch.equal(again.scores(users, None), teacher.scores(users, None))
+        assert torch.equal(again.users(users), teacher.users(users))
+        assert torch.equal(again.items(picked), found.items(picked))
+
+    @pytest.mark.parametrize("name", VECTORS)
+    def test_a_kept_teacher_teaches_vectors_as_the_one_itself(self, name: str, tmp_path: Path) -> None:
+        data, teacher, student = replace(DATA, place=tmp_path), teacher_of(), build("mf", seed=1)
+        found = []
+        for each in (teacher, Kept(teacher, data, "key"), Kept(Silent(teacher), data, "key")):
+            torch.manual_seed(0)
+            found.append(value_of(distil(name, teacher=each, student=student), student, batch_of()).item())
+        assert found[0] == found[1] == found[2]
+
+    def test_what_has_no_vectors_keeps_none(self, tmp_path: Path) -> None:
+        kept = Kept(fixed(torch.zeros(DATA.n_users, DATA.n_items)), replace(DATA, place=tmp_path), "key")
+        with pytest.raises(RrecError, match="has no vectors of users and items"):
+            kept.users(torch.tensor([0]))
         assert [each.name for each in (tmp_path / "teachers").iterdir()] == ["key.npy"]
+
+    def test_what_does_not_fit_or_belong_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        data, folder = replace(DATA, place=tmp_path), tmp_path / "teachers"
+        kept = Kept(teacher_of(), data, "key")
+        np.save(folder / "key.users.npy", np.zeros((DATA.n_users, 3), dtype=np.float32))
+        with pytest.raises(RrecError, match=r"key.users.npy: \(12, 3\) users where \(12, \d+\) belong; remove it"):
+            kept.users(torch.tensor([0]))
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100}))
-        with pytest.raises(RrecError, match=r"cache=true: scores of 12 users × 20 items take .* GiB"):
-            cached(teacher, data, "other")
+        with pytest.raises(RrecError, match=r"cache=true: scores of a teacher, 12 × 20 numbers, take .* GiB"):
+            Kept(teacher_of(), data, "other")
+        with pytest.raises(RrecError, match=r"cache=true: items of a teacher, 20 × \d+ numbers, take .* GiB"):
+            kept.items(torch.tensor([0]))
 
     @pytest.mark.parametrize("which", ["users", "items"])
     def test_a_matrix_whose_ids_were_put_right_is_computed_anew(self, which: str, tmp_path: Path) -> None:
@@ -157,7 +204,7 @@ class TestTeachers:
 
     def test_what_moves_is_not_cached(self) -> None:
         with pytest.raises(RrecError, match="teacher=ema says something else in every epoch"):
-            cached(Average(build("mf"), DATA, 0.9, "bpr"), DATA, "key")
+            Kept(Average(build("mf"), DATA, 0.9, "bpr"), DATA, "key")
 
 
 class TestAgreement:

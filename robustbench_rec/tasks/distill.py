@@ -25,7 +25,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective, innermost
 from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.tasks.train import Wrap, train
-from robustbench_rec.teacher import Average, Ensemble, Matrix, Taught, Teacher, cached
+from robustbench_rec.teacher import Average, Ensemble, Kept, Matrix, Taught, Teacher
 from robustbench_rec.trainer import Trainer
 
 FIRST = 50
@@ -70,12 +70,12 @@ def teacher_of(cfg: Distill, student: RecModel, data: Data) -> Teacher:
     named = members(cfg)
     if named == ["ema"]:
         teacher: Teacher = Average(student, data, cfg.ema, cfg.loss or student.loss)
-        return cached(teacher, data, "") if cfg.cache else teacher
+        return Kept(teacher, data, "") if cfg.cache else teacher
     made = [_member(cfg, each, data) for each in named]
     teacher = made[0][0] if len(made) == 1 else Ensemble([each for each, _ in made], data)
     if cfg.cache:
         key = sha256(json.dumps([[each for _, each in made], data.user_ids, data.item_ids]).encode()).hexdigest()
-        return cached(teacher, data, key[:32])
+        return Kept(teacher, data, key[:32])
     return teacher
 
 

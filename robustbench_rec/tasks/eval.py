@@ -10,7 +10,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
 from robustbench_rec.evaluation import Evaluator, Moved, Result, by_user, evaluator
 from robustbench_rec.evaluation.calibration import Calibrated
-from robustbench_rec.evaluation.divergence import divergence
+from robustbench_rec.evaluation.divergence import Side, divergence
 from robustbench_rec.evaluation.slices import groups, sliced
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast, setup
@@ -28,7 +28,7 @@ from robustbench_rec.tasks.train import exposure, keep, title
 def run(cfg: Eval, out: Path) -> dict[str, float]:
     """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise; prove what stays.
 
-    In another precision than fp32, also how far scores and lists are from those of fp32.
+    Also how far scores and lists are from those of fp32, in another precision, and from those of a baseline.
     """
     device, proof = setup(cfg), certificate(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
@@ -53,7 +53,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
             result.metrics.update(exposure(judging, at, cfg.part))
             theirs = None if other is None else judging.evaluate(other, cfg.part)
             calibrated = Calibrated(judging, at, cfg.part, result) if cfg.calibrate else None
-        apart = divergence(judging, at, cfg.part, cfg.precision) if cfg.precision != "fp32" else {}
+        apart = _apart(judging, at, other, cfg)
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         told = dict(result.metrics)
         if cfg.slices:
@@ -68,9 +68,9 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         if cfg.per_user:
             keep(result, loaded.data, out / f"per_user-{cfg.part}.csv")
         if apart:
-            by_metric(f"{cfg.precision} beside fp32", {"divergence": apart})
+            by_metric("how far scores and lists are apart", apart)
         told = {f"{cfg.part}/{name}": value for name, value in told.items()}
-        told |= {f"divergence/{name}": value for name, value in apart.items()}
+        told |= {f"{kind}/{name}": value for kind, found in apart.items() for name, value in found.items()}
         if proof is not None:
             told |= certified(proof, cfg, loaded, judging, out)
     return told
@@ -83,6 +83,16 @@ def _baseline(cfg: Eval, judging: Evaluator[Any], loaded: checkpoint.Loaded, dev
     found = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline", noise=cfg.noise)
     own, at = beside(cfg, judging, loaded, found, "baseline"), Shifted(found.model)
     return [(at, batch) for batch in own.inputs(found.model, cfg.part)]
+
+
+def _apart(judging: Evaluator[Any], at: Shifted, other: Moved | None, cfg: Eval) -> dict[str, dict[str, float]]:
+    """`divergence` from fp32, in another precision, and `between`, from the baseline."""
+    ours, sides = Side(at, cfg.precision), {}
+    if cfg.precision != "fp32":
+        sides["divergence"] = Side(at, "fp32")
+    if other is not None:
+        sides["between"] = Side(other, cfg.precision)
+    return {kind: divergence(judging, cfg.part, side, ours) for kind, side in sides.items()}
 
 
 def _calibrated(found: Calibrated, out: Path) -> dict[str, float]:
