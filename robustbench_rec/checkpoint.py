@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 TENSORS, CARD, TRAJECTORY = "model.safetensors", "model.json", "trajectory"
-SHUFFLED = ("reverse", "swap")
-"""Edits of histories that leave the events as they are."""
 
 
 @dataclass(frozen=True)
@@ -230,11 +228,11 @@ def build(config: Mapping[str, Any], data: Data) -> RecModel:
 
 def tell_unread(noise: Mapping[str, Any], config: Mapping[str, Any], data: Data) -> None:
     """Warn where a noise changes a graph, texts or an order of events that the model of a config does not read."""
-    model = models[str(config.get("name", "???"))]
+    if not noise.get("level"):
+        return
+    unread = noises.build(noise).only - models[str(config.get("name", "???"))].needs
     for need, what in (("kg", "the knowledge graph"), ("text", "texts of items"), ("order", "the order of events")):
-        unread = noise.get("level") and need in noises[str(noise["name"])].needs - model.needs
-        read = (need == "text" and _coded(noise, config, data)) or (need == "order" and noise.get("op") not in SHUFFLED)
-        if unread and not read:
+        if need in unread and not (need == "text" and _coded(noise, config, data)):
             log.warning(
                 "noise=%s changes %s, which model '%s' does not read: its results are those without noise",
                 noise["name"],

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -28,10 +28,12 @@ from robustbench_rec.tracking import tracked
 log = logging.getLogger("rrec")
 
 
-def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: str | None = None) -> int:
+def launch(
+    verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: str | None = None, place: Path = Path()
+) -> int:
     """Run `robustbench_rec.tasks.<verb>.run` as a script under `@hydra.main` would; the exit status.
 
-    A verb that answers a question does so without Hydra's run directory.
+    A verb that answers a question does so without Hydra's run directory. place: what relative paths start from.
     0: done. 1: a job failed, or as its error says. 2: the overrides make no configuration. 130: interrupted. Every
     mistake of the person at the keyboard is one line on stderr; anything else keeps its traceback.
     """
@@ -52,13 +54,14 @@ def launch(verb: str, overrides: Sequence[str], *, multirun: bool = False, cfg: 
     try:
         if not (multirun or cfg):
             composing.refuse_used(verb, composing.chosen(verb, overrides))
-        words = overrides = composing.chosen(verb, composing.with_resume(verb, overrides, multirun))
-        if not cfg and (place := composing.sweep_place(words)):
-            sweeping.refuse_other(place, verb, words)
-        composing.register_schemas()
-        main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)
-        with _as_a_script(["rrec", *["--multirun"] * multirun, *(["--cfg", cfg] if cfg else []), *words]):
-            main()
+        with chdir(place):
+            words = overrides = composing.chosen(verb, composing.with_resume(verb, overrides, multirun))
+            if not cfg and (kept := composing.sweep_place(words)):
+                sweeping.refuse_other(kept, verb, words)
+            composing.register_schemas()
+            main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)
+            with _as_a_script(["rrec", *["--multirun"] * multirun, *(["--cfg", cfg] if cfg else []), *words]):
+                main()
     except KeyboardInterrupt:
         status, stopped = 130, f"interrupted{_continuation(job)}"
     except (RrecError, HydraException, OmegaConfBaseException) as error:
@@ -133,7 +136,8 @@ def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], 
 def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
     """`rrec sweep resume`: ask the same again in the same place; jobs that are done are not done again.
 
-    What failed is tried again, what was killed goes on from its own resumable state. overrides: of the launcher.
+    What failed is tried again, what was killed goes on from its own resumable state, relative paths are those of where
+    the sweep was started. overrides: of the launcher.
     """
     try:
         verb, words = sweeping.asked(Path(directory).expanduser())
@@ -142,7 +146,7 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
                 raise RrecError(f"a sweep goes on as it was: drop '{each}' (only hydra/launcher… may change)")
         if any(each.startswith("hydra/launcher=") for each in overrides):
             words = [each for each in words if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
-        jobs = sweeping.jobs_of(verb, Path(directory).expanduser())
+        jobs, place = sweeping.jobs_of(verb, Path(directory).expanduser()), sweeping.started_in(Path(directory))
     except RrecError as error:
         _say(str(error))
         return 2
@@ -150,7 +154,7 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
     for job in jobs:
         if job.error is not None:
             _say(f"job {job.name}, again: {job.error}")
-    return launch(verb, [*words, *overrides], multirun=True)
+    return launch(verb, [*words, *overrides], multirun=True, place=place)
 
 
 def show_sweep(directory: str) -> int:
@@ -238,7 +242,7 @@ class Sweep(Callback):
             return
         Sweep.directory = directory
         asked = config.hydra.overrides
-        told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task]}
+        told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task], "cwd": os.getcwd()}
         files.write_json(Sweep.directory / sweeping.SWEEP, told)
 
 

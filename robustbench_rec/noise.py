@@ -42,6 +42,11 @@ class Noise(ABC):
         self.described = asdict(config)
 
     @property
+    def only(self) -> frozenset[str]:
+        """Of `needs`, what nothing but changes: a model that does not read it is as it was."""
+        return self.needs
+
+    @property
     def name(self) -> str:
         """Of its module."""
         return type(self).__module__.rpartition(".")[2]

@@ -276,6 +276,36 @@ def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
             assert "sweep.json" in said
 
 
+def test_relative_paths_of_a_resumed_sweep_mean_what_they_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def there(cfg: config.Train, out: Path) -> dict[str, float]:
+        seen.append(Path("teacher").read_text())
+        return train(cfg, out)
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=there))
+    (tmp_path / "begun").mkdir()
+    monkeypatch.chdir(tmp_path / "begun")
+    Path("teacher").write_text("it")
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    Path("s/1/metrics.json").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert rrec("sweep", "resume", "begun/s")[0] == 0
+    assert seen == ["it"] * 3
+    Path("begun/s/1/metrics.json").unlink()
+    Path("begun/teacher").unlink()
+    status, said = rrec("sweep", "resume", "begun/s")
+    assert status == 1
+    assert "`rrec sweep resume begun/s` does what is missing" in said
+    assert Path.cwd() == tmp_path
+    Path("begun").rename("moved")
+    status, said = rrec("sweep", "resume", "moved/s")
+    assert (status, said.count("\n")) == (2, 1)
+    assert f"was started in {tmp_path}/begun, which is no directory any more" in said
+
+
 def test_a_job_that_another_process_is_at_is_left_alone() -> None:
     assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
     Path("s/1/metrics.json").unlink()

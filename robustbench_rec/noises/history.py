@@ -52,6 +52,10 @@ class HistoryNoise(Noise):
                 raise unknown(f"noise.{key}", value, choices)
         self.config = config
 
+    @property
+    def only(self) -> frozenset[str]:
+        return self.needs if self.config.op in ("reverse", "swap") else frozenset()
+
     def change(self, data: Data, generator: torch.Generator) -> Data:
         train, op = data.train, self.config.op
         if op in ("crop", "reverse"):
