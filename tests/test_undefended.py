@@ -106,6 +106,40 @@ class TestCleaned:
         with pytest.raises(RrecError, match="there is nothing to compare"):
             run("eval", tmp_path / "b", f"ckpt='{there}/cleaned'", f"baseline='{tmp_path}/other'", "device=cpu")
 
+    @pytest.mark.parametrize(
+        ("victim", "message"),
+        [
+            ("apr", "its defense is apr"),
+            ("cleaned", "its clean is degree_sad"),
+            ("tuned", "it was fine-tuned, or does not say .*"),
+            ("wide", "its model.dim is 16, not 8"),
+        ],
+    )
+    def test_the_same_attack_on_another_or_a_defended_model_is_no_baseline(
+        self, there: Path, tmp_path: Path, victim: str, message: str
+    ) -> None:
+        words = ("device=cpu", "attack.steps=1")
+        run("attack", tmp_path / "base", f"ckpt='{there / victim}'", *words)
+        for ckpt in ("apr", "cleaned", "tuned"):
+            told = f"^baseline=.*base is no undefended run of the model of ckpt=.*{ckpt}: {message}$"
+            with pytest.raises(RrecError, match=told):
+                run("attack", tmp_path / "a", f"ckpt='{there / ckpt}'", *words, f"baseline='{tmp_path}/base'")
+
+    def test_what_it_learnt_from_makes_no_defence_of_a_baseline(self, there: Path, tmp_path: Path) -> None:
+        words = ("device=cpu", "attack.steps=1")
+        for name in ("started", "noisy"):
+            run("attack", tmp_path / name, f"ckpt='{there / name}'", *words)
+            told = run("attack", tmp_path / "a", f"ckpt='{there}/apr'", *words, f"baseline='{tmp_path / name}'")
+            assert "improvement/ndcg@10" in told
+
+    def test_a_baseline_that_does_not_say_what_it_attacked_is_refused(self, there: Path, tmp_path: Path) -> None:
+        words = ("device=cpu", "attack.steps=1")
+        run("attack", tmp_path / "base", f"ckpt='{there}/plain'", *words)
+        record = json.loads((tmp_path / "base" / "run.json").read_text())
+        (tmp_path / "base" / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k != "victim"}))
+        with pytest.raises(RrecError, match="base does not say what it attacked: attack the undefended model again"):
+            run("attack", tmp_path / "a", f"ckpt='{there}/apr'", *words, f"baseline='{tmp_path}/base'")
+
     def test_a_report_sets_it_beside_the_undefended_one_user_by_user(self, there: Path, tmp_path: Path) -> None:
         for name in ("plain", "cleaned"):
             run("attack", tmp_path / name, f"ckpt='{there / name}'", "device=cpu", "attack.steps=1")

@@ -29,7 +29,7 @@ from robustbench_rec.tasks.retrain import retrain
 from robustbench_rec.tasks.struck import compared
 from robustbench_rec.tasks.train import keep
 from robustbench_rec.tasks.trials import Trial, Trials, labelled
-from robustbench_rec.tasks.undefended import evaded, repaired
+from robustbench_rec.tasks.undefended import evaded, repaired, victim
 
 UNREAD = {"poison": ("slices",), "frontier": ("slices", "baseline", "per_user")}
 """What only the attack of one checkpoint tells."""
@@ -70,6 +70,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
         groups(loaded.data, attribute)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes = {"ckpt": cfg.ckpt, **checkpoint.fingerprints(loaded.data), "labels": cfg.labels, "threat": threat}
+    notes |= {"victim": victim(loaded)}
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         clean = judged(judging, at, cfg.part, goal)
         trials = Trials(cfg, out, judging, at, goal, [loaded.digest], notes)

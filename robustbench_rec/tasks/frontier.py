@@ -28,7 +28,7 @@ from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.beside import beside
 from robustbench_rec.tasks.trials import Trials, labelled
-from robustbench_rec.tasks.undefended import check_undefended
+from robustbench_rec.tasks.undefended import check_undefended, victim
 
 SHOWN = 24
 """Rows of the table, about; the file has all."""
@@ -86,7 +86,7 @@ def _sides(cfg: Attack, device: torch.device, *, alone: bool) -> list[Side]:
     path = str(cfg.frontier)
     other = checkpoint.load(path, data_dir=cfg.data_dir, device=device, key="frontier")
     own = beside(cfg, judging, first, other, "frontier")
-    check_undefended(first, other, "frontier", path, cfg.ckpt)
+    check_undefended(victim(first), victim(other), "frontier", path, cfg.ckpt)
     return [side, _kept(Side("frontier", path, other, own, checkpoint.epochs(path)))]
 
 

@@ -36,23 +36,30 @@ EXPOSURE = ("t_hr@", "t_ndcg@")
 """Metrics of target items that an attacker raises, or lowers, from near nothing."""
 
 
+def victim(loaded: checkpoint.Loaded) -> dict[str, Any]:
+    """The model of a checkpoint and all of its training that may defend it, as `run.json` of an attack keeps it."""
+    beside = {"adaptation": loaded.config.get("adaptation"), "noise": loaded.recipe.noise}
+    trained = {**(loaded.training or {}), **beside}
+    kept = {name: trained.get(name) for name in (*DEFENDS, *SHARED)}
+    return {"model": dict(loaded.config), "trained": loaded.training is not None, "settings": kept}
+
+
 def check_undefended(
-    loaded: checkpoint.Loaded, other: checkpoint.Loaded, key: str, path: str, ckpt: str, *, but: Sequence[str] = ()
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, path: str, ckpt: str, *, but: Sequence[str] = ()
 ) -> None:
-    """RrecError unless a run is an undefended one of the same model as the checkpoint.
+    """RrecError unless the victim of a run, theirs, is an undefended one of the same model as that of the checkpoint.
 
     It has no defence, no cleaning and no fine-tuning; noise, adaptation, distillation, start and teachers it has none
     of, or the same. but: those of them that may differ.
     """
     no = f"{key}={path} is no undefended run of the model of ckpt={ckpt}"
-    if other.training is None:
+    if not theirs["trained"]:
         raise RrecError(f"{no}: it was fine-tuned, or does not say how it was trained; name a run of rrec train")
-    theirs, ours = _settings(other), _settings(loaded)
     for name in (*DEFENDS, *SHARED):
-        value = theirs.get(name)
-        if name not in but and not _nothing(value) and (name in DEFENDS or value != ours.get(name)):
+        value = theirs["settings"].get(name)
+        if name not in but and not _nothing(value) and (name in DEFENDS or value != ours["settings"].get(name)):
             raise RrecError(f"{no}: its {name} is {value.get('name') if isinstance(value, Mapping) else value}")
-    if changed := difference(other.config, loaded.config, but=("adaptation",)):
+    if changed := difference(theirs["model"], ours["model"], but=("adaptation",)):
         name, there, here = changed
         raise RrecError(f"{no}: its model.{name} is {there}, not {here}")
 
@@ -60,9 +67,9 @@ def check_undefended(
 def evaded(
     cfg: Attack, loaded: checkpoint.Loaded, judging: Evaluator[Any], threat: Mapping[str, str]
 ) -> Mapping[str, float] | None:
-    """Metrics of the baseline, a run of the same attack on the same data; None without one.
+    """Metrics of the baseline, a run of the same attack on the undefended model of the same data; None without one.
 
-    What cleaning left out of the data may differ. RrecError names what of the attack or the data is otherwise.
+    What cleaning left out of the data may differ, and what both learnt from. RrecError names what is otherwise.
     """
     if cfg.baseline is None:
         return None
@@ -74,8 +81,13 @@ def evaded(
     for name, value in {"task": "attack", "labels": cfg.labels, "threat": dict(threat)}.items():
         if record.get(name) != value:
             raise RrecError(f"{key}: {OTHER}, its {name} is {record.get(name)}")
+    metrics = _metrics(cfg, folder, key, APART)
+    attacked = record.get("victim")
+    if not isinstance(attacked, Mapping):
+        raise RrecError(f"{key} does not say what it attacked: attack the undefended model again")
+    check_undefended(victim(loaded), attacked, "baseline", cfg.baseline, cfg.ckpt, but=SHARED)
     asked_alike(cfg, judging, loaded.uncleaned, "baseline")
-    return _metrics(cfg, folder, key, APART)
+    return metrics
 
 
 def poisoned(cfg: Attack, loaded: checkpoint.Loaded, judging: Evaluator[Any]) -> Mapping[str, float] | None:
@@ -96,7 +108,7 @@ def poisoned(cfg: Attack, loaded: checkpoint.Loaded, judging: Evaluator[Any]) ->
     metrics = _metrics(cfg, folder, key, (*APART, *UNCOUNTED, *(["poison"] if _replays(cfg, fakes) else [])))
     other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=loaded.data.train.users.device, key="baseline")
     retrained = SOURCES  # they were trained again, in folders of the baseline
-    check_undefended(loaded, other, "baseline", cfg.baseline, cfg.ckpt, but=retrained)
+    check_undefended(victim(loaded), victim(other), "baseline", cfg.baseline, cfg.ckpt, but=retrained)
     asked_alike(cfg, judging, loaded.uncleaned, "baseline")
     return metrics
 
@@ -160,12 +172,6 @@ def _replays(cfg: Attack, fakes: Profiles) -> bool:
     """Whether the poison is these fake users."""
     path = cfg.poison.get("path") if cfg.poison["name"] == "file" else None
     return path is not None and profiles.digest(profiles.load(path, "poison.path")) == profiles.digest(fakes)
-
-
-def _settings(loaded: checkpoint.Loaded) -> dict[str, Any]:
-    """Of the training of a model, all that makes it another one than an undefended one."""
-    beside = {"adaptation": loaded.config.get("adaptation"), "noise": loaded.recipe.noise}
-    return {**(loaded.training or {}), **beside}
 
 
 def _nothing(value: Any) -> bool:
