@@ -38,7 +38,7 @@ def test_what_is_left_is_what_an_attack_on_the_run_leaves(
     assert {name: trained[name] for name in plain} == plain
     assert (tmp_path / "run/model.safetensors").read_bytes() == (tmp_path / "plain/model.safetensors").read_bytes()
     found = run("attack", tmp_path / "attack", f"ckpt='{tmp_path / 'run'}'", *JUDGED, *attacked)
-    names = {name for name in found if name.startswith(("attacked/", "drop/", "rise/"))}
+    names = {name for name in found if name.startswith(("attacked/", "drop/", "offset/", "rise/"))}
     assert {name: found[name] for name in names} == {name: trained[name] for name in set(trained) - set(plain)}
     assert trained["attacked/ndcg@10"] < trained["test/ndcg@10"]
 

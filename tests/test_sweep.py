@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from math import nan, sqrt
 from pathlib import Path
@@ -22,7 +23,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
 from robustbench_rec.launch import launch
 from robustbench_rec.reports import sweep
-from robustbench_rec.reports.summary import Job, Summary
+from robustbench_rec.reports.summary import Job, Selection, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
 BROKEN: set[tuple[float, int]] = set()
@@ -156,6 +157,8 @@ def test_noise_robustness_is_the_normalised_area_under_noisy_over_clean() -> Non
     assert settings == {}
     assert measures["noise robustness"].mean == pytest.approx((first + 1) / 2)
     assert measures["noise robustness"].n == 2
+    under = (0.1 * (0.4 + 0.3) / 2 + 0.3 * (0.3 + 0.1) / 2) / 0.4
+    assert measures["area of test/ndcg@10"].mean == pytest.approx((under + 0.2) / 2)
     without_clean = [job for job in given if job.overrides["noise.level"] != "0"]
     assert Summary(without_clean, "train").resilience == []
     failed = [*given[:-1], Job("5", given[-1].overrides, None, "broken")]
@@ -166,6 +169,41 @@ def test_an_error_metric_that_doubles_with_noise_is_as_bad_as_a_quality_that_hal
     given = jobs({("0",): {"test/rmse": 1.0}, ("0.2",): {"test/rmse": 2.0}}, "noise.level")
     ((_, measures),) = Summary(given, "train").resilience
     assert measures["noise robustness"].mean == pytest.approx(0.75)
+    assert measures["area of test/rmse"].mean == pytest.approx(1.5)
+
+
+def chosen(metric: str, key: str, values: Mapping[str, Sequence[float]]) -> list[Selection]:
+    names = (f"valid/{metric}", f"test/{metric}", f"attacked/{metric}")
+    given = {(each,): dict(zip(names, value, strict=False)) for each, value in values.items()}
+    return Summary(jobs(given, key), "train", metric).selections
+
+
+def test_what_validation_chooses_is_held_against_the_best_on_test_and_under_attack() -> None:
+    values = {"8": (0.1, 0.5, 0.1), "16": (0.3, 0.2, 0.15), "32": (0.2, 0.4, 0.12)}
+    test, attacked = chosen("ndcg@10", "model.dim", values)
+    assert (test.settings, test.chosen, test.best) == ({"model.dim": "16"}, 0.2, pytest.approx(0.5))
+    assert test.gap == pytest.approx(0.3)
+    assert (attacked.metric, attacked.gap) == ("attacked/ndcg@10", 0)
+
+
+def test_of_an_error_the_least_is_chosen_and_the_gap_is_how_much_more_it_is() -> None:
+    (test,) = chosen("rmse", "model.dim", {"8": (0.9, 0.8), "16": (0.7, 1.0)})
+    assert (test.settings, test.chosen, test.best) == ({"model.dim": "16"}, 1.0, pytest.approx(0.8))
+    assert test.gap == pytest.approx(0.2)
+
+
+def test_nothing_is_chosen_among_what_is_judged_in_different_ways_or_alone() -> None:
+    assert chosen("ndcg@10", "noise.level", {"0": (0.1, 0.5), "0.1": (0.3, 0.2)}) == []
+    assert chosen("ndcg@10", "model.dim", {"8": (0.1, 0.5)}) == []
+    seeds = jobs({("0",): {"valid/ndcg@10": 0.1}, ("1",): {"valid/ndcg@10": 0.2}}, "seed")
+    assert Summary(seeds, "train", "ndcg@10").selections == []
+
+
+def test_a_sweep_tells_what_choosing_on_validation_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["lr=0.1,0.2", "seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    (line,) = [each for each in Path("s/summary.md").read_text().splitlines() if each.startswith("chosen by")]
+    assert "(selection gap " in line
+    assert line in capsys.readouterr().out
 
 
 def test_the_robustness_of_an_attack_sweep_starts_from_its_clean_quality() -> None:
@@ -173,6 +211,7 @@ def test_the_robustness_of_an_attack_sweep_starts_from_its_clean_quality() -> No
     given = jobs({key: {"clean/ndcg@10": 0.4, "attacked/ndcg@10": value} for key, value in metrics.items()}, "eps")
     ((_, measures),) = Summary(given, "attack").resilience
     assert measures["noise robustness"].mean == pytest.approx((0.1 * 0.75 + 0.1 * 0.375) / 0.2)
+    assert measures["area of attacked/ndcg@10"].mean == pytest.approx((0.1 * 0.3 + 0.1 * 0.15) / 0.2)
 
 
 def test_the_robustness_of_trainings_that_end_with_an_attack_is_that_under_it() -> None:

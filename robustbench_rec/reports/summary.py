@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+
 from robustbench_rec.metrics.direction import sign
+from robustbench_rec.metrics.robustness import area, selection_gap
 from robustbench_rec.significance import Spread, over_seeds, within_noise
 
 SIDES = ("test", "attacked", "poisoned", "valid", "clean")
@@ -64,6 +67,20 @@ class Curve:
     level: str
     quality: str
     clean: str | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What comes of choosing on validation. metric: of test or under an attack. chosen, best: its mean of either.
+
+    gap: how much worse the chosen one is.
+    """
+
+    metric: str
+    settings: Mapping[str, str]
+    chosen: float
+    best: float
+    gap: float
 
 
 @dataclass(frozen=True)
@@ -154,9 +171,30 @@ class Summary:
         return best, close
 
     @cached_property
+    def selections(self) -> list[Selection]:
+        """The settings that are best on validation, held against the best on test, and under the attack of a training.
+
+        Nothing where less than two settings were judged alike, or none was validated.
+        """
+        by, name = f"valid/{self.monitor}", self.monitor
+        groups = [group for group in self.groups if group.spread(by).n]
+        if len(groups) < 2 or self.judged or not self.sign(by):
+            return []
+        valid = self.sign(by) * torch.tensor([group.spread(by).mean for group in groups], dtype=torch.double)
+        first, found = int(valid.argmax()), []
+        for metric in (f"test/{name}", f"attacked/{name}"):
+            values = torch.tensor([group.spread(metric).mean for group in groups], dtype=torch.double)
+            if not bool(values.isnan().any()):
+                chosen, gap = values[first].item(), selection_gap(valid, self.sign(by) * values).item()
+                best = chosen + self.sign(by) * gap
+                found.append(Selection(metric, groups[first].settings, chosen, best, gap))
+        return found
+
+    @cached_property
     def resilience(self) -> list[tuple[dict[str, str], dict[str, Spread]]]:
         """What noise, attacks and injections leave, for each combination of the remaining settings.
 
+        area of a quality: that under its curve over the swept levels, from 0 on, divided by their range: its mean.
         noise robustness: area under quality at a level ÷ quality at level 0 (of an attack: attacked ÷ clean), over the
         swept levels, divided by their range; the inverse ratio of a metric of which less is better. 1: nothing is lost.
         overall safety: 1 − the mean over the swept injections of the rise of the targets' exposure, T-HR@K, as a share
@@ -166,7 +204,8 @@ class Summary:
         """
         found: dict[str, tuple[list[str], Callable[[list[Job]], float]]] = {}
         if (curve := self._curve()) is not None:
-            found["noise robustness"] = ([curve.level], lambda jobs: self._area(jobs, curve))
+            found["noise robustness"] = ([curve.level], lambda jobs: self._area(jobs, curve, relative=True))
+            found[f"area of {curve.quality}"] = ([curve.level], lambda jobs: self._area(jobs, curve, relative=False))
         exposure = next((each for each in self.metrics if each.startswith("poisoned/t_hr@")), None)
         if exposure is not None:
             injections = [key for key in self.settings if key.partition(".")[0] == "poison"]
@@ -191,23 +230,24 @@ class Summary:
             return Curve("eps", attacked, clean)
         return Curve("noise.level", self.primary, None) if "noise.level" in self.numeric else None
 
-    def _area(self, jobs: list[Job], curve: Curve) -> float:
+    def _area(self, jobs: list[Job], curve: Curve, *, relative: bool) -> float:
+        """Area under the qualities, or under what is left of each, over the range of the levels."""
         points = []
         for job in jobs:
             before = math.nan if curve.clean is None else job.value(curve.clean)
             points.append((float(job.overrides[curve.level]), job.value(curve.quality), before))
         points.sort()
         if curve.clean is not None and points[0][0] > 0:
-            points.insert(0, (0.0, 1.0, 1.0))  # an attack within eps = 0 changes nothing
-        if points[0][0] != 0 or len({each[0] for each in points}) != len(points):
+            points.insert(0, (0.0, points[0][2], points[0][2]))  # an attack within eps = 0 changes nothing
+        if points[0][0] != 0 or len(points) < 2 or len({each[0] for each in points}) != len(points):
             return math.nan
-        start = points[0][1]
-        ratios = [_ratio(value, start if curve.clean is None else before) for _, value, before in points]
-        if self.sign(curve.quality) < 0:
-            ratios = [_ratio(1.0, each) for each in ratios]
-        levels = [each[0] for each in points]
-        steps = zip(levels, levels[1:], ratios, ratios[1:], strict=False)
-        return sum((right - left) * (one + other) / 2 for left, right, one, other in steps) / levels[-1]
+        values = [value for _, value, _ in points]
+        if relative:
+            start = values[0]
+            values = [_ratio(value, start if curve.clean is None else before) for _, value, before in points]
+            if self.sign(curve.quality) < 0:
+                values = [_ratio(1.0, each) for each in values]
+        return area(torch.tensor([each[0] for each in points]), torch.tensor(values, dtype=torch.double)).item()
 
 
 def is_seed(key: str) -> bool:

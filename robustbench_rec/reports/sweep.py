@@ -48,6 +48,8 @@ def report(found: Summary, directory: Path, console: Console) -> None:
         console.print(_legend(found, "bold"), style="dim", markup=False, highlight=False, soft_wrap=True)
     if found.resilience:
         console.print(_resilience_table(found))
+    for line in _selected(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for job in found.jobs:
         if job.error:
             console.print(f"job {job.name}: {job.error}", style="red", markup=False, soft_wrap=True)
@@ -179,7 +181,18 @@ def _markdown(found: Summary, metrics: Sequence[str]) -> str:
         keys, measures = (list(each) for each in found.resilience[0])
         rows = [[*settings.values(), *map(_spread, values.values())] for settings, values in found.resilience]
         lines += ["", *_pipes([*keys, *measures], rows, len(measures))]
+    for line in _selected(found):
+        lines += ["", line]
     return "\n".join(lines) + "\n"
+
+
+def _selected(found: Summary) -> list[str]:
+    """What comes of choosing on validation, a line for each quality."""
+    return [
+        f"chosen by valid/{found.monitor}: {_label(each.settings)}; its {each.metric} is {_number(each.chosen)}, the "
+        f"best {_number(each.best)} (selection gap {_number(each.gap)})"
+        for each in found.selections
+    ]
 
 
 def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -> list[str]:

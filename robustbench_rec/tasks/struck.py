@@ -12,7 +12,7 @@ from robustbench_rec.evaluation import Evaluator, Result, evaluator
 from robustbench_rec.evaluation.worst import attacked, judged, members, worst
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
-from robustbench_rec.metrics.robustness import drop
+from robustbench_rec.metrics.robustness import drop, offset
 from robustbench_rec.model import RecModel
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import Row, show
@@ -67,12 +67,13 @@ def is_quality(name: str, judging: Evaluator[Any]) -> bool:
 
 
 def compared(clean: Result, after: Result, judging: Evaluator[Any]) -> dict[str, float]:
-    """Clean, attacked and the relative drop, shown; absolute differences for what is no quality.
+    """Clean, attacked and the relative drop, shown; absolute differences for what is no quality; the offset, told.
 
     What is about target items, the aim of such an attack, stands first.
     """
     rows: list[Row] = []
     told: dict[str, float] = {}
+    apart: dict[str, float] = {}
     for name, value in sorted(clean.metrics.items(), key=lambda each: not each[0].startswith("t_")):
         other = after.metrics[name]
         told |= {f"clean/{name}": value, f"attacked/{name}": other}
@@ -80,8 +81,10 @@ def compared(clean: Result, after: Result, judging: Evaluator[Any]) -> dict[str,
             told[f"rise/{name}"] = other - value
             rows.append([name, value, other, "", other - value])
         else:
-            lost = drop(*torch.tensor([value, other], dtype=torch.double)).item()
+            sides = torch.tensor([value, other], dtype=torch.double)
+            lost = drop(*sides).item()
             told[f"drop/{name}"] = lost
+            apart[f"offset/{name}"] = offset(*sides).item()
             rows.append([name, value, other, lost, ""])
     show("before and after", ["metric", "clean", "attacked", "drop (share)", "rise"], rows)
-    return told
+    return told | apart
