@@ -140,13 +140,14 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
     the sweep was started. overrides: of the launcher.
     """
     try:
-        verb, words = sweeping.asked(Path(directory).expanduser())
+        folder = Path(directory).expanduser()
+        verb, words = sweeping.asked(folder)
         for each in overrides:
             if not each.startswith(("hydra/launcher=", "hydra.launcher.")):
                 raise RrecError(f"a sweep goes on as it was: drop '{each}' (only hydra/launcher… may change)")
         if any(each.startswith("hydra/launcher=") for each in overrides):
             words = [each for each in words if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
-        jobs, place = sweeping.jobs_of(verb, Path(directory).expanduser()), sweeping.started_in(Path(directory))
+        jobs, place = sweeping.jobs_of(verb, folder), sweeping.started_in(folder)
     except RrecError as error:
         _say(str(error))
         return 2
@@ -154,6 +155,9 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
     for job in jobs:
         if job.error is not None:
             _say(f"job {job.name}, again: {job.error}")
+    if not place.is_dir():
+        _say(f"it was started in {place}, which is gone: relative paths of the sweep are taken to be of this directory")
+        place = Path()
     return launch(verb, [*words, *overrides], multirun=True, place=place)
 
 

@@ -39,11 +39,8 @@ def asked(directory: Path) -> tuple[str, list[str]]:
 
 
 def started_in(directory: Path) -> Path:
-    """The working directory of a sweep, which its relative paths are about; RrecError where it is there no more."""
-    told = files.read_json(directory.expanduser() / SWEEP, "sweep").get("cwd", ".")
-    if not isinstance(told, str) or not Path(told).is_dir():
-        raise RrecError(f"{directory} was started in {told}, which is no directory any more; start the sweep anew")
-    return Path(told)
+    """The working directory of a sweep, which its relative paths are about."""
+    return Path(str(files.read_json(directory / SWEEP, "sweep").get("cwd", ".")))
 
 
 def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:

@@ -136,9 +136,11 @@ class TestCleaned:
         words = ("device=cpu", "attack.steps=1")
         run("attack", tmp_path / "base", f"ckpt='{there}/plain'", *words)
         record = json.loads((tmp_path / "base" / "run.json").read_text())
-        (tmp_path / "base" / "run.json").write_text(json.dumps({k: v for k, v in record.items() if k != "victim"}))
-        with pytest.raises(RrecError, match="base does not say what it attacked: attack the undefended model again"):
-            run("attack", tmp_path / "a", f"ckpt='{there}/apr'", *words, f"baseline='{tmp_path}/base'")
+        for victim in ({}, {"victim": 1}, {"victim": {**record["victim"], "settings": None}}):
+            told = {key: value for key, value in record.items() if key != "victim"} | victim
+            (tmp_path / "base" / "run.json").write_text(json.dumps(told))
+            with pytest.raises(RrecError, match="base does not say what it attacked: attack the undefended model agai"):
+                run("attack", tmp_path / "a", f"ckpt='{there}/apr'", *words, f"baseline='{tmp_path}/base'")
 
     def test_a_report_sets_it_beside_the_undefended_one_user_by_user(self, there: Path, tmp_path: Path) -> None:
         for name in ("plain", "cleaned"):

@@ -83,7 +83,8 @@ def evaded(
             raise RrecError(f"{key}: {OTHER}, its {name} is {record.get(name)}")
     metrics = _metrics(cfg, folder, key, APART)
     attacked = record.get("victim")
-    if not isinstance(attacked, Mapping):
+    kinds = {"model": Mapping, "settings": Mapping, "trained": bool}
+    if not (isinstance(attacked, Mapping) and all(isinstance(attacked.get(k), kind) for k, kind in kinds.items())):
         raise RrecError(f"{key} does not say what it attacked: attack the undefended model again")
     check_undefended(victim(loaded), attacked, "baseline", cfg.baseline, cfg.ckpt, but=SHARED)
     asked_alike(cfg, judging, loaded.uncleaned, "baseline")
