@@ -121,7 +121,10 @@ def load(
     try:
         data = load_data(recipe, data_dir)
     except RrecError as error:
-        told = f"if they were moved, write where they are into its {CARD}, under recipe, dataset"
+        told = (
+            "a relative path starts from where rrec is run, as it did then; if the data were moved, write where they "
+            f"are into its {CARD}, under recipe, dataset"
+        )
         raise RrecError(f"{key}={path}: the data that it was trained on: {error}; {told}") from error
     if "fakes" in card:
         data = profiles.inject(data, profiles.load(str(folder), key))
@@ -362,7 +365,11 @@ def _card(path: str, key: str) -> dict[str, Any]:
     """What is told of the tensors of a run directory; RrecError where there are none."""
     folder = _folder(path)
     if not (folder / TENSORS).is_file():
-        raise RrecError(f"{key}={path}: no {TENSORS} there; name the directory of a finished run of rrec train")
+        begun = (folder / "resume").is_dir()
+        what = (
+            f"continue it first, with resume={path}" if begun else "name the directory of a finished run of rrec train"
+        )
+        raise RrecError(f"{key}={path}: no {TENSORS} there; {what}")
     return read_json(folder / CARD, f"{key}={path}")
 
 

@@ -25,6 +25,8 @@ from robustbench_rec.reports import reading
 
 NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
+PLACES = ("hydra.run.dir", "hydra.sweep.dir")
+"""What names where a run, and a sweep, writes."""
 LARGEST_SEED = 2**63 - 1
 """What generators of random numbers take."""
 KEPT = ("metrics.json", "model.safetensors", "resume", "trajectory", "round-1")
@@ -103,9 +105,15 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
 
     A level of noise alone is one of flipped interactions, and an attack in a defence that has no eps gets none.
     """
-    words = []
+    words, said = [], {each.partition("=")[0].strip().lstrip("+") for each in overrides}
+    if verb in ("train", "distill") and "eps" in said and not said & {"attack", "experiment", "hparams", "resume"}:
+        raise RrecError("eps is the budget of attack=, of which there is none; that of a defence is defense.eps")
     for each in [*_flips(verb, overrides), *nested(overrides), *_without_eps(overrides)]:
-        group, _, value = (part.strip() for part in each.partition("="))
+        group, sign, value = (part.strip() for part in each.partition("="))
+        if sign and not group:
+            raise RrecError(f"cannot read '{each}': write key=value")
+        if group in PLACES and value.strip("'\"") in ("", "null"):
+            raise RrecError(f"{group}= names no directory: name one, or leave it out")
         names = [path.stem for path in sorted((conf_dir() / group).glob("*.yaml"))] if group.isidentifier() else []
         if not names or value in names or (value.startswith("[") and group == "experiment"):
             words.append(each)
@@ -218,9 +226,9 @@ def refuse_used(verb: str, overrides: Sequence[str]) -> None:
             _refuse_other(verb, composed, config.RESUMABLE_WITH)
 
 
-def sweep_place(overrides: Sequence[str]) -> Path | None:
-    """The directory that `hydra.sweep.dir` names, None where it does not."""
-    named = [each for each in overrides if each.lstrip("+").startswith("hydra.sweep.dir=")]
+def place(overrides: Sequence[str], key: str) -> Path | None:
+    """The directory that one of `PLACES` names, None where it does not."""
+    named = [each for each in overrides if each.lstrip("+").startswith(f"{key}=")]
     with suppress(HydraException):  # it is told when it is run
         return Path(str(OverridesParser.create().parse_override(named[-1]).value())) if named else None
     return None

@@ -53,10 +53,12 @@ def launch(
     status, stopped = 0, None
     try:
         if not (multirun or cfg):
+            if named := composing.place(overrides, "hydra.run.dir"):
+                sweeping.refuse_sweep(named)
             composing.refuse_used(verb, composing.chosen(verb, overrides))
         with chdir(place):
             words = overrides = composing.chosen(verb, composing.with_resume(verb, overrides, multirun))
-            if not cfg and (kept := composing.sweep_place(words)):
+            if not cfg and (kept := composing.place(words, "hydra.sweep.dir")):
                 sweeping.refuse_other(kept, verb, words)
             composing.register_schemas()
             main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)

@@ -43,9 +43,17 @@ def started_in(directory: Path) -> Path:
     return Path(str(files.read_json(directory / SWEEP, "sweep").get("cwd", ".")))
 
 
+def refuse_sweep(directory: Path) -> None:
+    """RrecError where a run is to be in the place of a sweep."""
+    if (directory / SWEEP).is_file():
+        raise RrecError(f"{directory} holds a sweep: name another hydra.run.dir, or remove it")
+
+
 def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:
-    """RrecError where a place holds another sweep; how its jobs are launched is no difference."""
+    """RrecError where a place holds a run, or another sweep; how its jobs are launched is no difference."""
     if not (directory / SWEEP).is_file():
+        if (directory / ".hydra").is_dir():
+            raise RrecError(f"{directory} holds a run: name another hydra.sweep.dir, or remove it")
         return
     theirs, words = asked(directory)
     before, now = (

@@ -244,25 +244,36 @@ class Kept(Matrix):
     def _kept(self, kind: str, ask: Callable[[Tensor], Tensor], count: int, width: int) -> NDArray[np.floating]:
         """`[count, width]`, of a file of its own; computed, so many rows at a time, where there is none."""
         path = self.path if kind == "scores" else self.path.with_suffix(f".{kind}.npy")
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
-            needed, free = 4 * count * width, shutil.disk_usage(path.parent).free
+            self._write(path, kind, ask, (count, width))
+        try:
+            found = _mapped(path)
+        except RrecError as error:
+            raise RrecError(f"cache=true: {path} cannot be read; remove it, and it is computed anew") from error
+        if found.shape != (count, width):
+            raise RrecError(f"{path}: {found.shape} {kind} where {(count, width)} belong; remove it")
+        return found
+
+    def _write(self, path: Path, kind: str, ask: Callable[[Tensor], Tensor], shape: tuple[int, int]) -> None:
+        draft = path.with_name(f".{path.stem}.{os.getpid()}.draft.npy")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            needed, free = 4 * shape[0] * shape[1], shutil.disk_usage(path.parent).free
             if needed > free // 2:
                 raise RrecError(
-                    f"cache=true: {kind} of a teacher, {count} × {width} numbers, take {needed / 2**30:.1f} GiB, more "
-                    f"than half of what is free in {path.parent} ({free / 2**30:.1f} GiB); leave cache out"
+                    f"cache=true: {kind} of a teacher, {shape[0]} × {shape[1]} numbers, take {needed / 2**30:.1f} GiB, "
+                    f"more than half of what is free in {path.parent} ({free / 2**30:.1f} GiB); leave cache out"
                 )
-            draft = path.with_name(f".{path.stem}.{os.getpid()}.draft.npy")
-            written = np.lib.format.open_memmap(draft, "w+", np.float32, (count, width))
-            for rows in torch.arange(count).split(max(1, CELLS // max(width, 1024))):
+            written = np.lib.format.open_memmap(draft, "w+", np.float32, shape)
+            for rows in torch.arange(shape[0]).split(max(1, CELLS // max(shape[1], 1024))):
                 written[rows.numpy()] = ask(rows.to(self.data.train.users.device)).cpu().numpy()
             written.flush()
             del written
             os.replace(draft, path)
-        found = _mapped(path)
-        if found.shape != (count, width):
-            raise RrecError(f"{path}: {found.shape} {kind} where {(count, width)} belong; remove it")
-        return found
+        except OSError as error:
+            raise RrecError(
+                f"cache=true: cannot write {path} ({error.strerror}); leave cache out, or name another data_dir"
+            ) from error
 
 
 def averaged(teacher: Teacher) -> nn.Module | None:

@@ -121,12 +121,20 @@ class TestLoading:
         rewrite(saved, lambda card: card.update(sha256=sha256(content).hexdigest()))
         refused(saved, "not a checkpoint of robustbench_rec")
 
+    def test_a_run_that_was_interrupted(self, saved: Path) -> None:
+        (saved / "model.safetensors").unlink()
+        refused(saved, "no model.safetensors there; name the directory of a finished run of rrec train")
+        (saved / "resume").mkdir()
+        refused(saved, f"no model.safetensors there; continue it first, with resume={saved}")
+
     def test_data_that_were_moved_since(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def gone(recipe: Any, data_dir: Any) -> None:
             raise RrecError("ratings.csv does not exist")
 
         monkeypatch.setattr(checkpoint, "load_data", gone)
-        refused(saved, "ratings.csv does not exist; if they were moved, write where they are into its model.json")
+        refused(
+            saved, r"ratings.csv does not exist; .* if the data were moved, write where they are into its model.json"
+        )
 
     def test_data_that_has_changed_since(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         other = replace(DATA, fingerprint="f" * 64)

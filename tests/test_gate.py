@@ -247,3 +247,12 @@ def test_a_table_that_is_wider_than_the_terminal_breaks_sentences_and_keeps_numb
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert {"baseline", "0.1235", "pass"} <= set(printed.replace("│", " ").split())
+
+
+def test_numbers_that_do_not_fit_side_by_side_are_not_cut(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    show("t", [f"column{number}" for number in range(8)], [[number + 0.12345 for number in range(8)]])
+    printed = capsys.readouterr().out
+    assert {f"{number}.1235" for number in range(8)} <= set(printed.replace("│", " ").split())

@@ -124,6 +124,9 @@ MISTAKES = {
         "several are distill=[first,…], each inside the one before",
     ),
     "missing path": ("train", ["dataset=table"], 2, "dataset.path=<value>"),
+    "no key": ("train", ["=3"], 2, "cannot read '=3': write key=value"),
+    "no place for a run": ("train", ["hydra.run.dir="], 2, "hydra.run.dir= names no directory"),
+    "a budget of nothing": ("train", ["eps=0.1"], 2, "eps is the budget of attack=, of which there is none"),
     "no equals sign": ("train", ["foo"], 2, "cannot read 'foo': write key=value"),
     "broken value": ("train", ["top_k=[1"], 2, "cannot read 'top_k=[1'"),
     "unknown interpolation": ("train", ["lr=${nope}"], 2, "nope"),
@@ -247,6 +250,18 @@ def test_a_directory_that_holds_another_run_is_refused_and_left_as_it_was(
     assert fragment in err
     assert "name another hydra.run.dir" in err
     assert contents("run") == before
+
+
+def test_a_run_and_a_sweep_do_not_share_a_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["hydra.run.dir=run"]) == 0
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=sweep"], multirun=True) == 0
+    before = {**contents("run"), **contents("sweep")}
+    capsys.readouterr()
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=run"], multirun=True) == 2
+    assert "rrec: run holds a run: name another hydra.sweep.dir" in capsys.readouterr().err
+    assert launch("train", ["hydra.run.dir=sweep"]) == 2
+    assert "rrec: sweep holds a sweep: name another hydra.run.dir" in capsys.readouterr().err
+    assert {**contents("run"), **contents("sweep")} == before
 
 
 @pytest.mark.parametrize("words", [["hydra.run.dir=run"], ["resume=run"]])

@@ -226,6 +226,8 @@ class TestThinning:
     def test_cores_that_leave_nothing_are_named(self):
         with pytest.raises(RrecError, match="cores are too strict"):
             ready(plain(), config=settled(user_core=6))
+        with pytest.raises(RrecError, match=r"prepare\.threshold or the cores are too strict"):
+            ready(plain(), config=settled(threshold=9, user_core=2, item_core=2))
 
     def test_removals_are_counted(self):
         rows = [*plain(), ("few", "i0", 3.0, 50), ("few", "rare", 3.0, 51)]

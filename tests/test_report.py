@@ -490,6 +490,20 @@ def test_a_run_without_results_says_why(there: Path, tmp_path: Path, status: str
     assert why in (read(tmp_path / "a").error or "")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]"])
+def test_a_run_whose_results_cannot_be_read_says_so(there: Path, tmp_path: Path, content: str) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "a")
+    (tmp_path / "a" / "metrics.json").write_text(content)
+    assert read(tmp_path / "a").error == "its metrics.json cannot be read"
+    report([tmp_path / "a", there / "train" / "plain1"], tmp_path / "r.html", ["html"], 0, None)
+    assert "its metrics.json cannot be read" in (tmp_path / "r.html").read_text()
+
+
+def test_a_report_is_no_pdf(there: Path, tmp_path: Path) -> None:
+    with pytest.raises(RrecError, match=r"--out .*r.pdf: a report is an .html file"):
+        report([there / "train" / "plain0"], tmp_path / "r.pdf", ["html"], 0, None)
+
+
 @pytest.mark.parametrize(("status", "why"), [("running", "still running"), ("failed", "the loss is NaN")])
 def test_results_beside_a_run_that_is_not_done_are_not_its_own(
     there: Path, tmp_path: Path, status: str, why: str

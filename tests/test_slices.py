@@ -382,6 +382,16 @@ class TestVerbs:
         assert list(frame.columns) == ["attribute", "slice", "users", "events", "metric", "value"]
         assert {each.name for each in tmp_path.glob("*.csv")} == {"slices.csv", "calibration.csv", "reliability.csv"}
 
+    def test_scores_that_are_no_ratings_are_said_to_be_none(
+        self, runs: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run(evaluate, tmp_path / "a", f"ckpt='{runs['one']}'", "protocol=ratings", "device=cpu")
+        assert "protocol=ratings: the scores of" in caplog.text
+        caplog.clear()
+        run(train, tmp_path / "rated", *SMALL, "model=biased_mf", "protocol=ratings", "loss=mse", "negatives=0")
+        run(evaluate, tmp_path / "b", f"ckpt='{tmp_path}/rated'", "protocol=ratings", "device=cpu")
+        assert "no ratings" not in caplog.text
+
     def test_bf16_and_a_baseline_are_each_told(self, runs: dict[str, Path], tmp_path: Path) -> None:
         words = f"ckpt='{runs['one']}'", f"baseline='{runs['one']}'", "precision=bf16", "device=cpu"
         found = run(evaluate, tmp_path, *words)
@@ -425,7 +435,9 @@ class TestVerbs:
 
     def test_another_attack_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:
         run(attack, tmp_path / "base", f"ckpt='{runs['one']}'", "eps=0.1", "device=cpu")
-        with pytest.raises(RrecError, match="not the same attack on the same data, its threat is"):
+        with pytest.raises(
+            RrecError, match="not the same attack on the same data, its budget is .* 0.1 .*, not .* 0.2 "
+        ):
             run(
                 attack,
                 tmp_path / "a",
@@ -443,7 +455,7 @@ class TestVerbs:
             ("part=valid", "its part is valid, not test"),
             ("seen=true", "its seen is True, not False"),
             ("protocol=sampled n_negatives=15", "its protocol is sampled, not full"),
-            ("goal=promote", "its threat is"),
+            ("goal=promote", "its goal is promote .*, not untargeted"),
         ],
     )
     def test_an_attack_with_other_settings_is_no_baseline(

@@ -190,6 +190,16 @@ class TestTeachers:
         with pytest.raises(RrecError, match=r"cache=true: items of a teacher, 20 × \d+ numbers, take .* GiB"):
             kept.items(torch.tensor([0]))
 
+    def test_a_kept_file_that_is_broken_or_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
+        data, folder = replace(DATA, place=tmp_path), tmp_path / "teachers"
+        folder.mkdir()
+        (folder / "key.npy").write_bytes(b"broken")
+        with pytest.raises(RrecError, match=r"^cache=true: .*key.npy cannot be read; remove it, and it is computed"):
+            Kept(teacher_of(), data, "key")
+        (tmp_path / "file").write_text("")
+        with pytest.raises(RrecError, match=r"^cache=true: cannot write .*other.npy \(.*\); leave cache out, or name"):
+            Kept(teacher_of(), replace(DATA, place=tmp_path / "file"), "other")
+
     @pytest.mark.parametrize("which", ["users", "items"])
     def test_a_matrix_whose_ids_were_put_right_is_computed_anew(self, which: str, tmp_path: Path) -> None:
         data, scores = replace(DATA, place=tmp_path), torch.randn(DATA.n_users, DATA.n_items)

@@ -11,11 +11,12 @@ def core(columns: list[tuple[Array, Array]]) -> Array:
     columns: group codes from 0 `[N]` (or `[N, m]`: a row is in m groups), and how many rows each group needs `[G]`.
     """
     kept = np.ones(len(columns[0][0]), dtype=bool)
-    while True:
+    while len(kept):
         left = kept
         for codes, need in columns:
             enough = np.bincount(codes[left].ravel(), minlength=len(need)) >= need
             left = left & enough[codes].reshape(len(codes), -1).all(axis=1)
         if left.sum() == kept.sum():
-            return kept
+            break
         kept = left
+    return kept

@@ -88,9 +88,10 @@ def read(path: Path, *, asked: bool = True) -> Found:
     verb = str(job.get("config_name") or record.get("task") or "?")
     told = _loaded(path / ".hydra" / "overrides.yaml")
     finished = record.get("status") == "done" and (path / "metrics.json").is_file()
-    metrics = _numbers(_mapping(path / "metrics.json")) if finished else None
-    error = None
-    if metrics is None:
+    told_metrics = _loaded(path / "metrics.json") if finished else None
+    metrics = _numbers(told_metrics) if isinstance(told_metrics, Mapping) else None
+    error = "its metrics.json cannot be read" if finished and metrics is None else None
+    if metrics is None and error is None:
         known = {"running": "it is still running, or was killed", "done": "it is done, but has no metrics.json"}
         error = known.get(str(record.get("status"))) or str(record.get("error") or last_error(path / f"{verb}.log"))
     return Found(

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -21,16 +22,19 @@ class _Output(Console):
 def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Print a table on standard output: names to the left, numbers to the right.
 
-    Where it is wider than the terminal, columns of several words are broken, and single words and numbers stay whole.
+    Where it is wider than the terminal, columns of several words are broken; no single word or number is cut.
     """
     cells = [[number(each) if isinstance(each, float) else str(each) for each in row] for row in rows]
     table = Table(header_style="bold")
+    least = 1  # the frame
     for index, column in enumerate(columns):
         whole = not any(" " in row[index] for row in cells)
         table.add_column(escape(column), justify="left" if index == 0 else "right", no_wrap=whole)
+        least += 3 + max(cell_len(word) for row in (columns, *cells) for word in (row[index].split() or [""]))
     for row in cells:
         table.add_row(*map(escape, row))
     out = _Output()
+    out.width = max(out.width, least)
     out.print(title, style="bold", markup=False, highlight=False)  # the title of a rich table is broken at its width
     out.print(table)
 

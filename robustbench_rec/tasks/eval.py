@@ -1,5 +1,6 @@
 """rrec eval."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from robustbench_rec.tasks.beside import beside
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
 
+log = logging.getLogger(__name__)
+
 
 def run(cfg: Eval, out: Path) -> dict[str, float]:
     """Judge a checkpoint on a part of the data that it was trained on, as they are or with noise; prove what stays.
@@ -34,6 +37,8 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
     judging.portions(cfg.part)
+    if cfg.protocol == "ratings" and ((loaded.training or {}).get("loss") or loaded.model.loss) != "mse":
+        log.warning("protocol=ratings: the scores of ckpt=%s are no ratings; train with loss=mse", cfg.ckpt)
     if cfg.calibrate:
         judging.portions("valid")
     for attribute in cfg.slices:
@@ -119,13 +124,13 @@ def _compared(judging: Evaluator[Any], ours: Result, theirs: Result, cfg: Eval) 
         row: list[str | float] = [name, one, two, one - two]
         if name in found:
             each, p = found[name], adjusted[name]
-            between = f"{number(each.difference.low)} … {number(each.difference.high)}"
-            row += [between, p, each.dz, "" if p < LEVEL else "chance"]
+            between = f"{number(each.difference.low)}…{number(each.difference.high)}"
+            row += [between, p, "" if p < LEVEL else "≈"]
             told |= {f"difference/{name}/low": each.difference.low, f"difference/{name}/high": each.difference.high}
             told |= {f"difference/{name}/p": p, f"difference/{name}/d": each.d, f"difference/{name}/dz": each.dz}
-        rows.append([*row, *[""] * (8 - len(row))])
-    columns = ["metric", "run", "base", "Δ", "95 %", "p", "dz", ""]
-    show(f"beside {cfg.baseline}: {len(ours.users)} users, paired; p after Holm", columns, rows)
+        rows.append([*row, *[""] * (7 - len(row))])
+    columns = ["metric", "run", "base", "Δ", "95 %", "p", ""]
+    show(f"beside {cfg.baseline}: {len(ours.users)} users, paired; p after Holm; ≈: may be chance", columns, rows)
     return told
 
 

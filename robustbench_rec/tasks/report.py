@@ -24,6 +24,8 @@ def run(paths: Sequence[Path], out: Path, formats: Sequence[str], users: int, da
     for each in formats:
         if each not in FORMATS:
             raise unknown("format of a report", each, FORMATS)
+    if out.suffix not in (".html", ".htm"):
+        raise RrecError(f"--out {out}: a report is an .html file (other formats of its tables: --formats md,csv,tex)")
     if users < 0:
         raise RrecError(f"users={users}: 0 or more are needed")
     book = Book(runs(paths))

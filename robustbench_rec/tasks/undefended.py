@@ -77,10 +77,12 @@ def evaded(
     record = read_json(folder / "run.json", key)
     told = checkpoint.fingerprints(loaded.data)
     if told["fingerprint"] != record.get("fingerprint") and not checkpoint.alike(told, record):
-        raise RrecError(f"{key}: {OTHER}, its fingerprint is {record.get('fingerprint')}")
-    for name, value in {"task": "attack", "labels": cfg.labels, "threat": dict(threat)}.items():
+        raise RrecError(f"{key}: {OTHER}, its fingerprint is {str(record.get('fingerprint'))[:12]}")
+    theirs = record.get("threat")
+    record |= theirs if isinstance(theirs, Mapping) else {}
+    for name, value in {"task": "attack", "labels": cfg.labels, **threat}.items():
         if record.get(name) != value:
-            raise RrecError(f"{key}: {OTHER}, its {name} is {record.get(name)}")
+            raise RrecError(f"{key}: {OTHER}, its {name} is {record.get(name)}, not {value}")
     metrics = _metrics(cfg, folder, key, APART)
     attacked = record.get("victim")
     kinds = {"model": Mapping, "settings": Mapping, "trained": bool}
@@ -105,7 +107,7 @@ def poisoned(cfg: Attack, loaded: checkpoint.Loaded, judging: Evaluator[Any]) ->
         raise RrecError(f"{key} is no run of rrec attack with a poison: name that of the undefended model")
     fakes = profiles.load(cfg.baseline, "baseline")
     if fakes.about.get("fingerprint") != loaded.uncleaned.fingerprint:
-        raise RrecError(f"{key}: {OTHER}, its fingerprint is {fakes.about.get('fingerprint')}")
+        raise RrecError(f"{key}: {OTHER}, its fingerprint is {str(fakes.about.get('fingerprint'))[:12]}")
     metrics = _metrics(cfg, folder, key, (*APART, *UNCOUNTED, *(["poison"] if _replays(cfg, fakes) else [])))
     other = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=loaded.data.train.users.device, key="baseline")
     retrained = SOURCES  # they were trained again, in folders of the baseline
