@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	  if "$$each" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then found=$$each; break; fi; \
 	done; \
 	if [ -z "$$found" ]; then echo "no Python 3.11, 3.12 or 3.13 found; name one: make PYTHON=/path/to/python" >&2; exit 1; fi; \
-	"$$found" -m venv --clear .venv
+	"$$found" -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $(READY)
 

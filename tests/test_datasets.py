@@ -171,6 +171,19 @@ class TestTable:
         with pytest.raises(RrecError, match="rename one of them"):
             named("item_id,Titel,title\n7,Amélie,Heat\n", "Titel")
 
+    @pytest.mark.parametrize(
+        ("part", "text", "key"),
+        [
+            ("items", "movie,title\n7,Heat\n", "items.id"),
+            ("users", "name,age\nann,30\n", "users.id"),
+            ("kg", "a,relation,tail\nm1,is,x\n", "kg.head"),
+        ],
+    )
+    def test_the_key_that_names_a_missing_column_of_any_table_is_told(self, tmp_path, part, text, key):
+        table = {part: {"path": write(tmp_path / "b.csv", text)}}
+        with pytest.raises(RrecError, match=rf"unknown column of b\.csv .*; dataset\.{key} names it$"):
+            load("table", path=write(tmp_path / "a.csv", RATINGS), **table)
+
     def test_files_are_those_that_decide_about_a_prepared_copy(self, tmp_path):
         path, kg = tmp_path / "a.csv", tmp_path / "kg.csv"
         assert source("table", path=str(path), kg={"path": str(kg)}).files(tmp_path) == [path, kg]

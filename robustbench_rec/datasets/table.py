@@ -1,6 +1,7 @@
 """Tables of the user's own: CSV, TSV, any other delimiter, Parquet."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,6 +84,8 @@ class Table(Source):
     def load(self, root: Path) -> Raw:
         c = self.config
         kg, links = _sheet(c.kg), _sheet(c.links)
+        _named(kg, {"kg.head": c.kg.head, "kg.relation": c.kg.relation, "kg.tail": c.kg.tail})
+        _named(links, {"links.item": c.links.item, "links.entity": c.links.entity})
         if links is not None and kg is None:
             raise RrecError("dataset.links ties items to a knowledge graph: it needs dataset.kg.path")
         raw = Raw(
@@ -99,14 +102,7 @@ class Table(Source):
     def _events(self) -> pd.DataFrame:
         c = self.config
         sheet = read(c, locate(str(c.path)))
-        for key, name in (("user", c.user), ("item", c.item), ("rating", c.rating), ("time", c.time)):
-            if name is None:
-                continue
-            try:
-                sheet.pick(name)
-            except RrecError as error:
-                without = ", null where there is none" if key in ("rating", "time") else ""
-                raise RrecError(f"{error}; dataset.{key} names it{without}") from error
+        _named(sheet, {"user": c.user, "item": c.item, "rating": c.rating, "time": c.time})
         events = sheet.columns({"user": c.user, "item": c.item})
         if c.rating is not None:
             events["rating"] = sheet.ratings(c.rating)
@@ -147,4 +143,17 @@ def _titled(table: pd.DataFrame | None, title: str | None) -> pd.DataFrame | Non
 
 def _features(file: Features, name: str) -> pd.DataFrame | None:
     sheet = _sheet(file)
+    _named(sheet, {f"{name}s.id": file.id})
     return None if sheet is None else replace(sheet, numeric=frozenset(file.numbers)).features(file.id, name)
+
+
+def _named(sheet: Sheet | None, columns: Mapping[str, str | None]) -> None:
+    """RrecError, with the key that names it, where a sheet lacks a column. columns: names by keys of the dataset."""
+    for key, name in columns.items():
+        if sheet is None or name is None:
+            continue
+        try:
+            sheet.pick(name)
+        except RrecError as error:
+            without = ", null where there is none" if key in ("rating", "time") else ""
+            raise RrecError(f"{error}; dataset.{key} names it{without}") from error
