@@ -49,7 +49,7 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.bar.stop()
         if self.unsaid:
-            self.console.print(self.unsaid, highlight=False, markup=False)
+            self.console.print(self.unsaid, highlight=False, markup=False, soft_wrap=True)
 
     def each(self, round_: int, steps: Iterable[T]) -> Iterator[T]:
         """Count the steps of a round, counted from 0."""
@@ -66,7 +66,7 @@ class Bar:
             elif not self.live and now - max(self.spoken, self.begun) > ALIVE:
                 self.spoken = now
                 line = f"{self.title} {round_ + 1}/{self.total}  step {done + 1}/{self.steps}, {rate:.2g} a second"
-                self.console.print(line, highlight=False, markup=False)
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def note(self, round_: int, text: str) -> None:
         """A round is over."""
@@ -76,7 +76,7 @@ class Bar:
         line = f"{self.title} {round_ + 1}/{self.total}  {text}"
         now = time.perf_counter()
         if now - self.spoken > SPEAK:
-            self.console.print(line, highlight=False, markup=False)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self.spoken, self.unsaid = now, ""
         else:
             self.unsaid = line

@@ -9,9 +9,9 @@ from robustbench_rec import progress
 from robustbench_rec.progress import Bar
 
 
-def said(rounds: int, steps: int) -> list[str]:
+def said(rounds: int, steps: int, width: int = 100) -> list[str]:
     out = StringIO()
-    with Bar("epoch", total=rounds, steps=steps, console=Console(file=out, width=100)) as bar:
+    with Bar("epoch", total=rounds, steps=steps, console=Console(file=out, width=width)) as bar:
         for number in range(rounds):
             assert list(bar.each(number, range(steps))) == list(range(steps))
             bar.note(number, f"loss {number}")
@@ -20,6 +20,10 @@ def said(rounds: int, steps: int) -> list[str]:
 
 def test_short_rounds_tell_the_first_and_the_last() -> None:
     assert said(5, 3) == ["epoch 1/5  loss 0", "epoch 5/5  loss 4"]
+
+
+def test_a_line_is_one_line_however_narrow_the_page() -> None:
+    assert said(5, 3, width=8) == ["epoch 1/5  loss 0", "epoch 5/5  loss 4"]
 
 
 def test_a_long_round_tells_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
