@@ -91,7 +91,10 @@ def told(objective: Objective) -> dict[str, float]:
 
 
 def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """`value` as a scalar whose backward deposits `gradients` on `tensors`, so that what was computed once stays so."""
+    """`value` whose backward deposits `gradients` on `tensors`, so that what was computed once stays so.
+
+    value: a scalar, or `[B]` of which the sum has these gradients and is what they are asked of.
+    """
     result: Tensor = _Known.apply(value.detach(), len(tensors), *gradients, *tensors)  # type: ignore[no-untyped-call]
     return result
 
@@ -142,7 +145,8 @@ class _Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         kept = ctx.saved_tensors
-        scale = outer[0]
+        scale = outer[0].flatten()[0]
+        assert bool((outer[0] == scale).all()), "only the gradient of the sum is known"
         return (None, None, *(None for _ in kept), *(kept if scale == 1 else [scale * each for each in kept]))
 
 

@@ -20,7 +20,7 @@ from robustbench_rec.goal import Goal
 from robustbench_rec.histories import Histories
 from robustbench_rec.losses import LOSSES, Loss, loss
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import streamed
+from robustbench_rec.objective import Scalar, streamed
 from robustbench_rec.shifted import Shifted
 
 PARTS = ("valid", "test")
@@ -210,23 +210,25 @@ class Evaluator(ABC, Generic[P]):
         *,
         mark: Callable[[Batch], Batch] = lambda batch: batch,
         on_pass: Callable[[], object] = lambda: None,
+        kept: Callable[[Scalar], Scalar] = lambda objective: objective,
     ) -> tuple[Moved, dict[str, float]]:
         """Attack everyone in the part, climbing a loss on exactly the candidates that are judged.
 
         A perturbation that does not belong to the rows of a batch is one for all, found over the whole part; one that
         does (an activation, a history) is found for every row by itself, portion by portion. mark: adds to a labelled
         batch what the attacker is about. on_pass: called at each of the `attack.passes` evaluations of the part.
-        Returns the attacked portions and the budget spent.
+        kept: what stands between the attack and what it asks. Returns the attacked portions and the budget spent.
         """
         with _judged(at.model):
             start, inputs = Shifted(at.model, at.delta, sparing=self.alone), list(self.inputs(at.model, part))
             first = mark(self.label(self.portions(part)[0], inputs[0]))
             scope = attack.scope(start, first)
             if scope == "all":
+                whole = kept(lambda at, _: streamed(at, map(mark, self.batches(at.model, part)), climbed))
 
                 def objective(at: Shifted, batch: Batch) -> Tensor:
                     on_pass()
-                    return streamed(at, map(mark, self.batches(at.model, part)), climbed)
+                    return whole(at, batch)
 
                 worse, _ = attack(start, first, objective)
                 used = attack.spent(start, worse, first, first, objective)
@@ -234,11 +236,16 @@ class Evaluator(ABC, Generic[P]):
 
             calls = count(1)
 
+            def own(at: Shifted, batch: Batch) -> Tensor:
+                values = climbed(at(batch), batch)
+                return values if scope == "row" else values.mean()
+
+            answered = kept(own)
+
             def local(at: Shifted, batch: Batch) -> Tensor:
                 if next(calls) % len(inputs) == 0:
                     on_pass()
-                values = climbed(at(batch), batch)
-                return values if scope == "row" else values.mean()
+                return answered(at, batch)
 
             moved: list[tuple[Shifted, Batch] | Tensor] = []
             spent: list[dict[str, Tensor]] = []

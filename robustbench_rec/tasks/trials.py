@@ -21,6 +21,7 @@ from robustbench_rec.goal import Goal
 from robustbench_rec.progress import Bar
 from robustbench_rec.rewording import Reworded
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.tasks.journal import Journal
 from robustbench_rec.trainer import RESUME
 
 LABELS = ("true", "own")
@@ -40,7 +41,7 @@ def labelled(cfg: Attack) -> None:
 
 @dataclass
 class Trials:
-    """Runs the members of an attack; what is done is kept in `out/resume` until all are.
+    """Runs the members of an attack; what is done, and what one was told so far, is kept in `out/resume` until all are.
 
     digests: of the tensors of the models that are attacked. about: what else is told of the run; what was kept is taken
     up where these and the config agree. state: what the model that is attacked is called, where there are several of
@@ -61,9 +62,7 @@ class Trials:
         found = []
         for number, member in enumerate(chosen):
             path = self.out / RESUME / f"{self.state}{member.name or 'attack'}.safetensors"
-            trial = self._kept(path) or self._tried(self.first + number, member, bar)
-            if self.state or len(chosen) > 1:
-                self._keep(path, trial)
+            trial = self._kept(path) or self._tried(path, self.first + number, member, bar)
             if not self.state and len(chosen) > 1:
                 name, value = next(iter(trial[0].metrics.items()))
                 bar.note(number, f"{member.name}: {name} {value:.4f}")
@@ -78,7 +77,8 @@ class Trials:
         if folder.is_dir():
             folder.rmdir()
 
-    def _tried(self, number: int, member: Member, bar: Bar) -> Trial:
+    def _tried(self, path: Path, number: int, member: Member, bar: Bar) -> Trial:
+        journal = Journal(path.with_suffix(".told"), self._identity(), self.judging.data.train.users.device)
         passes = iter(bar.each(number, range(member.attack.passes)))
         moved, budget = attacked(
             self.judging,
@@ -89,11 +89,15 @@ class Trials:
             self.cfg.loss,
             own_labels=self.cfg.labels == "own",
             on_pass=lambda: next(passes, None),
+            kept=journal.of,
         )
         point = None if isinstance(moved[0], Tensor) else moved[0][0]
         if isinstance(point, Reworded):
             write_text(self.out / "texts.csv", point.frame.to_csv(index=False))
-        return judged(self.judging, moved, self.cfg.part, self.goal), budget
+        trial = judged(self.judging, moved, self.cfg.part, self.goal), budget
+        self._keep(path, trial)
+        journal.drop()
+        return trial
 
     def _keep(self, path: Path, trial: Trial) -> None:
         path.parent.mkdir(exist_ok=True)
