@@ -39,7 +39,8 @@ class Prepare:
 
     threshold: keep events rated at least this much as positives (null: every event is one). label: turn ratings into
     clicks, 1 for at least this much, 0 for less (null: ratings stay what they are). user_core, item_core: drop
-    users and items with fewer events, to a fixed point. defects: drop, refuse or keep what cleaning finds.
+    users and items with fewer events, to a fixed point. defects: drop, refuse or keep what cleaning finds. pseudonyms:
+    users have salted hashes in the place of their ids, see `prepare.pseudonyms`.
     """
 
     threshold: float | None = MISSING
@@ -47,6 +48,7 @@ class Prepare:
     user_core: int = MISSING
     item_core: int = MISSING
     defects: str = MISSING
+    pseudonyms: bool = False  # checkpoints from before it have none
 
 
 @dataclass

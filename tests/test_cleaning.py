@@ -36,7 +36,7 @@ from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, distill, train
 from robustbench_rec.tasks import eval as evaluate
 from robustbench_rec.tasks.train import cleaning
-from robustbench_rec.text.rules import TextRules
+from robustbench_rec.text.rules import RULES, TextRules
 
 GENUINE = make_data(n_users=60, n_items=50, train=12, valid=2, test=3)
 DETECTORS = [name for name in cleans if issubclass(cleans[name], Detector)]
@@ -454,7 +454,43 @@ class TestSanitise:
         ]
         found, counts = self.texts(disguised)
         assert found == ["Toy & Story", "see now", "Toy", "full", "good film"]
-        assert counts == {"html_or_links": 2, "disguises": 2, "repeated_words": 1, "too_long": 0, "texts": 5}
+        assert counts == {
+            "html_or_links": 2,
+            "disguises": 2,
+            "contacts": 0,
+            "repeated_words": 1,
+            "too_long": 0,
+            "texts": 5,
+        }
+
+    @pytest.mark.parametrize(
+        ("text", "left"),
+        [
+            ("write to jo.do+x@mail.example.org now", "write to now"),
+            ("call +49 30 901820-0 or +1 (555) 123-4567", "call or"),
+            ("call (555) 123-4567, 555-123-4567", "call ,"),
+            ("555.123.4567 555 123 4567", ""),
+        ],
+    )
+    def test_no_address_or_number_leads_to_a_person(self, text: str, left: str) -> None:
+        assert self.texts([text]) == ([left], {**dict.fromkeys(RULES, 0), "contacts": 1, "texts": 1})
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "2001: A Space Odyssey (1968)",
+            "1984-1985-1986",
+            "ISBN 978-3-16-148410-0",
+            "Ticket 12345678901",
+            "100 000 000 views",
+            "1994 - 1995",
+            "@home",
+            "C++ 11 22 33",
+            "555-1234",
+        ],
+    )
+    def test_other_numbers_stay(self, text: str) -> None:
+        assert self.texts([text])[1]["contacts"] == 0
 
     @pytest.mark.parametrize(
         ("text", "left"),

@@ -1,6 +1,7 @@
 """From raw tables to the data that models see: cleaning, cores, indices, the KG, the cache."""
 
 import dataclasses
+import hmac
 import json
 import logging
 import time
@@ -9,9 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import compose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustbench_rec import composing
 from robustbench_rec.config import Prepare, Recipe
 from robustbench_rec.datasets import synthetic
 from robustbench_rec.errors import RrecError
@@ -458,3 +461,53 @@ def test_data_from_a_seed_has_the_truth_of_its_noise():
         noise, values = data.truth[f"{part}/noise"], data.part(part).values
         assert torch.equal(torch.where(noise, 6 - values, values), data.truth[f"{part}/rating"])
     assert data.truth["item/intent"].shape == (data.n_items,)
+
+
+class TestPseudonyms:
+    CONFIG = settled(pseudonyms=True)
+    TABLE = pd.DataFrame({"user": ["u3", "u0", "u1", "u2"], "age": ["30", "1", "2", "3"]})
+
+    @pytest.fixture(autouse=True)
+    def _salted(self, monkeypatch):
+        monkeypatch.setenv("RREC_SALT", "a secret of sixteen characters")
+
+    def test_users_lose_their_names_and_nothing_else(self):
+        plain_, hashed = (ready(plain(), config=each, users=self.TABLE) for each in (PREPARE, self.CONFIG))
+        assert not set(hashed.user_ids) & set(plain_.user_ids)
+        assert [len(each) for each in hashed.user_ids] == [20] * 4
+        assert torch.equal(hashed.train.items, plain_.train.items)
+        assert hashed.item_ids == plain_.item_ids
+        assert hashed.user_table.equals(plain_.user_table)
+        assert hashed.user_table["age"].tolist() == ["1", "2", "3", "30"]
+
+    def test_a_name_depends_on_the_salt_and_the_id_alone(self, monkeypatch):
+        first = ready(plain(), config=self.CONFIG).user_ids
+        assert ready(plain(n_users=3), config=self.CONFIG).user_ids == first[:3]
+        monkeypatch.setenv("RREC_SALT", "another secret of the same length")
+        assert not set(ready(plain(), config=self.CONFIG).user_ids) & set(first)
+
+    def test_it_is_hmac_sha256(self):
+        key = b"a secret of sixteen characters"
+        assert ready(plain(), config=self.CONFIG).user_ids[0] == hmac.new(key, b"u0", "sha256").hexdigest()[:20]
+
+    @pytest.mark.parametrize("salt", [None, "short"])
+    def test_without_a_salt_nothing_is_prepared(self, monkeypatch, salt):
+        monkeypatch.setenv("RREC_SALT", salt) if salt else monkeypatch.delenv("RREC_SALT")
+        with pytest.raises(RrecError, match="set the environment variable RREC_SALT to a secret of 16 characters"):
+            ready(plain(), config=self.CONFIG)
+
+    def test_prepared_data_of_one_salt_is_not_taken_for_another(self, monkeypatch, tmp_path):
+        (tmp_path / "events.csv").write_text("user_id,item_id\n" + "".join(f"{u},{i}\n" for u, i, *_ in plain()))
+        words = compose(
+            "data",
+            "dataset=table",
+            f"dataset.path={tmp_path}/events.csv",
+            "prepare.pseudonyms=true",
+            "dataset.rating=null",
+            "dataset.time=null",
+        )
+        recipe = composing.typed(words, "data")
+        first = load(recipe, str(tmp_path))
+        assert load(recipe, str(tmp_path)).user_ids == first.user_ids
+        monkeypatch.setenv("RREC_SALT", "another secret of the same length")
+        assert not set(load(recipe, str(tmp_path)).user_ids) & set(first.user_ids)

@@ -18,6 +18,7 @@ from robustbench_rec.noises import noises
 from robustbench_rec.prepare import cache
 from robustbench_rec.prepare.events import clean, thin
 from robustbench_rec.prepare.graph import index_kg
+from robustbench_rec.prepare.pseudonyms import pseudonyms, salt
 from robustbench_rec.prepare.report import Report
 from robustbench_rec.raw import PARTS, Array, Raw
 from robustbench_rec.splits import splits
@@ -49,6 +50,8 @@ def load(recipe: Recipe, data_dir: str | None) -> Data:
         except OSError as error:
             missing = isinstance(error, FileNotFoundError)
             raise RrecError(f"{path} {'does not exist' if missing else f'cannot be read: {error.strerror}'}") from error
+    if recipe.prepare.pseudonyms:
+        digests.append(sha256(salt()).hexdigest())
     described = json.dumps([cache.FORMAT, config, digests], sort_keys=True)
     entry = cache.folder(place) / f"{name}-{sha256(described.encode()).hexdigest()[:32]}"
     data = cache.recall(entry) or cache.keep(entry, prepare(source.load(place), name, split, recipe.prepare))
@@ -85,7 +88,7 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
         train=_interactions(parts["train"], codes["train"]),
         valid=_interactions(parts["valid"], codes["valid"]),
         test=_interactions(parts["test"], codes["test"]),
-        user_ids=user_ids.tolist(),
+        user_ids=(pseudonyms(user_ids) if config.pseudonyms else user_ids).tolist(),
         item_ids=item_ids.tolist(),
         item_table=_side_table(raw.items, "item", item_ids, known_items, report),
         user_table=_side_table(raw.users, "user", user_ids, known_users, report),

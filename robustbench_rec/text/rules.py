@@ -6,9 +6,14 @@ from html import unescape
 
 from robustbench_rec.text.sanitise import sanitise
 
-RULES = ("html_or_links", "disguises", "repeated_words", "too_long")
+RULES = ("html_or_links", "disguises", "contacts", "repeated_words", "too_long")
 TAG = re.compile(r"<[!/a-zA-Z][^<>]*>")
 LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
+MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+PHONE = re.compile(
+    r"(?<![\w+])(?:\+\d{1,3}(?:[ .-]?\(?\d{1,4}\)?){2,5}"
+    r"|\(\d{2,4}\) ?\d{3,4}[ .-]\d{3,4}|\d{3}[ .-]\d{3}[ .-]\d{4})(?!\w)"
+)
 REPEATED = re.compile(r"\b((?!\d+\b)\w+)(?:[\s,;!?]+\1\b)+", re.IGNORECASE)  # numbers are no words: 24/24, 3.3
 
 
@@ -26,7 +31,8 @@ class TextRules:
         """The text before the first of `RULES`, with single spaces, and after each of them."""
         plain = " ".join(LINK.sub(" ", TAG.sub(" ", unescape(text))).split())
         honest = sanitise(plain)
-        once = REPEATED.sub(r"\1", honest)
+        nobody = " ".join(PHONE.sub(" ", MAIL.sub(" ", honest)).split())
+        once = REPEATED.sub(r"\1", nobody)
         words = once.split()
         short = " ".join(words if self.words is None else words[: self.words])
-        return [" ".join(text.split()), plain, honest, once, short]
+        return [" ".join(text.split()), plain, honest, nobody, once, short]
