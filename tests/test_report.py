@@ -684,6 +684,23 @@ def test_attacks_with_targets_have_a_table_of_their_exposure(there: Path, tmp_pa
     assert float(row["rise"]) == pytest.approx(told["rise/t_hr@5"]) != 0
 
 
+def test_a_training_that_was_attacked_at_its_end_is_among_the_attacks(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        for name, words in (("plain", []), ("apr", ["defense=apr"])):
+            words = [*TRAINED, *words, "attack=pgd", "attack.steps=2", "eps=0.3", f"seed={seed}"]
+            done("train", tmp_path / f"{name}{seed}", *words)
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = {row["model"]: row for row in csv.DictReader((tmp_path / "r" / "robust.csv").open())}
+    assert set(rows) == {"mf", "mf + apr"}
+    told = [metrics(tmp_path / f"plain{seed}") for seed in (0, 1)]
+    assert rows["mf"]["attack"] == "pgd embedding l2 at the end of training"
+    assert (rows["mf"]["eps"], rows["mf"]["runs"]) == ("0.3", "2")
+    for column, key in (("clean ndcg@10", "test/ndcg@10"), ("attacked ndcg@10", "attacked/ndcg@10")):
+        assert float(rows["mf"][column]) == pytest.approx(sum(each[key] for each in told) / 2)
+    on = {row["on"] for row in csv.DictReader((tmp_path / "r" / "compared.csv").open())}
+    assert on == {"test", "pgd embedding l2 at the end of training with eps 0.3"}
+
+
 def test_runs_judged_in_other_ways_are_rows_of_their_own_and_only_seeds_are_averaged(
     there: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,10 @@ SIDES = ("test", "valid", "clean", "attacked", "poisoned")
 NAN = float("nan")
 OUTPUT = ("slices", "baseline", "metrics", "top_k")
 """What decides which numbers a run tells, and nothing about how it came to them."""
+STRUCK = ("attack", "protocol", "seen", "n_negatives", "precision")
+"""Of the settings of a training, what decides how it was attacked at its end."""
+ENDS = ("attacked", "drop", "rise", "offset")
+"""What an attack tells beside the clean quality."""
 RECIPE = ("dataset", "split", "prepare")
 """What decides which data a model is judged on."""
 
@@ -80,16 +84,21 @@ def grouped(done: Sequence[Found], book: Book) -> dict[str, list[Found]]:
 def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     """Attacks on a model as it is, those that differ in seeds alone together, by budget."""
     found: dict[tuple[str, str, str, float | None], list[Found]] = {}
-    attacks = [run for run in done if run.verb == "attack"]
+    attacks = [run for run in done if run.verb == "attack" or _struck(run)]
     names = place_names(attacks, book)
     for run in attacks:
         if not run.poisoned and run.config.get("frontier") is None:
+            struck = _struck(run)
             settings = settings_of(run, "eps")
+            if struck:
+                settings = {key: settings.get(key) for key in STRUCK}
             if isinstance(settings.get("attack"), Mapping):
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
-            kind = f"{kind_of(run)}, {names[place_of(run, book)]}" if len(names) > 1 else kind_of(run)
-            found.setdefault((book.victim(run), exact, kind, run.eps), []).append(run)
+            kind = f"{kind_of(run)} at the end of training" if struck else kind_of(run)
+            kind = f"{kind}, {names[place_of(run, book)]}" if len(names) > 1 else kind
+            victim = book.label(run) if struck else book.victim(run)
+            found.setdefault((victim, exact, kind, run.eps), []).append(_beside_clean(run) if struck else run)
     kinds: dict[str, list[str]] = {}
     for _, exact, words, _ in found:
         same = kinds.setdefault(words, [])
@@ -106,6 +115,20 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
             found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0, pair[0][0])
         )
     ]
+
+
+def _struck(run: Found) -> bool:
+    """Whether it is a training that was attacked at its end."""
+    told = run.verb in ("train", "distill") and run.named("attack") != "none"
+    return told and any(name.startswith("attacked/") for name in run.metrics or ())
+
+
+def _beside_clean(run: Found) -> Found:
+    """The same with what the attack told of it, and its quality on test as the clean one."""
+    told = run.metrics or {}
+    ends = {name: each for name, each in told.items() if name.partition("/")[0] in ENDS}
+    names = [name.partition("/")[2] for name in ends if name.startswith("attacked/")]
+    return replace(run, metrics={f"clean/{name}": told.get(f"test/{name}", NAN) for name in names} | ends)
 
 
 def settings_of(run: Found, *but: str) -> dict[str, Any]:
