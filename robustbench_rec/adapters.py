@@ -31,10 +31,11 @@ class Adaptation:
     dropout: float
 
     def check(self, key: str, least: int) -> None:
-        """RrecError where the rank is below `least`, or the dropout is no share."""
-        if self.rank < least or not 0 <= self.dropout < 1:
+        """RrecError where the rank is below `least`, α is not positive, or the dropout is no share."""
+        if self.rank < least or not self.alpha > 0 or not 0 <= self.dropout < 1:
             raise RrecError(
-                f"{key}.rank={self.rank}, dropout={self.dropout}: rank >= {least} and dropout in [0, 1) are needed"
+                f"{key}.rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}: rank >= {least}, alpha > 0 and "
+                "dropout in [0, 1) are needed"
             )
 
 

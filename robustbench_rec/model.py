@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.graph import Relational
+from robustbench_rec.graph import Csr, Relational
 from robustbench_rec.reader import Reader
 
 Encoded = Any  # what a model computes once, whatever the batch: a tensor, a tuple of tensors, or None
@@ -38,6 +38,10 @@ class RecModel(nn.Module):
     """Whether the scores are the dot products of `user_states` with `item_states`."""
     reads_events: ClassVar[bool] = False
     """Whether scores depend on the training events of users beside what is learnt from them, as through their graph."""
+    row_alone: ClassVar[bool] = False
+    """Whether what `of_rows` is given is all that the training events of a user have to do with the scores."""
+    personal: ClassVar[bool] = True
+    """Whether it ranks otherwise for one user than for another."""
     reads_graph: ClassVar[bool] = False
     """Whether it reads the graph of clicks of `graph.edges_of`, which a cleaning can change."""
     counts_events: ClassVar[bool] = False
@@ -79,6 +83,15 @@ class RecModel(nn.Module):
     def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
         """Vectors of items `[n]`: `[n, D]`, what the model knows of each before any user."""
         raise self._stateless()
+
+    @property
+    def training_rows(self) -> Csr | None:
+        """The 0/1 training rows of all users, for a model that maps such to scores; a new user is one more."""
+        return None
+
+    def of_rows(self, owned: Csr, encoded: Encoded) -> Tensor:
+        """Scores of the whole catalogue for users with such rows `[U, n_items]`, given `encode()`."""
+        raise NotImplementedError
 
     def embody(self, data: Data) -> None:
         """Have the whole body in the graph, also what was asked once, so that adapters can stand in it.
@@ -185,3 +198,10 @@ class RecModel(nn.Module):
     def trainable(self) -> bool:
         """Whether gradient descent has anything to do."""
         return any(each.requires_grad for each in self.parameters())
+
+
+def check_penalties(config: Any, *names: str) -> None:
+    """RrecError where a weight of a penalty, a key of a model's config, is negative: what it keeps small would grow."""
+    for name in names:
+        if not getattr(config, name) >= 0:
+            raise RrecError(f"model.{name}={getattr(config, name)}: the weight of a penalty is not negative")

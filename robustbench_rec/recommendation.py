@@ -14,8 +14,6 @@ from robustbench_rec.graph import Csr, Sparse
 from robustbench_rec.histories import Histories
 from robustbench_rec.largest import largest
 from robustbench_rec.model import RecModel
-from robustbench_rec.models._item_based import ItemBased
-from robustbench_rec.models.pop import Pop
 from robustbench_rec.shifted import Shifted
 
 PARTS = {"valid": ("train",), "test": ("train", "valid"), None: ("train", "valid", "test")}
@@ -85,10 +83,11 @@ class Recommender:
             with torch.no_grad():
                 scores = self.at(batch).scores
             words = "the model reads the list as the latest events"
-        elif isinstance(model, ItemBased):
+        elif model.training_rows is not None:
             with torch.no_grad():
-                scores, words = model.ranked(owned), "the model reads the list as a row of training events"
-        elif isinstance(model, Pop):
+                scores = model.of_rows(owned, self.at.encoded)
+            words = "the model reads the list as a row of training events"
+        elif not model.personal:
             with torch.no_grad():
                 scores, words = self.at(batch).scores, "the model ranks alike for everyone"
         else:

@@ -72,6 +72,7 @@ NEFTUNED = (  # embed tokens or events; text_tower with LoRA
     *("comirec", "gru4rec", "llm_prompt", "lstm_text", "multi_intent_gaussian", "sasrec", "stosa"),
 )
 PAIRED = ("pamacf", "vat_user")  # perturb the vectors of a user's own candidates
+PENALTIES = {"l2", "kg_l2", "pvn", "kl", "free_bits", "diversity"}
 USERS = torch.arange(DATA.n_users)
 
 
@@ -175,6 +176,18 @@ class TestComponent:
         assert len(REGISTRIES[group].describe(name)) > 20
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {"dim": 1}) for name in ("sasrec", "stosa", "multi_intent_gaussian", "structure_aware_kgat")),
+        ("kgat", {"layers": []}),
+    ],
+)
+def test_settings_that_leave_a_model_nothing_to_say_are_refused(name: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(RrecError, match="dim=1: .* dim=1|dim at least 2|one layer is needed"):
+        build(name, **settings)
+
+
 @pytest.mark.parametrize("name", MODELS)
 class TestModel:
     def test_scores_are_finite_and_of_the_shape_of_the_candidates(self, name: str) -> None:
@@ -194,6 +207,24 @@ class TestModel:
         torch.testing.assert_close(together[:, [4]], scores(model, items[:, [4]]))
         torch.testing.assert_close(together.flip(1), scores(model, items.flip(1)))
         torch.testing.assert_close(together[[3]], scores(model, items[[3]], USERS[[3]]))
+
+    def test_rows_of_training_events_say_what_the_users_who_have_them_are_told(self, name: str) -> None:
+        model = build(name).eval()
+        if model.training_rows is not None:
+            with torch.no_grad():
+                found = model.of_rows(model.training_rows.rows(USERS), model.encode())
+            torch.testing.assert_close(found, scores(model))
+        assert not model.row_alone or model.training_rows is not None
+
+    def test_a_model_that_is_not_personal_ranks_alike_for_everyone(self, name: str) -> None:
+        found = scores(build(name))
+        assert torch.equal(found, found[[0]].expand_as(found)) is not build(name).personal
+
+    def test_the_weight_of_a_penalty_is_not_negative(self, name: str) -> None:
+        settings = configured("model", name)
+        for key in PENALTIES & settings.keys():
+            with pytest.raises(RrecError, match=rf"model\.{key}=-0\.1"):
+                build(name, **{key: -0.1})
 
     def test_computing_no_more_than_a_batch_needs_changes_nothing(self, name: str) -> None:
         model, users = build(name).eval(), torch.tensor([4, 1, 4])

@@ -104,7 +104,13 @@ def test_a_catalogue_beyond_memory_is_refused() -> None:
         checkpoint.build(configured("model", "ease"), data)
 
 
-@pytest.mark.parametrize("l2", [0.0, -1.0])
+@pytest.mark.parametrize("l2", [0.0, -1.0, float("nan")])
 def test_a_penalty_that_makes_no_sense_is_refused(l2: float) -> None:
     with pytest.raises(RrecError, match="model.l2"):
         model_of(l2=l2)
+
+
+def test_a_penalty_that_is_too_small_for_items_that_are_alike_is_refused() -> None:
+    train = interactions([0, 0, 1, 1, 2, 2, 3, 3], [0, 1, 0, 1, 0, 1, 0, 1])  # √4 is exact
+    with pytest.raises(RrecError, match="model.l2=1e-300: too small to invert"):
+        model_of(replace(WORLD, train=train), l2=1e-300).fit(replace(WORLD, train=train))

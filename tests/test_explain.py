@@ -57,7 +57,7 @@ def rebuilt(model: RecModel, name: str, data: Data) -> RecModel:
     return found
 
 
-EVENTS = ["sasrec", "gru4rec", "stosa", "itemknn", "ease", "lightgcn", "kgat", "mf", "neumf"]
+EVENTS = ["sasrec", "gru4rec", "stosa", "itemknn", "ease", "deepcf_mlp", "lightgcn", "kgat", "mf", "neumf"]
 
 
 @pytest.mark.parametrize("name", EVENTS)
@@ -88,7 +88,7 @@ def test_removal_of_an_event_is_the_score_of_the_shorter_history(name: str) -> N
     torch.testing.assert_close(found.removal(torch.tensor([2, 0])), found.removal()[[2, 0]], rtol=1e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", ["itemknn", "ease", "lightgcn", "kgat", "structure_aware_kgat"])
+@pytest.mark.parametrize("name", ["itemknn", "ease", "deepcf_mlp", "lightgcn", "kgat", "structure_aware_kgat"])
 def test_removal_of_a_training_event_is_the_score_without_it(name: str) -> None:
     found, model = of(name, by="events"), small(name)
     users, items = clicked(DATA)

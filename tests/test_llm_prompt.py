@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, batch_for, build, buildable, gradients, pretrained, question
+from conftest import DATA, WORDS, batch_for, build, buildable, gradients, pretrained, question
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +15,7 @@ from robustbench_rec.batch import Batch, History
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.models import llm_prompt
-from robustbench_rec.models.llm_prompt import LLMPrompt
+from robustbench_rec.models.llm_prompt import LLMPrompt, _Asked
 from robustbench_rec.objective import Plain
 from robustbench_rec.pretrained import texts
 from robustbench_rec.shifted import Shifted, surface
@@ -201,6 +201,7 @@ class TestConfig:
             ({"template": "Will like {item}?"}, "needs {history} and after it {item}"),
             ({"template": "{item} after {history}"}, "needs {history} and after it {item}"),
             ({"template": "{history} {item} {item}"}, "each once"),
+            ({"template": "{history} {item}", "separator": ","}, "a prompt of empty titles would be empty"),
             ({"answers": ["yes", "yes"]}, "different tokens"),
             ({"answers": ["yes"]}, "different tokens"),
             ({"window": 0}, "window=0"),
@@ -238,6 +239,47 @@ class TestConfig:
         with torch.autocast("cpu", torch.bfloat16):
             value = Plain(loss("bce"))(Shifted(model), batch_for(model))
         assert all(each.isfinite().all() and each.any() for each in gradients(model, value).values())
+
+    def test_a_tokenizer_may_put_a_space_before_a_text_by_itself(self, tmp_path: Path) -> None:
+        import transformers
+        from tokenizers import Tokenizer, models, normalizers
+
+        words = ["▁", "▁yes", "▁no", "▁The", *(f"▁{each}" for each in WORDS)]
+        pieces = models.Unigram([("<unk>", 0.0), *((each, -1.0) for each in words)], unk_id=0)
+        tokenizer = Tokenizer(pieces)
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+        shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 1}
+        config = transformers.GPT2Config(**shape, vocab_size=len(words) + 1)
+        transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+        model = model_of(encoder=str(tmp_path), template="The {history} The {item}")
+        assert isinstance(model.reader, _Asked)
+        assert [tokenizer.id_to_token(each) for each in model.reader.answers] == ["▁yes", "▁no"]
+        assert tokenizer.token_to_id("▁") not in model.titles
+
+    def test_a_classifier_that_answers_at_the_last_token_is_asked_there(self, tmp_path: Path) -> None:
+        import transformers
+
+        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained("causal"))
+        tokenizer.save_pretrained(tmp_path)
+        config = transformers.GPT2Config(**shape, vocab_size=len(tokenizer), num_labels=2, initializer_range=0.3)
+        theirs = transformers.GPT2ForSequenceClassification(config).eval()
+        theirs.save_pretrained(tmp_path)
+        model = model_of(encoder=str(tmp_path))
+        fresh(model)
+        batch = asked([3, 1], 5, torch.tensor([[4, 9], [2, 2]]))
+        assert batch.history is not None
+        found = scores(model, batch)
+        for row in range(2):
+            items = batch.history.items[row, : batch.history.lengths[row]]
+            for column in range(2):
+                chosen = batch.items[[row], column : column + 1]  # type: ignore[index]
+                (ids,), (length,) = model._prompts(items[None], batch.history.lengths[[row]], chosen[0])
+                with torch.no_grad():
+                    last = theirs.transformer(ids[None]).last_hidden_state[0, length - 1]
+                    no, yes = theirs.score(last)
+                torch.testing.assert_close(found[row, column], yes - no)
 
     def test_titles_that_are_missing_are_empty(self) -> None:
         assert DATA.item_table is not None

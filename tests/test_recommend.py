@@ -83,8 +83,8 @@ class TestNewUsers:
         assert torch.equal(once.items, again.items)
         assert torch.equal(once.scores, again.scores)
 
-    @pytest.mark.parametrize("name", ["itemknn", "ease"])
-    def test_an_item_based_model_gives_somebody_with_the_same_items_the_same_list(self, name: str) -> None:
+    @pytest.mark.parametrize("name", ["itemknn", "ease", "deepcf_mlp"])
+    def test_a_model_of_rows_gives_somebody_with_the_same_items_the_same_list(self, name: str) -> None:
         recommender, user = asked(name, part="valid"), 5
         found, _ = recommender.new(torch.tensor(sorted(had(user, "train"))), K)
         torch.testing.assert_close(found.scores, recommender.of(torch.tensor([user]), K).scores)

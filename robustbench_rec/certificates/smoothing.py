@@ -192,7 +192,7 @@ class Smoothing(Certificate):
                 for _ in range(c.samples):
                     yield number, (users + c.sigma * _normal(users, draw)) @ items.T
             elif c.noise == "flips":
-                for scores in self._flipped(model, portion, int(budget), draw):
+                for scores in self._flipped(model, portion, judging.data.n_items, int(budget), draw):
                     yield number, scores
             else:
                 if not model.window:
@@ -230,12 +230,15 @@ class Smoothing(Certificate):
             keep = real & (keys.argsort(1).argsort(1) < c.kept)
         return torch.where(keep, history.items, -1)
 
-    def _flipped(self, model: RecModel, portion: Lists, count: int, draw: torch.Generator) -> Iterator[Tensor]:
-        ranked, owned = getattr(model, "ranked", None), getattr(model, "owned", None)
-        if ranked is None or owned is None:
-            raise RrecError(f"certify.noise=flips: {_name(model)} reads no 0/1 history; take itemknn or ease")
+    def _flipped(
+        self, model: RecModel, portion: Lists, n_items: int, count: int, draw: torch.Generator
+    ) -> Iterator[Tensor]:
+        owned = model.training_rows
+        if owned is None or not model.row_alone:
+            why = "reads no 0/1 history" if owned is None else "reads more than the 0/1 history of a user"
+            raise RrecError(f"certify.noise=flips: {_name(model)} {why}; take itemknn or ease")
         c = self.config
-        has = owned.csr.rows(portion.users).dense(model.n_items).clamp_max(1).bool()  # [B, n_items]
+        has = owned.rows(portion.users).dense(n_items).clamp_max(1).bool()  # [B, n_items]
         for change, old in (("delete", True), ("insert", False)):
             if count and c.changes in (change, "replace"):
                 keys = torch.rand(has.shape, generator=draw).to(has.device).masked_fill(has != old, -1)
@@ -245,7 +248,7 @@ class Smoothing(Certificate):
             keys = torch.rand(has.shape, generator=draw).to(has.device)
             sample = torch.where(has, keys >= c.p_minus, keys < c.p_plus)
             rows, columns = sample.nonzero().unbind(1)
-            yield ranked(Csr(pointers(rows, len(sample)), columns))
+            yield model.of_rows(Csr(pointers(rows, len(sample)), columns), None)
 
 
 LONGEST = 2**31  # events of a history: all of them

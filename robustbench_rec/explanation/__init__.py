@@ -6,7 +6,6 @@ from robustbench_rec.explanation.events import Edges, Latest, Owned, Refitted
 from robustbench_rec.explanation.paths import Path, Paths
 from robustbench_rec.explanation.words import Words
 from robustbench_rec.model import RecModel
-from robustbench_rec.models._item_based import ItemBased
 from robustbench_rec.recommendation import Recommender
 
 __all__ = ["KINDS", "Edges", "Faithfulness", "Path", "Paths", "Units", "faithfulness", "units"]
@@ -50,7 +49,7 @@ def _events(model: RecModel) -> type[Units] | None:
     """How events can be left out of what a model reads."""
     if model.window:
         return Latest
-    if isinstance(model, ItemBased):
+    if model.training_rows is not None:
         return Owned
     if model.n_edges and model.reads_events:
         return Edges

@@ -10,7 +10,6 @@ from robustbench_rec.batch import Batch
 from robustbench_rec.edits import known, lookups, ordered, read
 from robustbench_rec.explanation.base import Units
 from robustbench_rec.graph import Csr, clicked
-from robustbench_rec.models._item_based import ItemBased
 from robustbench_rec.recommendation import FoldIn, Recommender
 
 PORTION = 32
@@ -55,23 +54,29 @@ class Latest(Units):
 
 
 class Owned(Units):
-    """The training items of the user, in a model that maps a row of items to scores; linear, so both methods agree."""
+    """The training items of the user, in a model that maps a row of items to scores.
+
+    Where nothing was learnt by gradient the map is linear, and the slope of an item is its score alone.
+    """
 
     kind: ClassVar[str] = "events"
 
     def __init__(self, asked: Recommender, user: int, item: int) -> None:
         super().__init__(asked, user, item)
-        assert isinstance(asked.model, ItemBased)
-        self.model = asked.model
-        self.items = self.model.owned.csr.rows(self.users).columns
+        rows = asked.model.training_rows
+        assert rows is not None
+        self.items = rows.rows(self.users).columns
         self.said = [self.names.item(each) for each in self.items.tolist()]
 
     @torch.no_grad()
     def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
         starts = torch.nn.functional.pad(kept.sum(1).cumsum(0), (1, 0))
-        return self.model.ranked(Csr(starts, self.items.expand(len(kept), -1)[kept])).float()
+        owned = Csr(starts, self.items.expand(len(kept), -1)[kept])
+        return self.asked.model.of_rows(owned, self.asked.at.encoded).float()
 
-    def slopes(self) -> Tensor:
+    def slopes(self) -> Tensor | None:
+        if next(self.asked.model.parameters(), None) is not None:
+            return None
         each = torch.eye(len(self), dtype=torch.bool, device=self.items.device)
         return self.scores(each)[:, self.item]
 

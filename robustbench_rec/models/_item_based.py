@@ -21,6 +21,7 @@ class ItemBased(RecModel):
     """
 
     reads_events: ClassVar[bool] = True
+    row_alone: ClassVar[bool] = True
 
     def __init__(self, data: Data) -> None:
         super().__init__()
@@ -28,19 +29,19 @@ class ItemBased(RecModel):
         self.n_users, self.n_items = data.n_users, data.n_items
         self.owned = Sparse(users, items, data.n_users)
 
-    def ranked(self, owned: Csr) -> Tensor:
-        """Scores of the whole catalogue for the rows of the given users, `[U, n_items]`."""
-        raise NotImplementedError
+    @property
+    def training_rows(self) -> Csr:
+        return self.owned.csr
 
     def forward(self, batch: Batch, encoded: Encoded) -> Output:
         if batch.items is None:
-            return Output(self.ranked(self.owned.csr.rows(batch.users)))
+            return Output(self.of_rows(self.owned.csr.rows(batch.users), encoded))
         portions = zip(*(each.split(max(1, CELLS // self.n_items)) for each in (batch.users, batch.items)), strict=True)
         return Output(torch.cat([self._listed(users, items) for users, items in portions]))
 
     def _listed(self, users: Tensor, items: Tensor) -> Tensor:
         owners, row = torch.unique(users, return_inverse=True)
-        return self.ranked(self.owned.csr.rows(owners))[row[:, None], items]
+        return self.of_rows(self.owned.csr.rows(owners), None)[row[:, None], items]
 
     def together(self) -> Iterator[tuple[int, Tensor]]:
         """In how many users' rows each item stands beside each other one: first item, and `[b, n_items]` from there."""

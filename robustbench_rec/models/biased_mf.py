@@ -10,7 +10,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import rows, touched
 from robustbench_rec.meeting import Meeting
-from robustbench_rec.model import Encoded, RecModel
+from robustbench_rec.model import Encoded, RecModel, check_penalties
 from robustbench_rec.models import models
 
 
@@ -39,6 +39,7 @@ class BiasedMF(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        check_penalties(config, "l2")
         if config.dim < 1 or config.spread <= 0:
             raise RrecError(
                 f"biased_mf with dim={config.dim}, spread={config.spread}: dim >= 1 and spread > 0 are needed"

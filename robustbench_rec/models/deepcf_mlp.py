@@ -77,9 +77,21 @@ class DeepCFMLP(RecModel):
     def item_states(self, items: Tensor, encoded: tuple[Tensor, Tensor] | None) -> Tensor:
         return self._items(items) if encoded is None else rows(encoded[1], items)
 
+    @property
+    def training_rows(self) -> Csr:
+        return self.row.csr
+
+    def of_rows(self, owned: Csr, encoded: tuple[Tensor, Tensor] | None) -> Tensor:
+        users = self._read_by(owned, owned.transposed(len(self.user.weight)))
+        items = self._items(None) if encoded is None else encoded[1]
+        return self.hidden.score(users, items, None, self.out.weight[0]) + self.out.bias
+
     def _users(self, chosen: Tensor | None) -> Tensor:
         """What users bring to the first hidden layer `[n, H]`; None for all."""
-        row, column = _read(self.row, self.column, chosen, len(self.user.weight))
+        return self._read_by(*_read(self.row, self.column, chosen, len(self.user.weight)))
+
+    def _read_by(self, row: Csr, column: Csr) -> Tensor:
+        """The same of training rows, given their transpose."""
         return self.hidden.user_part(self.user_site(product(self.user.weight, row, column) + self.user_bias))
 
     def _items(self, chosen: Tensor | None) -> Tensor:

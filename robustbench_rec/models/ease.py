@@ -6,6 +6,7 @@ from torch import Tensor
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import Csr, sums
+from robustbench_rec.model import Encoded
 from robustbench_rec.models import models
 from robustbench_rec.models._item_based import ItemBased
 
@@ -28,7 +29,7 @@ class EASE(ItemBased):
     weight: Tensor
 
     def __init__(self, config: Config, data: Data) -> None:
-        if config.l2 <= 0:
+        if not config.l2 > 0:
             raise RrecError(f"model.l2={config.l2}: must be positive, or the weights of ease are not defined")
         if data.n_items > LARGEST:
             raise RrecError(
@@ -44,11 +45,13 @@ class EASE(ItemBased):
         for first, counts in self.together():
             gram[first : first + len(counts)] = counts
         gram.diagonal().add_(self.l2)
-        gram = torch.linalg.cholesky(gram)
+        gram, failed = torch.linalg.cholesky_ex(gram)
+        if bool(failed):
+            raise RrecError(f"model.l2={self.l2}: too small to invert the item-item counts of this data; raise it")
         inverse = torch.cholesky_inverse(gram)
         del gram
         inverse /= -inverse.diagonal().clone()
         self.weight.copy_(inverse.fill_diagonal_(0))
 
-    def ranked(self, owned: Csr) -> Tensor:
+    def of_rows(self, owned: Csr, encoded: Encoded) -> Tensor:
         return sums(self.weight, owned)

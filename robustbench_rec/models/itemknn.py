@@ -6,6 +6,7 @@ from torch import Tensor
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import Csr, sums
+from robustbench_rec.model import Encoded
 from robustbench_rec.models import models
 from robustbench_rec.models._item_based import ItemBased
 
@@ -43,7 +44,7 @@ class ItemKNN(ItemBased):
             cosine.diagonal(first).fill_(-1)
             self.similarity[part], self.neighbour[part] = cosine.topk(self.k, 1)
 
-    def ranked(self, owned: Csr) -> Tensor:
+    def of_rows(self, owned: Csr, encoded: Encoded) -> Tensor:
         has = owned.dense(self.n_items).T  # [n_items, U]
         starts = self.k * torch.arange(self.n_items + 1, device=has.device)
         return sums(has, Csr(starts, self.neighbour.flatten(), self.similarity.flatten())).T.contiguous()

@@ -15,6 +15,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, pointers, product
 from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
+from robustbench_rec.model import check_penalties
 from robustbench_rec.models import models
 from robustbench_rec.models._knowledge import Collaborative, Edges, softmax, union
 from robustbench_rec.shifted import Site
@@ -63,14 +64,15 @@ class KGAT(Collaborative):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        check_penalties(config, "l2", "kg_l2")
         if config.aggregator not in AGGREGATORS:
             raise unknown("aggregator of kgat", config.aggregator, AGGREGATORS)
         sizes = {"dim": config.dim, "relation_dim": config.relation_dim, "kg_batch_size": config.kg_batch_size}
-        if min(*sizes.values(), *config.layers) < 1 or not 0 <= config.dropout < 1:
+        if not config.layers or min(*sizes.values(), *config.layers) < 1 or not 0 <= config.dropout < 1:
             told = ", ".join(f"{key}={value}" for key, value in sizes.items())
             raise RrecError(
                 f"kgat with {told}, layers={config.layers}, dropout={config.dropout}: "
-                "sizes are at least 1, dropout is in [0, 1)"
+                "sizes are at least 1, one layer is needed, dropout is in [0, 1)"
             )
         assert data.kg is not None
         self.config, self.l2 = config, config.l2

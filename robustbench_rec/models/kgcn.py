@@ -14,7 +14,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Relational
 from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
-from robustbench_rec.model import RecModel
+from robustbench_rec.model import RecModel, check_penalties
 from robustbench_rec.models import models
 from robustbench_rec.shifted import Site
 
@@ -63,6 +63,7 @@ class KGCN(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        check_penalties(config, "l2")
         if config.aggregator not in AGGREGATORS:
             raise unknown("aggregator of kgcn", config.aggregator, AGGREGATORS)
         if min(config.dim, config.layers, config.neighbors) < 1 or config.neighbor_seed < 0:
@@ -74,7 +75,7 @@ class KGCN(RecModel):
         self.config, self.n_items, self.entity_ids = config, data.n_items, data.kg.entity_ids
         self.user = nn.Embedding(data.n_users, config.dim)
         self.entity = nn.Embedding(data.kg.n_entities, config.dim)
-        self.relation = nn.Embedding(data.kg.n_relations, config.dim)
+        self.relation = nn.Embedding(max(data.kg.n_relations, 1), config.dim)  # where there is none, nothing reads it
         self.layers = nn.ModuleList(_Project(config.dim, config.aggregator) for _ in range(config.layers))
         self.sites = nn.ModuleList(Site() for _ in self.layers)
         self.widths = {f"sites.{number}": config.dim for number in range(config.layers)}

@@ -11,6 +11,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.graph import bipartite, mirrored, normalised, product
 from robustbench_rec.lookup import touched
 from robustbench_rec.meeting import Meeting
+from robustbench_rec.model import check_penalties
 from robustbench_rec.models import models
 from robustbench_rec.models._propagated import Propagated
 from robustbench_rec.shifted import Site
@@ -35,6 +36,7 @@ class LightGCN(Propagated):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        check_penalties(config, "l2")
         if config.dim < 1 or config.layers < 0:
             raise RrecError(f"lightgcn with dim={config.dim}, layers={config.layers}: dim >= 1 and layers >= 0 needed")
         self.l2 = config.l2

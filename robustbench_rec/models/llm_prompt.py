@@ -132,7 +132,8 @@ class LLMPrompt(RecModel):
                 f"model.encoder={config.encoder} is a {kind}; llm_prompt reads causal language models (…ForCausalLM) "
                 f"and classifiers (…{CLASSIFIER})"
             )
-        first = [tokenizer(f" {each}", add_special_tokens=False)["input_ids"][:1] for each in config.answers]
+        space = _space(tokenizer)
+        first = [each[:1] for each in _cut([f"{space}{each}" for each in config.answers], tokenizer)]
         if len(first) != 2 or not all(first) or first[0] == first[1]:
             raise RrecError(
                 f"model.answers={config.answers}: two that begin with different tokens are needed, yes and no"
@@ -154,7 +155,12 @@ class LLMPrompt(RecModel):
         )
         fixed = [[], [*begin, *head], joint, bridge, [*tail, *end]]
         device = data.train.users.device
-        flat = torch.tensor([*chain.from_iterable(fixed)], device=device)
+        if not [*begin, *head, *bridge, *tail, *end]:
+            raise RrecError(
+                f"model.template={config.template!r}: model.encoder={config.encoder} adds nothing to it: a prompt of "
+                "empty titles would be empty; put a word into it"
+            )
+        flat = torch.tensor([*chain.from_iterable(fixed)], dtype=torch.long, device=device)
         titles, sizes = self._titles(texts(data, config.columns), tokenizer)
         used = set(flat.tolist()) | set(
             titles.unique().tolist()
@@ -171,9 +177,9 @@ class LLMPrompt(RecModel):
 
     def _titles(self, lines: list[str], tokenizer: Any) -> tuple[Tensor, Tensor]:
         """Tokens of titles `[n, title_tokens]`, 0 where one has ended, and how many each has."""
-        found = [
-            each[: self.config.title_tokens] for each in _cut([f" {each}" if each else "" for each in lines], tokenizer)
-        ]
+        space = _space(tokenizer)
+        found = _cut([f"{space}{each}" if each else "" for each in lines], tokenizer)
+        found = [each[: self.config.title_tokens] for each in found]
         padded = [[*each, *[0] * (self.config.title_tokens - len(each))] for each in found]
         return torch.tensor(padded), torch.tensor([len(each) for each in found])
 
@@ -283,6 +289,12 @@ class _Titles(Reader):
 def _cut(pieces: list[str], tokenizer: Any) -> list[list[int]]:
     found: list[list[int]] = tokenizer(pieces, add_special_tokens=False)["input_ids"]
     return found
+
+
+def _space(tokenizer: Any) -> str:
+    """What stands before a word within a text: nothing where the tokenizer itself puts a space there."""
+    alone, spaced = _cut(["a", " a"], tokenizer)
+    return " " if len(spaced) == len(alone) else ""
 
 
 def _special(tokenizer: Any) -> tuple[list[int], list[int]]:

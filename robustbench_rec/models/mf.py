@@ -9,7 +9,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.lookup import rows, touched
 from robustbench_rec.meeting import Meeting
-from robustbench_rec.model import Encoded, RecModel
+from robustbench_rec.model import Encoded, RecModel, check_penalties
 from robustbench_rec.models import models
 
 
@@ -32,6 +32,7 @@ class MF(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        check_penalties(config, "l2")
         if config.dim < 1:
             raise RrecError(f"model.dim={config.dim}: must be at least 1")
         self.l2 = config.l2

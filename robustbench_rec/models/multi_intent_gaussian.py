@@ -10,7 +10,7 @@ from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import unknown
 from robustbench_rec.lookup import rows
-from robustbench_rec.model import RecModel
+from robustbench_rec.model import RecModel, check_penalties
 from robustbench_rec.models import models
 from robustbench_rec.models._gaussians import (
     TINY,
@@ -71,7 +71,8 @@ class MultiIntentGaussian(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked("multi_intent_gaussian", config)
+        check_penalties(config, "kl", "free_bits", "diversity", "pvn")
+        checked("multi_intent_gaussian", config, normed=True)
         for key, value, choices in (("fusion", config.fusion, FUSIONS), ("score", config.score, SCORES)):
             if value not in choices:
                 raise unknown(f"{key} of multi_intent_gaussian", value, choices)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class Pop(RecModel):
     @dataclass
     class Config:
         pass
+
+    personal: ClassVar[bool] = False
 
     count: Tensor
 

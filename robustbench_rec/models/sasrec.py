@@ -46,7 +46,7 @@ class SASRec(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked("sasrec", config)
+        checked("sasrec", config, normed=True)
         self.window = config.window
         self.widths = {f"blocks.{number}": config.dim for number in range(config.layers)}
         self.item = nn.Embedding(data.n_items, config.dim)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.lookup import rows
-from robustbench_rec.model import RecModel
+from robustbench_rec.model import RecModel, check_penalties
 from robustbench_rec.models import models
 from robustbench_rec.models._gaussians import (
     Gaussian,
@@ -53,7 +53,8 @@ class STOSA(RecModel):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
-        checked("stosa", config)
+        check_penalties(config, "pvn")
+        checked("stosa", config, normed=True)
         self.config, self.window = config, config.window
         self.items = Items(data.n_items, config.dim, config.window, config.dropout)
         self.blocks = nn.ModuleList(

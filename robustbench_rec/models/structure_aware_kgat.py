@@ -15,6 +15,7 @@ from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.graph import Csr, pointers, product, sums
 from robustbench_rec.meeting import Meeting
+from robustbench_rec.model import check_penalties
 from robustbench_rec.models import models
 from robustbench_rec.models._knowledge import Collaborative, Edges, softmax, union
 from robustbench_rec.models._structure import STRUCTURE, structural
@@ -65,14 +66,15 @@ class StructureAwareKGAT(Collaborative):
 
     def __init__(self, config: Config, data: Data) -> None:
         super().__init__()
+        check_penalties(config, "l2")
         if config.readout not in READOUTS:
             raise unknown("readout of structure_aware_kgat", config.readout, READOUTS)
         sizes = [config.dim, config.layers, *([] if config.neighbors is None else [config.neighbors])]
-        if min(sizes) < 1 or config.neighbor_seed < 0 or not 0 <= config.dropout < 1:
+        if min(sizes) < 1 or config.dim < 2 or config.neighbor_seed < 0 or not 0 <= config.dropout < 1:
             raise RrecError(
                 f"structure_aware_kgat with dim={config.dim}, layers={config.layers}, neighbors={config.neighbors}, "
                 f"neighbor_seed={config.neighbor_seed}, dropout={config.dropout}: "
-                "sizes are at least 1, the seed is not negative, dropout is in [0, 1)"
+                "sizes are at least 1, dim at least 2, the seed is not negative, dropout is in [0, 1)"
             )
         assert data.kg is not None
         self.config, self.l2 = config, config.l2

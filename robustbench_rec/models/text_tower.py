@@ -3,7 +3,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -106,6 +106,7 @@ class TextTower(RecModel):
         self.window = config.window if config.user == "history" else 0
         pretrained = Pretrained.find(config.encoder)
         pretrained.check_length(config.max_tokens, f"max_tokens={config.max_tokens}")
+        pretrained.check_encoder(config.max_tokens)
         self.origin = Origin(pretrained)
         frozen = self._once(pretrained, data)  # [n_items, H]
         self.register_buffer("centre", frozen.mean(0), persistent=False)
@@ -214,15 +215,13 @@ class TextTower(RecModel):
 
     def _tokens(self, tokenizer: Any, lines: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens `[n, max_tokens]`, padded on the right, and how many each text has."""
-        read = tokenizer(
-            lines,
-            truncation=True,
-            max_length=self.config.max_tokens,
-            padding="max_length",
-            padding_side="right",
-            return_tensors="pt",
-        )
-        return read["input_ids"].to(device), read["attention_mask"].sum(1).to(device)
+        read = tokenizer(lines, truncation=True, max_length=self.config.max_tokens)["input_ids"]
+        padding = tokenizer.pad_token_id or 0  # some have none; what stands there is never read
+        tokens = torch.full((len(read), self.config.max_tokens), padding)
+        lengths = torch.tensor([len(each) for each in read])
+        there = torch.arange(self.config.max_tokens) < lengths[:, None]
+        tokens[there] = torch.tensor([*chain.from_iterable(read)], dtype=torch.long)
+        return tokens.to(device), lengths.to(device)
 
     def _encoder(self, pretrained: Pretrained, device: torch.device) -> Backbone:
         return Backbone(pretrained.model("AutoModel", device), self.config.encoder)
@@ -298,7 +297,7 @@ def _by_length(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, len
 
 
 def _encoded(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, lengths: Tensor) -> Tensor:
-    longest = int(lengths.max())
+    longest = max(1, int(lengths.max()))  # where no text has a token
     real = torch.arange(longest, device=lengths.device) < lengths[:, None]
     return mean(backbone(tokens[:, :longest], real), real)
 
