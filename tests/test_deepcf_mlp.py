@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import DATA, batch_for, build, configured, gradients, moved, question
-from torch import Tensor
+from scipy import stats
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_rec import checkpoint
@@ -72,6 +73,15 @@ def test_the_configured_network_has_the_nine_matrices_of_rawp() -> None:
     sizes = [tuple(model.get_parameter(each).shape) for each in surface(model, "weight")]
     halves = [(512, 1024), (256, 512), (128, 256), (64, 128), (32, 64), (16, 32), (1, 16)]
     assert sizes == [(DATA.n_items, 512), (DATA.n_users, 512), *halves]
+
+
+def test_it_starts_as_linear_layers_of_torch_do() -> None:
+    model = model_of(dim=64, hidden=[32, 16])
+    inputs = {"user": DATA.n_items, "item": DATA.n_users}  # numbers that the maps of rows and columns read
+    inputs |= {name: each.in_features for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    for name, each in model.named_parameters():
+        bound = inputs[name.removesuffix(".weight").removesuffix(".bias").removesuffix("_bias")] ** -0.5
+        assert stats.kstest(each.detach().flatten(), "uniform", (-bound, 2 * bound)).pvalue > 1e-3, name
 
 
 def test_a_training_event_is_part_of_its_own_input() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DATA, batch_for, build, penalty
+from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
-from robustbench_rec.models._gaussians import Gaussian, WassersteinBlock, apart, deviation, nearness, seen
+from robustbench_rec.models._gaussians import Gaussian, Items, WassersteinBlock, apart, deviation, nearness, seen
 from robustbench_rec.models.multi_intent_gaussian import (
     FUSIONS,
     Intents,
@@ -67,6 +68,57 @@ def near(points: Tensor, others: Tensor, items: Tensor | None = None) -> Tensor:
     given = nearness(points, others, Batch.unlabelled(torch.arange(len(points)), items))
     assert isinstance(given, Tensor)
     return given
+
+
+def disturb(module: nn.Module) -> None:
+    """Away from initial values, which hide what a part does."""
+    with torch.no_grad():
+        for each in module.parameters():
+            each.add_(torch.randn_like(each), alpha=0.5)
+
+
+def embedded(items: Items, row: list[int]) -> Gaussian:
+    """The events of a history by the formulas `[1, L, D]`; the latest has the last place."""
+    mean = items.mean_norm(items.mean.weight[row] + items.place_mean.weight[-len(row) :])
+    raw = items.covariance_norm(items.covariance.weight[row] + items.place_covariance.weight[-len(row) :])
+    return Gaussian(F.elu(mean)[None], F.elu(raw)[None] + 1)
+
+
+def attended(block: WassersteinBlock, events: Gaussian) -> Gaussian:
+    """A block by the formulas, row by row and head by head `[B, L, D]`."""
+    n, length, dim = events.mean.shape
+    step = torch.arange(length)
+    back = step[:, None] - step
+    sees = (back >= 0) & (back < (block.span or length))
+    covariances = F.elu(block.covariance.qkv(events.covariance)) + 1
+    both = zip(block.mean.qkv(events.mean).chunk(3, 2), covariances.chunk(3, 2), strict=True)
+    query, key, value = (Gaussian(*each) for each in both)
+    around = Gaussian(torch.zeros_like(events.mean), torch.zeros_like(events.mean))
+    for row, part in itertools.product(range(n), torch.arange(dim).chunk(block.heads)):
+        q, k, v = (Gaussian(each.mean[row][:, part], each.covariance[row][:, part]) for each in (query, key, value))
+        logits = -distances(q, k) / math.sqrt(len(part))
+        shares = logits.masked_fill(~sees, -math.inf).softmax(1)
+        around.mean[row, :, part] = shares @ v.mean
+        around.covariance[row, :, part] = shares.square() @ v.covariance
+    found = []
+    for path, own, other in zip((block.mean, block.covariance), events, around, strict=True):
+        x = path.attention_norm(own + path.out(other))
+        found.append(path.feed_norm(x + path.last(F.elu(path.first(x)))))
+    return Gaussian(found[0], F.elu(found[1]) + 1)
+
+
+def joined(parts: list[Gaussian]) -> Gaussian:
+    """The last steps of some rows."""
+    return Gaussian(*(torch.stack([each[0, -1] for each in field]) for field in zip(*parts, strict=True)))
+
+
+def assert_same(model: nn.Module, found: Tensor, expected: Tensor) -> None:
+    """In value and gradient."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    weights, outer = list(model.parameters()), torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(each, weights, outer) for each in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert all(each.any() for each in theirs)
 
 
 class TestDistance:
@@ -162,14 +214,47 @@ class TestBlock:
         events = Gaussian(torch.randn(4, 6, 8) * 10, torch.rand(4, 6, 8) * 10)
         assert (block(events).covariance > 0).all()
 
+    @pytest.mark.parametrize("span", [None, 2])
+    def test_values_and_gradients_are_those_of_the_formulas(self, span: int | None) -> None:
+        block, events = WassersteinBlock(8, 2, 0.0, span), gaussian(3, 5, 8)
+        disturb(block)
+        found, expected = (torch.cat(each, 2) for each in (block(events), attended(block, events)))
+        assert_same(block, found, expected)
+
     def test_the_covariance_of_a_weighted_sum_is_that_of_samples(self) -> None:
-        shares, parts = torch.rand(6).softmax(0), gaussian(6, 3)
-        drawn = parts.mean + parts.covariance.sqrt() * torch.randn(DRAWS, 6, 3)
-        summed = (shares[:, None] * drawn).sum(1)
-        torch.testing.assert_close(shares.square() @ parts.covariance, summed.var(0), rtol=0.02, atol=0)
+        block, events = WassersteinBlock(3, 1, 0.0), gaussian(1, 4, 3)
+        disturb(block)
+        shares, spreads = [], []
+        block.dropout.register_forward_hook(lambda _, __, found: shares.append(found[0, 0]))  # the attention [L, L]
+        block.covariance.out.register_forward_pre_hook(lambda _, given: spreads.append(given[0][0]))  # [L, D]
+        with torch.no_grad():
+            block(events)
+            mean = block.mean.qkv(events.mean)[0, :, 6:]
+            root = deviation(block.covariance.qkv(events.covariance)[0, :, 6:])
+            drawn = shares[0] @ (mean + root * torch.randn(DRAWS, 4, 3))
+        torch.testing.assert_close(spreads[0], drawn.var(0), rtol=0.02, atol=0)
 
 
 class TestSTOSA:
+    def test_scores_and_gradients_are_those_of_the_formulas(self) -> None:
+        model, rows, users = stosa(layers=2).eval(), [[3, 1, 4, 1], [5], [9, 2, 6]], []
+        disturb(model)
+        for row in rows:
+            states = embedded(model.items, row)
+            for block in model.blocks:
+                assert isinstance(block, WassersteinBlock)
+                states = attended(block, states)
+            users.append(states)
+        items = Gaussian(model.items.mean.weight, F.elu(model.items.covariance.weight) + 1)
+        assert_same(model, Shifted(model)(history(rows)).scores, -distances(joined(users), items))
+
+    def test_all_raw_values_and_maps_start_as_published(self) -> None:
+        for name, each in stosa(dim=32, window=20).named_parameters():
+            if "norm" not in name and "bias" not in name:
+                assert stats.kstest(each.detach().flatten(), "norm", (0.01, 0.02)).pvalue > 1e-3, name
+            elif "norm" not in name:
+                assert not each.any(), name
+
     def test_an_early_item_changes_the_mean_of_the_last_step(self) -> None:
         """The released code loses what its layers compute of the means."""
         model = stosa().eval()
@@ -265,6 +350,22 @@ class TestMoments:
         assert likeness(intents[:, :1]) == 0
 
 
+class TestDoubt:
+    @pytest.mark.parametrize("score", ["stosa", "wasserstein", "probit"])
+    def test_it_is_the_deviation_of_samples(self, score: str) -> None:
+        model: STOSA | MultiIntentGaussian = stosa() if score == "stosa" else fused(score=score)
+        disturb(model.eval())
+        batch = replace(history([[1, 2, 3]]), items=torch.tensor([[2, 0, 5]]))
+        encoded: Any = model.encode()
+        with torch.no_grad():
+            user, items = Gaussian(*[*model(batch, encoded).hidden.values()][:2]), model.items.gaussians()
+            drawn = user.mean + user.covariance.sqrt() * torch.randn(DRAWS, 1, 8)
+            others = items.mean[[2, 0, 5]] + items.covariance[[2, 0, 5]].sqrt() * torch.randn(DRAWS, 3, 8)
+            each = drawn * others if score == "probit" else (drawn - others).square()
+            found = model.deviation(batch, encoded)
+        torch.testing.assert_close(found[0], each.sum(2).std(0), rtol=0.02, atol=0)
+
+
 class TestIntents:
     def test_attention_sums_to_one_and_reads_nothing_that_is_to_come(self) -> None:
         intents, batch = Intents(8, 3), history([[1, 2, 3, 4, 5], [1, 2]], [0, 1, 2, 3, 4, 5, 6])
@@ -296,6 +397,46 @@ class TestIntents:
 
 
 class TestMultiIntentGaussian:
+    @pytest.mark.parametrize("score", ["wasserstein", "probit"])
+    def test_scores_and_gradients_are_those_of_the_formulas(self, score: str) -> None:
+        model, rows, users = fused(layers=2, recent=2, score=score).eval(), [[3, 1, 4, 1], [5], [9, 2, 6]], []
+        disturb(model)
+        own = model.intents
+        for row in rows:
+            states = events = embedded(model.items, row)
+            for block in model.blocks:
+                assert isinstance(block, WassersteinBlock)
+                states = attended(block, states)
+            (mean, covariance), recent = (each[0] for each in states), joined([attended(model.recent, events)])
+            doubt = F.softplus(own.caution) / 2 * covariance.log().mean(1, keepdim=True)
+            shares = (own.last(torch.tanh(own.first(mean))) - doubt).softmax(0).T  # [K, L]
+            centre = shares @ mean
+            away = (shares[..., None] * (mean - centre[:, None]).square()).sum(1)
+            intents = Gaussian(centre, shares.square() @ covariance + away)
+            short = torch.cat([recent.mean, recent.covariance.log()], 1)  # [1, 2D]
+            told = torch.cat([intents.mean, intents.covariance.log(), short.expand(len(centre), -1)], 1)
+            votes = own.vote(torch.tanh(own.ask(told))).softmax(0)  # [K, 1]
+            centre = votes.T @ intents.mean
+            long = Gaussian(centre, votes.T @ (intents.covariance + (intents.mean - centre).square()))
+            gate = model.gate(torch.cat([long.mean, long.covariance.log(), short], 1)).sigmoid()
+            mean = gate * long.mean + (1 - gate) * recent.mean
+            covariance = gate.square() * long.covariance + (1 - gate).square() * recent.covariance
+            users.append(Gaussian(mean[None], covariance[None]))
+        user, items = joined(users), Gaussian(model.items.mean.weight, F.elu(model.items.covariance.weight) + 1)
+        expected = -distances(user, items)
+        if score == "probit":
+            one, other = (Gaussian(each.mean.square(), each.covariance) for each in (user, items))
+            variance = one.mean @ other.covariance.T + one.covariance @ (other.mean + other.covariance).T
+            expected = user.mean @ items.mean.T / (1 + math.pi / 8 * variance).sqrt()
+        assert_same(model, Shifted(model)(history(rows)).scores, expected)
+
+    def test_a_gate_without_weights_starts_at_a_half(self) -> None:
+        model, long, short = fused(), gaussian(5, 8), gaussian(5, 8)
+        nn.init.zeros_(model.gate.weight)
+        found = model._fused(long, short)
+        torch.testing.assert_close(found.mean, (long.mean + short.mean) / 2)
+        torch.testing.assert_close(found.covariance, (long.covariance + short.covariance) / 4)
+
     @pytest.mark.parametrize("score", ["wasserstein", "probit"])
     @pytest.mark.parametrize("fusion", FUSIONS)
     def test_every_variant_scores_and_trains_all_it_has(self, fusion: str, score: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, build, interactions
+from conftest import DATA, batch_for, build, interactions, penalty
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -259,6 +259,15 @@ class TestModel:
         norms = torch.cat([users, items])[:, 6:].split([4, 3], 1)
         for each in norms:
             torch.testing.assert_close(each.norm(dim=1), torch.ones(len(each)))
+
+    def test_the_penalty_is_on_the_vectors_of_the_users_and_the_items_of_a_batch(self) -> None:
+        model = model_of(l2=0.3)
+        batch = batch_for(model)
+        assert batch.items is not None
+        users, items = model.node.weight[batch.users], model.node.weight[DATA.n_users + batch.items]
+        expected = 0.3 * 0.5 * (users.square().sum() + items.square().sum()) / len(batch)
+        torch.testing.assert_close(penalty(model, batch), expected)
+        assert penalty(model_of(l2=0.0), batch) == 0
 
     def test_message_dropout_is_on_in_training_only(self) -> None:
         model = model_of(dropout=0.5)

@@ -7,12 +7,16 @@ import pandas as pd
 import pytest
 import torch
 from conftest import DATA, build, moved
+from scipy import stats
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
+from robustbench_rec.features import features
 from robustbench_rec.models import lstm_text
+from robustbench_rec.models._fields import Fields
 from robustbench_rec.models.lstm_text import LSTMText
 from robustbench_rec.shifted import Shifted, surface
 
@@ -45,6 +49,18 @@ def word_by_word(model: LSTMText, item: int) -> Tensor:
     return last[0, 0]  # type: ignore[no-any-return]
 
 
+def side_by_side(fields: Fields, side: str) -> Tensor:
+    """The vectors of the id and of all features of every user or item `[n, K · D]`."""
+    known = features(DATA, side, None)
+    found = [] if fields.id is None else [fields.id.weight]
+    if fields.number is not None:
+        found += [values[:, None] * vector for values, vector in zip(known.numbers.T, fields.number, strict=True)]
+    for table, codes in zip(fields.categories, known.codes, strict=True):
+        assert isinstance(table, nn.Embedding)
+        found.append(torch.stack([table.weight[row[row > 0]].sum(0) / max(1, int((row > 0).sum())) for row in codes]))
+    return torch.cat(found, 1)
+
+
 def scores(model: LSTMText, delta: dict[str, Tensor] | None = None, items: Tensor | None = None) -> Tensor:
     with torch.no_grad():
         found: Tensor = Shifted(model, delta or {})(Batch.unlabelled(USERS, items)).scores
@@ -56,6 +72,24 @@ def test_a_state_is_that_of_the_last_word_and_nothing_where_there_is_none() -> N
     found = model._states(torch.arange(DATA.n_items))
     torch.testing.assert_close(found, torch.stack([word_by_word(model, item) for item in range(DATA.n_items)]))
     assert not found[2].any()
+
+
+def test_scores_are_a_linear_and_a_deep_part_of_profile_text_and_features() -> None:
+    model = model_of(DATA)
+    assert (model.users.count, model.items.count) == (3, 2)  # id, age, gender; year, genres
+    states = torch.stack([word_by_word(model, item) for item in range(DATA.n_items)])
+    user, item = side_by_side(model.users, "user"), torch.cat([states, side_by_side(model.items, "item")], 1)
+    pairs = torch.cat([user.repeat_interleave(len(item), 0), item.repeat(len(user), 1)], 1)
+    assert model.deep is not None
+    assert model.readout is not None
+    deep = model.readout(F.relu(model.deep.layers[0](pairs))).view(len(user), len(item))
+    torch.testing.assert_close(scores(model), model.user_readout(user) + model.item_readout(item).T + deep)
+
+
+def test_the_lstm_starts_as_that_of_torch() -> None:
+    bound = 64**-0.5
+    for name, each in model_of(token_dim=16, state_dim=64).lstm.named_parameters():
+        assert stats.kstest(each.detach().flatten(), "uniform", (-bound, 2 * bound)).pvalue > 1e-3, name
 
 
 def test_padding_never_counts() -> None:

@@ -1,16 +1,19 @@
-"""Popularity, spread and stability of lists: against loops, scipy and scikit-learn."""
+"""Popularity, spread and stability of lists, and the model that counts: against loops, scipy and scikit-learn."""
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from conftest import DATA, build, question
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
 from robustbench_rec.metrics import popularity, stability
+from robustbench_rec.shifted import Shifted
 
 N_ITEMS = 12
 
@@ -105,6 +108,19 @@ class TestPopularity:
             defined = len(own) > 1 and len(own.unique()) > 1 and len(of.unique()) > 1
             expected.append(-stats.spearmanr(own, of).statistic if defined else math.nan)
         same(popularity.pru(rows, places, events, len(sizes)), expected)
+
+
+class TestPop:
+    @pytest.mark.parametrize("clicks", [True, False], ids=["clicks", "ratings"])
+    def test_scores_are_counts_of_the_training_events_that_are_no_refusals(self, clicks: bool) -> None:
+        values = (torch.arange(len(DATA.train)) % 3 > 0).float()  # a third of the labels is 0, or of the ratings
+        data = replace(DATA, train=replace(DATA.train, values=values if clicks else 4 * values))
+        items = DATA.train.items.tolist()
+        seen = Counter(item for item, value in zip(items, values.tolist(), strict=True) if value or not clicks)
+        expected = torch.tensor([float(seen[item]) for item in range(DATA.n_items)])
+        model, users, some = build("pop", data), torch.tensor([3, 0]), torch.tensor([[5, 5, 0], [1, 2, 3]])
+        assert torch.equal(Shifted(model)(question(model, users)).scores, expected.expand(2, -1))
+        assert torch.equal(Shifted(model)(question(model, users, some)).scores, expected[some])
 
 
 def rbo(one: list[int], two: list[int], p: float) -> float:

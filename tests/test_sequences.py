@@ -43,6 +43,22 @@ def scores(model: RecModel, batch: Batch) -> Tensor:
         return Shifted(model)(batch).scores
 
 
+def disturb(model: RecModel) -> None:
+    """Away from initial values, which hide what a part does."""
+    with torch.no_grad():
+        for each in model.parameters():
+            each.normal_(std=0.5)
+
+
+def assert_same(model: RecModel, found: Tensor, expected: Tensor) -> None:
+    """In value and gradient."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    weights, outer = list(model.parameters()), torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(each, weights, outer) for each in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    assert all(each.any() for each in theirs)
+
+
 @pytest.mark.parametrize("name", MODELS)
 class TestHistory:
     def test_padding_never_matters(self, name: str) -> None:
@@ -60,9 +76,7 @@ class TestHistory:
 
     def test_the_order_of_events_matters(self, name: str) -> None:
         model = small(name)
-        with torch.no_grad():  # away from initial values that hardly tell the places apart
-            for each in model.parameters():
-                each.normal_(std=0.5)
+        disturb(model)
         assert (scores(model, asked([[1, 2, 3]])) - scores(model, asked([[2, 1, 3]]))).abs().max() > 1e-3
 
     def test_every_event_of_the_window_reaches_the_scores(self, name: str) -> None:
@@ -150,6 +164,25 @@ class TestCausal:
 
 
 class TestSASRec:
+    def test_scores_and_gradients_are_those_of_the_formulas(self) -> None:
+        model, rows, users = small("sasrec", heads=2, layers=2), [[3, 1, 4, 1, 5], [9], [2, 6]], []
+        assert isinstance(model, SASRec)
+        disturb(model)
+        for row in rows:
+            x = math.sqrt(8) * model.item.weight[row] + model.position.weight[-len(row) :]  # [L, D]
+            for block in model.blocks:
+                assert isinstance(block, Block)
+                heads = []
+                for part in torch.arange(8).chunk(2):
+                    q, k, v = (each[:, part] for each in block.qkv(block.attention_norm(x)).chunk(3, 1))
+                    logits = q @ k.T / math.sqrt(4)
+                    behind = torch.ones_like(logits).tril().bool()
+                    heads.append(logits.masked_fill(~behind, -math.inf).softmax(1) @ v)
+                x = x + torch.cat(heads, 1)
+                x = x + block.last(F.relu(block.first(block.feed_norm(x))))
+            users.append(model.norm(x[-1]))
+        assert_same(model, Shifted(model)(asked(rows)).scores, torch.stack(users) @ model.item.weight.T)
+
     def test_a_block_is_attention_and_feed_forward_of_torch(self) -> None:
         block = Block(8, 2, 0.0).eval()
         x = torch.randn(3, 5, 8)
@@ -220,6 +253,16 @@ class TestComiRec:
         model = small("comirec", **changes)
         assert isinstance(model, ComiRec)
         return model
+
+    def test_scores_and_gradients_are_those_of_the_formulas(self) -> None:
+        model, rows, expected = self.model(), [[3, 1, 4, 1, 5], [9], [2, 6]], []
+        disturb(model)
+        for row in rows:
+            events = model.item.weight[row]  # [L, D]
+            placed = events + model.position.weight[-len(row) :]
+            shares = model.last(torch.tanh(model.first(placed))).softmax(0)  # [L, K]
+            expected.append((shares.T @ events @ model.item.weight.T).amax(0))
+        assert_same(model, Shifted(model)(asked(rows)).scores, torch.stack(expected))
 
     def test_attention_sums_to_one_and_is_nothing_on_padding(self) -> None:
         model, batch = self.model(), asked([[1, 2, 3], [4]])

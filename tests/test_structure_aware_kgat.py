@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 import torch
 import torch.nn.functional as F
-from conftest import DATA, build, interactions, make_data, moved, question
+from conftest import DATA, batch_for, build, interactions, make_data, moved, penalty, question
 from torch import Tensor
 
 from robustbench_rec.data import KG, Data
@@ -141,6 +141,24 @@ def test_without_structure_it_is_the_model_whose_structural_weights_are_zero() -
             each.structure.weight.zero_()
     torch.testing.assert_close(scores(aware), scores(plain))
     assert not any("structure" in name for name, _ in (*plain.named_parameters(), *plain.named_buffers()))
+
+
+def test_messages_are_dropped_before_the_norm() -> None:
+    hop, x = model_of(dim=32, dropout=0.4).updates[0].train(), torch.randn(50, 32)
+    found = hop(x, x)
+    assert not torch.equal(hop(x, x), found)
+    torch.testing.assert_close(found.mean(1), torch.zeros(50), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.var(1, correction=0), torch.ones(50), rtol=1e-3, atol=0)
+
+
+def test_the_penalty_is_on_the_vectors_of_the_users_and_the_items_of_a_batch() -> None:
+    model = model_of(l2=0.3)
+    batch = batch_for(model)
+    assert batch.items is not None
+    users, items = model.node.weight[batch.users], model.node.weight[DATA.n_users + batch.items]
+    expected = 0.3 * 0.5 * (users.square().sum() + items.square().sum()) / len(batch)
+    torch.testing.assert_close(penalty(model, batch), expected)
+    assert penalty(model_of(l2=0.0), batch) == 0
 
 
 def test_gradients_flow_through_the_attention() -> None:
