@@ -45,6 +45,17 @@ class Budget:
         return {"surface": self.surface, "modules": modules, "reach": self.scope, "ball": ball, "seed": self.seed}
 
 
+class Base(dict[str, Tensor]):
+    """The tensors that δ is added to, by name, 0 where a place of a history or a text holds nothing.
+
+    real: which places hold something, bool `[n, L, 1]`, of those that have places; δ stays 0 elsewhere.
+    """
+
+    def __init__(self, tensors: Delta, real: Delta) -> None:
+        super().__init__({name: each * real[name] if name in real else each for name, each in tensors.items()})
+        self.real = real
+
+
 @dataclass(frozen=True, kw_only=True)
 class Perturbation(Attack):
     """An attack that adds δ to tensors of a surface, inside a ball.
@@ -72,6 +83,8 @@ class Perturbation(Attack):
     def __post_init__(self) -> None:
         if self.reach not in REACHES:
             raise unknown("scope of an attack", self.reach, REACHES)
+        if (self.surface, self.ball.per) == ("activation", "layer") and not (self.alone or self.names):
+            raise RrecError("attack.per=layer: activations have a row for each user; take per=example")
 
     @property
     def alone(self) -> bool:
@@ -80,7 +93,8 @@ class Perturbation(Attack):
     @property
     def declared(self) -> Threat:
         where = self.surface if self.modules is None else f"{self.surface} ({', '.join(self.modules)})"
-        scope = "each user by itself" if self.alone else self.threat.scope
+        shared = self.threat.scope if self.surface == "activation" else "all users at once"
+        scope = "each user by itself" if self.alone else shared
         return replace(self.threat, surface=where, budget=str(self.ball), scope=scope)
 
     def drawing_from(self, generator: torch.Generator) -> "Perturbation":
@@ -112,23 +126,32 @@ class Perturbation(Attack):
         """Norms of the units, and as shares of the norm of what is perturbed, NaN where that is 0."""
         base = self.base(at, batch)
         delta = {name: worse.delta[name] - at.delta.get(name, 0) for name in base}
-        sizes = torch.cat([self.ball.size(each).flatten() for each in delta.values()])
-        own = torch.cat([self.ball.size(each).flatten() for each in base.values()])
+        sizes, own = (self._sizes(each, base.real) for each in (delta, base))
         return {"norm": sizes, "relative": torch.where(own > 0, sizes / own, float("nan"))}
 
-    def base(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
+    def base(self, at: Shifted, batch: Batch) -> Base:
         """The tensors that δ is added to."""
         names = list(self.names) if self.names is not None else surface(at.model, self.surface, self.modules)
-        found = at.activations(names, batch) if self.surface == "activation" else at.tensors(names)
-        return {name: each.detach() for name, each in found.items()}
+        if self.surface != "activation":
+            return Base({name: each.detach() for name, each in at.tensors(names).items()}, {})
+        found = {name: each.detach() for name, each in at.activations(names, batch).items()}
+        return Base(found, at.real(found, batch))
 
-    def radii(self, base: Delta) -> dict[str, Tensor]:
-        """Of the ball of each unit."""
-        return {name: self.ball.radius(each) for name, each in base.items()}
+    def radii(self, base: Base) -> dict[str, Tensor]:
+        """Of the ball of each unit, 0 at places that hold nothing."""
+        return {name: self.ball.radius(each, base.real.get(name)) for name, each in base.items()}
 
-    def inside(self, base: Delta, generator: torch.Generator) -> dict[str, Tensor]:
+    def inside(self, base: Base, generator: torch.Generator) -> dict[str, Tensor]:
         """A point that is drawn uniformly from the ball of each unit."""
-        return {name: self.ball.radius(each) * self.ball.inside(each, generator) for name, each in base.items()}
+        radii, real = self.radii(base), base.real
+        return {n: radii[n] * self.ball.inside(each, generator, real.get(n)) for n, each in base.items()}
+
+    def _sizes(self, delta: Delta, real: Delta) -> Tensor:
+        """Norms of all units that hold something, one after the other."""
+        sizes = {name: self.ball.size(each) for name, each in delta.items()}
+        by_place = {name for name in real if sizes[name].shape[1:2] == real[name].shape[1:2]}
+        parts = [each[real[n].expand_as(each)] if n in by_place else each.flatten() for n, each in sizes.items()]
+        return torch.cat(parts)
 
     def reached(self, base: Delta, gradients: Mapping[str, Tensor | None]) -> None:
         """RrecError where no gradient came back: the surface does not matter to the scores."""
@@ -235,7 +258,7 @@ class Ascent(Perturbation):
         return self.restarts * (self.steps + self.best)
 
     def _run(
-        self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor] | None, steps: int
+        self, at: Shifted, batch: Batch, objective: Scalar, base: Base, delta: dict[str, Tensor] | None, steps: int
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         """δ after so many steps from a start, None for 0; or the best δ, with its value."""
         radii, running = self.radii(base), zeros(base) if self.momentum else {}

@@ -38,6 +38,8 @@ class Suite(ABC):
     """One attack or several, as a config names them. threat: what it may do, whatever its config."""
 
     threat: ClassVar[Threat]
+    aimed: ClassVar[bool] = False
+    """Whether it is for goals about given items alone."""
 
     @property
     def declared(self) -> Threat:

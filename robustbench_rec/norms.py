@@ -51,12 +51,22 @@ class Ball:
         size: Tensor = torch.linalg.vector_norm(delta, order, dim=self.dims(delta), keepdim=True)
         return size
 
-    def radius(self, base: Tensor) -> Tensor:
-        """Radius of each unit of the tensor that is perturbed; broadcasts against it."""
+    def radius(self, base: Tensor, real: Tensor | None = None) -> Tensor:
+        """Radius of each unit of the tensor that is perturbed; broadcasts against it.
+
+        real: what may be moved, bool `[n, L, 1]` (None: all); the radius is 0 elsewhere, and no median counts it.
+        """
         size = self.size(base.detach())
-        if self.relative == "no":
-            return torch.full_like(size, self.eps)
-        return self.eps * (size.median().expand_as(size) if self.relative == "median" else size)
+        match self.relative:
+            case "no":
+                found = torch.full_like(size, self.eps)
+            case "own":
+                found = self.eps * size
+            case _:
+                by_place = real is not None and size.shape[1] == real.shape[1]
+                counted = size[real.expand_as(size)] if real is not None and by_place else size
+                found = self.eps * (counted.median() if counted.numel() else size.new_zeros(())).expand_as(size)
+        return found if real is None else found * real
 
     def steepest(self, gradient: Tensor, radius: Tensor | float = 1.0) -> Tensor:
         """The δ of norm `radius` in each unit that raises a linear function most; zero where the gradient is."""
@@ -77,20 +87,27 @@ class Ball:
         tiny = torch.finfo(delta.dtype).tiny
         return delta * (radius / self.size(delta).clamp_min(tiny)).clamp_max(1)
 
-    def surface(self, base: Tensor, generator: torch.Generator) -> Tensor:
-        """A random direction of unit norm in each unit: uniform on the l2 sphere, a random corner of the linf box."""
-        drawn = torch.randn(base.shape, generator=generator, dtype=base.dtype, device=generator.device).to(base.device)
-        return self.steepest(drawn)
+    def surface(self, base: Tensor, generator: torch.Generator, real: Tensor | None = None) -> Tensor:
+        """A random direction of unit norm in each unit: uniform on the l2 sphere, a random corner of the linf box.
 
-    def inside(self, base: Tensor, generator: torch.Generator) -> Tensor:
-        """A random point of the unit ball of each unit, uniform in volume."""
+        real: what may be moved, bool, broadcasts (None: all); the direction is 0 elsewhere.
+        """
+        drawn = torch.randn(base.shape, generator=generator, dtype=base.dtype, device=generator.device).to(base.device)
+        return self.steepest(drawn if real is None else drawn * real)
+
+    def inside(self, base: Tensor, generator: torch.Generator, real: Tensor | None = None) -> Tensor:
+        """A random point of the unit ball of each unit, uniform in volume; real: as for `surface`."""
         if self.norm == "linf" or self.per == "element":
             drawn = torch.rand(base.shape, generator=generator, dtype=base.dtype, device=generator.device)
-            return (2 * drawn - 1).to(base.device)
-        direction = self.surface(base, generator)
+            point = (2 * drawn - 1).to(base.device)
+            return point if real is None else point * real
+        direction = self.surface(base, generator, real)
         size = self.size(direction)
         drawn = torch.rand(size.shape, generator=generator, dtype=base.dtype, device=generator.device).to(base.device)
-        return direction * drawn ** (size.numel() / direction.numel())
+        if real is None:
+            return direction * drawn ** (size.numel() / direction.numel())
+        numbers = real.expand_as(direction).sum(self.dims(direction), keepdim=True)
+        return direction * drawn ** (1 / numbers.clamp_min(1))
 
     def total(self, delta: Tensor) -> Tensor:
         """Sum of the absolute values of each unit, with the reduced dimensions kept."""

@@ -152,9 +152,12 @@ class Shilling(Poison):
         draw = torch.Generator().manual_seed(self.shill.seed)
         selected, fillers = self.choose(view, draw)
         events = self._events(view, selected, fillers, draw)
-        size = f"{view.n} fake users ({self.shill.size:.1%})"
+        size = f"{view.n} fake users ({view.n / data.n_users:.1%})"
         goal = f"{self.shill.direction} {', '.join(data.item_ids[each] for each in aims.tolist())}"
-        threat = replace(self.threat, budget=f"{size}, {view.length} events each", goal=goal)
+        budget = f"{size}, {view.length} events each"
+        if self.shill.knowledge < 1:
+            budget += f"; sees the events of {view.data.n_users} users ({self.shill.knowledge:.1%})"
+        threat = replace(self.threat, budget=budget, goal=goal)
         about = {
             "config": self.settings,
             "targets": [data.item_ids[each] for each in aims.tolist()],

@@ -159,7 +159,7 @@ class Block(nn.Module):
 
     def __init__(self, layer: nn.Module, *, entry: bool) -> None:
         super().__init__()
-        self.layer, self.site = layer, Site()
+        self.layer, self.site = layer, Site(places=True)
         self.entry = Embedded() if entry else None
 
     def __getattr__(self, name: str) -> Any:

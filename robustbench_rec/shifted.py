@@ -19,14 +19,15 @@ Delta = Mapping[str, Tensor]
 class Site(nn.Module):
     """Names an activation, so that it can be shifted like any weight; free of cost until it is.
 
-    listed: whether it belongs to the activation surface; one that does not is there for who knows its name.
+    listed: whether it belongs to the activation surface; one that does not is there for who knows its name. places:
+    whether it has a state for each place of a history or a text, `[n, L, D]`, some of which are padding.
     """
 
     shift: Tensor
 
-    def __init__(self, *, listed: bool = True) -> None:
+    def __init__(self, *, listed: bool = True, places: bool = False) -> None:
         super().__init__()
-        self.listed = listed
+        self.listed, self.places = listed, places
         self.register_buffer("shift", torch.zeros(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,6 +41,9 @@ class Site(nn.Module):
 
 class Embedded(Site):
     """The site of the vectors of tokens or events `[…, L, D]` as they are looked up, before any layer."""
+
+    def __init__(self, *, listed: bool = True) -> None:
+        super().__init__(listed=listed, places=True)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Shifted:
 
     def activations(self, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
         """What passes through the named sites for this batch, without gradient; portions of its rows come joined."""
-        sites = {name: self.model.get_submodule(name.removesuffix(".shift")) for name in names}
+        sites = {name: _site(self.model, name) for name in names}
         seen: dict[str, list[Tensor]] = {name: [] for name in sites}
         hooks = [
             site.register_forward_hook(lambda _, args, out, name=name: seen[name].append(out.detach()))
@@ -133,6 +137,28 @@ class Shifted:
             for hook in hooks:
                 hook.remove()
         return {name: each[0] if len(each) == 1 else torch.cat(each) for name, each in seen.items() if each}
+
+    def real(self, activations: Delta, batch: Batch) -> dict[str, Tensor]:
+        """Which places hold an event or a token, bool `[n, L, 1]`, of the activations for a batch that have places."""
+        placed = {
+            name: each
+            for name, each in activations.items()
+            if _site(self.model, name).places and each.ndim == 3 and each.shape[1] > 1  # the last state alone has one
+        }
+        if not placed:
+            return {}
+        lengths = self.model.read_lengths(batch, self.encoded)
+        return {
+            name: (torch.arange(each.shape[1], device=each.device) < lengths[:, None])[:, :, None]
+            for name, each in placed.items()
+        }
+
+
+def _site(model: RecModel, name: str) -> Site:
+    """The site whose shift has this name."""
+    found = model.get_submodule(name.removesuffix(".shift"))
+    assert isinstance(found, Site)
+    return found
 
 
 class _Method(nn.Module):

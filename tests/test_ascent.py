@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks, single
-from robustbench_rec.batch import Batch, Output
+from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
@@ -334,3 +334,53 @@ class TestBeside:
         size = worse.delta["user.weight"].norm(dim=1)
         assert not size[~touched].any()
         torch.testing.assert_close(size[touched], torch.full_like(size[touched], EPS))
+
+
+class TestPadding:
+    """Places of a history that hold nothing."""
+
+    LENGTHS = torch.tensor([6, 2, 1, 0])
+
+    def batch(self) -> Batch:
+        items = torch.arange(24).view(4, 6) % DATA.n_items
+        items = items.masked_fill(torch.arange(6) >= self.LENGTHS[:, None], DATA.n_items)
+        labels = nn.functional.one_hot(torch.tensor([3, 7, 1, 2]), DATA.n_items).float()
+        return Batch(torch.arange(4), None, labels, history=History(items, self.LENGTHS))
+
+    @pytest.mark.parametrize("name", ["gru4rec", "sasrec", "comirec", "stosa", "multi_intent_gaussian"])
+    @pytest.mark.parametrize("attack", ["noise", "pgd", "apgd", "square", "simba"])
+    @pytest.mark.parametrize("per", ["row", "example"])
+    def test_it_is_neither_moved_nor_counted(self, name: str, attack: str, per: str) -> None:
+        model = build(name, dropout=0.0).requires_grad_(False).eval()
+        budget = {"surface": "activation", "per": per, "relative": "median", "eps": 0.5}
+        built = single(configured("attack", attack, **budget))
+        at, batch = Shifted(model), self.batch()
+
+        def objective(at: Shifted, batch: Batch) -> Tensor:
+            return loss("softmax")(at(batch), batch)
+
+        worse, _ = built(at, batch, objective)
+        spent = built.spent(at, worse, batch, batch, objective)
+        real = torch.arange(6) < self.LENGTHS[:, None]
+        moved = {each: delta for each, delta in worse.delta.items() if delta.ndim == 3 and delta.shape[1] == 6}
+        assert moved
+        for delta in moved.values():
+            assert not delta[~real].any()
+            assert delta[real].any()
+        if per == "row":
+            assert len(spent["norm"]) < sum(delta[..., 0].numel() for delta in worse.delta.values())
+        assert (spent["norm"] > 0).float().mean() > 0.3
+
+    def test_the_median_is_that_of_the_events(self) -> None:
+        model = build("gru4rec", dropout=0.0).requires_grad_(False).eval()
+        settings = {"modules": ("embedded",), "steps": 1, "ball": ball(eps=0.5, relative="median")}
+        attack, batch = Ascent(surface="activation", **settings), self.batch()  # type: ignore[arg-type]
+        worse, _ = attack(Shifted(model), batch, lambda at, batch: loss("softmax")(at(batch), batch))
+        assert batch.history is not None
+        events = model.get_parameter("item.weight")[batch.history.items[batch.history.real]]
+        sizes = worse.delta["embedded.shift"].norm(dim=2)[batch.history.real]
+        torch.testing.assert_close(sizes, (0.5 * events.norm(dim=1).median()).expand_as(sizes))
+
+    def test_layers_of_activations_are_examples(self) -> None:
+        with pytest.raises(RrecError, match="per=layer: activations have a row for each user; take per=example"):
+            single(configured("attack", "pgd", surface="activation", per="layer"))

@@ -157,7 +157,7 @@ class TestAttack:
 
         moved, budget = judging.attack(Shifted(model), attack(share=0.1, steps=3), "test", climbed)
         count = round(0.1 * model.n_edges)
-        assert 0 < budget["max_dropped"] <= count
+        assert 0 < budget["max_share"] <= 0.1 + 1e-6
         assert budget["max_added"] == 0
         assert budget["max_share"] == pytest.approx(budget["max_dropped"] / model.n_edges)
         reached, clean, blind = value(moved[0][0]), value(Shifted(model)), []
@@ -173,6 +173,13 @@ class TestAttack:
         nothing, budget = judging.attack(Shifted(model), attack(share=0.0), "test", loss("softmax"))
         assert judging.evaluate(nothing, "test").metrics == clean
         assert budget["max_dropped"] == 0
+
+    def test_a_share_of_less_than_an_edge_is_worth_a_warning(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        model = small(name)
+        share = 0.9 / model.n_edges
+        _, budget = evaluator(DATA, judge()).attack(Shifted(model), attack(share=share), "test", loss("softmax"))
+        assert budget["max_dropped"] == 0
+        assert "is less than one: none is changed" in caplog.text
 
     def test_the_announced_passes_are_made(self, name: str) -> None:
         passes, built = iter(range(100)), attack(steps=4)

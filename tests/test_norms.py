@@ -178,3 +178,33 @@ def test_a_unit_of_zeros_has_no_relative_budget_but_half_of_the_median_stays() -
 def test_a_ball_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(RrecError, match=message):
         Ball(**({"eps": 1.0, "norm": "l2", "per": "row", "relative": "no"} | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("per", UNITS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_holds_nothing_is_not_moved_and_not_counted(per: str, norm: str) -> None:
+    base = torch.rand(5, 6, 4, generator=generator()) + 0.5
+    real = (torch.arange(6) < torch.tensor([6, 3, 1, 0, 2])[:, None])[:, :, None]
+    padded = base.masked_fill(~real, 0.0)
+    for relative in SCALES:
+        ball = Ball(eps=0.5, norm=norm, per=per, relative=relative)
+        radius = ball.radius(padded, real).expand_as(base)
+        assert not radius.masked_select(~real.expand_as(base)).any()
+        assert (radius.masked_select(real.expand_as(base)) > 0).all()
+        if relative == "median" and per in ("row", "element"):
+            there = base[real[..., 0]]
+            expected = 0.5 * Ball(eps=0.5, norm=norm, per=per, relative="no").size(there).median()
+            torch.testing.assert_close(radius[0, 0, 0], expected)
+    unit = Ball(eps=1.0, norm=norm, per=per, relative="no")
+    for point in (unit.inside(base, generator(), real), unit.surface(base, generator(), real)):
+        assert not point.masked_select(~real.expand_as(base)).any()
+        assert (unit.size(point) <= 1 + 1e-5).all()
+    whole = unit.size(unit.surface(base, generator(), real))[:3]
+    torch.testing.assert_close(whole[whole > 0], torch.ones_like(whole[whole > 0]))
+
+
+def test_a_point_inside_is_uniform_among_the_places_that_are_real() -> None:
+    base, real = torch.zeros(4000, 3, 2), (torch.arange(3) < 2)[None, :, None].expand(4000, 3, 1)
+    ball = Ball(eps=1.0, norm="l2", per="example", relative="no")
+    sizes = ball.size(ball.inside(base, generator(), real)).flatten()
+    assert (sizes < 0.5 ** (1 / 4)).float().mean().item() == pytest.approx(0.5, abs=0.03)  # of four numbers

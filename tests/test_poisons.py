@@ -21,7 +21,10 @@ from robustbench_rec.evaluation import Full
 from robustbench_rec.factors import Factorisation, alternate, misfit, start
 from robustbench_rec.poison import Shilling, View, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
+from robustbench_rec.poisons._search import profile, trained
 from robustbench_rec.poisons.aush import away
+from robustbench_rec.poisons.clear import CLeaR
+from robustbench_rec.poisons.rl import ClusterPolicy
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.targets import targets
 from robustbench_rec.tasks import attack, distill, finetune, train
@@ -170,6 +173,36 @@ def test_no_click_is_a_low_rating() -> None:
     for name in ("random", "love_hate"):
         with pytest.raises(RrecError, match="has clicks, and none of them is low; use feedback=clicks"):
             maker(name, direction="nuke", feedback="ratings").profiles(data)
+
+
+def test_a_policy_learns_which_clusters_are_rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards: list[float] = []
+
+    def reward(self: ClusterPolicy, view: View, chosen: Tensor, clean: Any) -> float:
+        rewards.append((chosen < 25).float().mean().item())  # whichever clusters these are in
+        return rewards[-1]
+
+    monkeypatch.setattr(ClusterPolicy, "_reward", reward)
+    maker("rl", steps=30, draws=8, clusters=10, lr=1.0).profiles(BIG)
+    assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.1
+
+
+def test_dispersal_is_the_mean_of_the_peak_of_the_spectrum() -> None:
+    built, none = (maker("clear", weight=weight) for weight in (2.0, 0.0))
+    assert isinstance(built, CLeaR)
+    assert isinstance(none, CLeaR)
+    view = built.view(BIG, built.aims(BIG))
+    fakes = profile(view, built.top(view, built.begin(view, torch.Generator().manual_seed(1))))
+    draw = torch.Generator().manual_seed(built.shill.seed)
+    h = torch.cat(trained(view, fakes, built.config, draw)).numpy()
+    r = h.T @ (h @ torch.randn(h.shape[1], generator=draw).numpy())
+    peak = np.abs(h @ np.outer(r, r) / (r @ r)).mean()
+    assert (built.loss(view, fakes, 0) - none.loss(view, fakes, 0)).item() == pytest.approx(2 * peak, rel=1e-3)
+
+
+def test_a_budget_is_told_as_it_is_and_with_what_is_seen() -> None:
+    told = maker("average", size=0.001, knowledge=0.3).profiles(BIG).about["threat"]["budget"]
+    assert told == "1 fake users (1.7%), 10 events each; sees the events of 18 users (30.0%)"
 
 
 @pytest.mark.parametrize("name", ["pga", "revadv", "clear"])

@@ -9,9 +9,11 @@ import torch
 from conftest import DATA, build, buildable, configured, judge, surfaces
 from torch import Tensor
 
-from robustbench_rec.attacks import single
+from robustbench_rec.attacks import attacks, single
 from robustbench_rec.evaluation import Evaluator, evaluator
 from robustbench_rec.evaluation.base import Moved
+from robustbench_rec.evaluation.worst import attacked as judged
+from robustbench_rec.evaluation.worst import members
 from robustbench_rec.goals import goals
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
@@ -57,8 +59,8 @@ def climbed(at: Moved) -> float:
 
 
 @cache
-def attacked(name: str, kind: str, attack: str, eps: float) -> Moved:
-    built = single(configured("attack", attack, surface=kind, eps=eps, norm="l2", **FEW.get(attack, {})))
+def attacked(name: str, kind: str, attack: str, eps: float, norm: str = "l2") -> Moved:
+    built = single(configured("attack", attack, surface=kind, eps=eps, norm=norm, **FEW.get(attack, {})))
     moved, _ = judging().attack(Shifted(model_of(name)), built, "test", loss(CLIMBED))
     return moved
 
@@ -78,9 +80,9 @@ class TestSanity:
             values = values[:3]
         assert all(b >= a - slack for a, b in pairwise(values)), values
 
-    @pytest.mark.parametrize("eps", BUDGETS[:2])
-    def test_many_steps_beat_one_and_one_beats_noise(self, name: str, kind: str, eps: float) -> None:
-        noise, one, many = (climbed(attacked(name, kind, each, eps)) for each in ("noise", "fgm", "pgd"))
+    @pytest.mark.parametrize(("eps", "norm"), [(0.01, "l2"), (0.1, "l2"), (0.01, "linf")])
+    def test_many_steps_beat_one_and_one_beats_noise(self, name: str, kind: str, eps: float, norm: str) -> None:
+        noise, one, many = (climbed(attacked(name, kind, each, eps, norm)) for each in ("noise", "fgm", "pgd"))
         assert noise < one
         assert one <= many + 1e-6
 
@@ -107,6 +109,18 @@ class TestSanity:
         foreign, _ = judging().attack(Shifted(other), built, "test", loss(CLIMBED))
         transferred = [(Shifted(model_of(name), point.delta), batch) for point, batch in foreign]
         assert climbed(transferred) <= climbed(attacked(name, kind, "pgd", 0.1)) + 1e-6
+
+
+@pytest.mark.parametrize(("name", "kind"), [each for each in ON if each.values[1] != "feature"])
+def test_the_smallest_perturbations_that_two_attacks_find_are_alike(name: str, kind: str) -> None:
+    goal, found = goals.build(configured("goal", "untargeted", k=5), DATA), {}
+    for attack in ("cw", "fab"):
+        suite = attacks.build(configured("attack", attack, surface=kind, eps=None))
+        (member,) = members(judging(), suite, goal)
+        _, found[attack] = judged(judging(), Shifted(model_of(name)), member, "test", goal, None)
+    smallest, largest = sorted(each["median_norm"] for each in found.values())
+    assert min(each["success"] for each in found.values()) > 0.9, found
+    assert largest <= 2 * smallest, found
 
 
 @pytest.mark.parametrize(

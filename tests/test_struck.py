@@ -60,3 +60,20 @@ def test_an_attack_that_has_nothing_to_move_is_told_before_the_training(tmp_path
     with pytest.raises(RrecError, match="eps"):
         run("train", tmp_path / "run", *FIT, "model=mf", "attack=noise", "eps=-1")
     assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model=lstm_text", "attack=hotflip"), "hotflip edits the texts of given items: goal=promote"),
+        (("model=lstm_text", "attack=text_search"), "text_search edits the texts of given items: goal=promote"),
+        (("model=lstm_text", "attack=flips", "attack.surface=feature"), "flips.* other numbers than 0 and 1"),
+        (("model=mf", "attack=flips", "attack.surface=embedding"), "flips.* other numbers than 0 and 1"),
+    ],
+)
+def test_an_attack_that_cannot_be_is_refused_before_the_training(
+    tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(RrecError, match=message):
+        run("train", tmp_path, *FIT, *words)
+    assert not (tmp_path / "run.json").exists()

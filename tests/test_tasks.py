@@ -373,6 +373,38 @@ class TestAttack:
         assert f"places {told}" in shown
         assert ("for all that" in shown) is (k == 5)
 
+    @pytest.mark.parametrize(
+        ("words", "told"),
+        [
+            (["attack=square", "attack.queries=7"], {"budget": "l2 ≤ 0.1 × own norm, each row; 7 queries"}),
+            (["attack=simba", "attack.queries=3"], {"budget": "l2 ≤ 0.1 × own norm, each row; 3 queries"}),
+            (["attack=fgm"], {"scope": "all users at once"}),
+            (["attack=fgm", "attack.scope=user"], {"scope": "each user by itself"}),
+            (
+                ["attack=fgm", "attack.scope=user", "protocol=sampled", "n_negatives=19"],
+                {"scope": "each event by itself"},  # users have several
+            ),
+        ],
+    )
+    def test_a_threat_says_what_was_settled(
+        self, runs: Runs, tmp_path: Path, words: list[str], told: dict[str, str]
+    ) -> None:
+        self.attacked(runs, tmp_path, "mf", *words)
+        assert read(tmp_path / "run.json")["threat"].items() >= told.items()
+
+    @pytest.mark.parametrize(
+        "word", ["attack=fgm", "goal=demote", "eps=0.2", "loss=softmax", "labels=own"], ids=lambda each: each
+    )
+    def test_what_a_poison_does_not_read_is_refused(self, runs: Runs, tmp_path: Path, word: str) -> None:
+        with pytest.raises(RrecError, match=f"{word} says nothing with a poison"):
+            self.attacked(runs, tmp_path, "mf", "poison=random", word)
+
+    def test_more_targets_than_places_are_worth_a_warning(
+        self, runs: Runs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        self.attacked(runs, tmp_path, "mf", "attack=fgm", "goal=promote", "goal.k=2", "goal.count=3")
+        assert "goal.k=2: 3 target items never are in it all at once" in caplog.text
+
     ENSEMBLE = ("attack=rank_autoattack", "attack.steps=4", "attack.queries=4", "attack.rivals=1", "eps=0.2")
 
     def test_an_ensemble_is_at_least_as_strong_as_each_member(self, runs: Runs, tmp_path: Path) -> None:

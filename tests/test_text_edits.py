@@ -14,7 +14,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from robustbench_rec.text.distances import Similarity, levenshtein, overlap
 from robustbench_rec.text.edits import BESIDE, HOMOGLYPHS, KINDS, ZERO_WIDTH, kinds, popular_words
 from robustbench_rec.text.neighbours import Neighbours, shared_titles
-from robustbench_rec.text.recipes import RECIPES, Limits, substitutes
+from robustbench_rec.text.recipes import RECIPES, Limits, phrases, substitutes
 from robustbench_rec.text.sanitise import compatible, latin, once, sanitise, visible
 from robustbench_rec.text.words import LABELS, STOP, Pieces, editable, in_case_of, part_of_speech, spans
 
@@ -238,3 +238,10 @@ class TestRecipes:
         assert [Limits(words=0.2).most(each) for each in (1, 5, 10)] == [1, 1, 2]
         assert Limits().most(7) == 7
         assert RECIPES["textfooler"].similarity == 0.8
+
+
+def test_every_phrase_of_a_recipe_fits_its_limit() -> None:
+    for recipe in ("stuffing", "insertion"):
+        most = RECIPES[recipe].added
+        assert most is not None
+        assert all(len(each.split()) <= most for each in phrases(recipe, ["word"]))

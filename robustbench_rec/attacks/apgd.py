@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Budget, Perturbation, chosen, climb, spread, zeros
+from robustbench_rec.ascent import Base, Budget, Perturbation, chosen, climb, spread, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -50,7 +50,7 @@ class APGD(Perturbation):
         return at.shift(best), batch
 
     def _run(
-        self, at: Shifted, batch: Batch, objective: Scalar, base: Delta, delta: dict[str, Tensor]
+        self, at: Shifted, batch: Batch, objective: Scalar, base: Base, delta: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tensor]:
         radii = self.radii(base)
         value, found = climb(at, batch, objective, delta)

@@ -1,3 +1,4 @@
+import logging
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Self
@@ -20,6 +21,7 @@ OPS = ("drop", "add", "rewire")
 GUIDES = ("gradient", "high_degree", "low_degree", "random")
 KINDS = ("all", "clicks", "triples")
 REDRAWS = 20
+log = logging.getLogger(__name__)
 
 
 @attacks.register
@@ -117,7 +119,11 @@ class EdgeAttack(Attack):
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         generator = self.generator or torch.Generator().manual_seed(self.config.seed)
         there = self._there(at.model)
-        count = round(self.config.share * int(there.sum()))
+        count = int(self.config.share * int(there.sum()) + 1e-9)  # at most the share, whatever that rounds to
+        if self.config.share and not count:
+            log.warning(
+                "attack.share=%g of %d edges is less than one: none is changed", self.config.share, int(there.sum())
+            )
         part = -(-count // self.config.steps) if self._climbs else count
         graph = self._pooled(_Graph.of(at), part, batch, generator)
         if not self._climbs:

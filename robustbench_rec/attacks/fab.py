@@ -12,6 +12,7 @@ from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Delta, Shifted
 
 BIAS, OVERSHOOT, BACK = 0.1, 1.05, 0.9
+FAR = 1.5  # the overshoot of a step that is for all users
 
 
 @attacks.register
@@ -19,8 +20,10 @@ class FAB(Minimal):
     """Fast adaptive boundary: steps to the linearised boundary of the goal, drawn back to the start (ICML 2020).
 
     Croce & Hein, for rankings: the boundary is where the goal's hinge becomes 0, so each step needs one gradient, not
-    one for every competitor. A step goes 5 % beyond the boundary and is mixed, by at most a tenth, with the projection
-    of the start; a point beyond the boundary is drawn back by a tenth. steps: how many. l2.
+    one for every competitor. A step goes 5 % beyond the boundary and, once that was reached, is mixed, by at most a
+    tenth, with the projection of the start: before that, mixing can hold a search in front of a boundary that is not
+    flat. A point beyond the boundary is drawn back by a tenth. steps: how many. l2. Where one δ has to serve all users,
+    their mean hinge is 0 only once everybody's is: a step goes half as far again as the boundary, and is never mixed.
     """
 
     @dataclass
@@ -44,16 +47,18 @@ class FAB(Minimal):
             self.reached(base, gradients)
             slope = {name: torch.zeros_like(delta[name]) if g is None else g for name, g in gradients.items()}
             reached = found.note(delta, value)
+            overshoot = OVERSHOOT if value.ndim else FAR
             steep = squared(slope, value).clamp_min(torch.finfo(value.dtype).tiny)
             inner = _inner(slope, delta, value)
             to_here = -value / steep  # from δ to the boundary, in slopes
             to_start = (inner - value) / steep  # from 0
             length, whole = to_here.abs(), to_start.abs()
             mix = (length / (length + whole).clamp_min(torch.finfo(value.dtype).tiny)).clamp_max(BIAS)
+            mix = mix * (found.norm.isfinite() & (value.ndim > 0))
             moved = {}
             for name, each in delta.items():
-                here = each + OVERSHOOT * spread(to_here, each) * slope[name]
-                start = OVERSHOOT * spread(to_start, each) * slope[name]
+                here = each + overshoot * spread(to_here, each) * slope[name]
+                start = overshoot * spread(to_start, each) * slope[name]
                 share = spread(mix, each)
                 moved[name] = torch.where(spread(reached, each), BACK * each, (1 - share) * here + share * start)
             delta = moved

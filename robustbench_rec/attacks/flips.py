@@ -8,9 +8,10 @@ from robustbench_rec.ascent import Perturbation, chosen, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
+from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.objective import Scalar
-from robustbench_rec.shifted import Shifted, label
+from robustbench_rec.shifted import Delta, Shifted, label, surface
 from robustbench_rec.threat import Threat
 
 DIRECTIONS = ("add", "remove", "both")
@@ -60,12 +61,15 @@ class Flips(Perturbation):
     def passes(self) -> int:
         return 1 + self.queries
 
+    def check(self, model: RecModel) -> None:
+        super().check(model)
+        if self.surface != "activation":
+            _binary(Shifted(model).tensors(surface(model, self.surface, self.modules)))
+
     @torch.no_grad()
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         base, generator = self.base(at, batch), self.stream(batch)
-        for name, each in base.items():
-            if not bool(((each == 0) | (each == 1)).all()):
-                raise RrecError(f"attack 'flips': {label(name)} holds other numbers than 0 and 1")
+        _binary(base)
         best, best_value = zeros(base), objective(at, batch)
         for _ in range(self.queries if self.edits else 0):
             moved = {name: self._proposed(base[name], each, generator) for name, each in best.items()}
@@ -93,3 +97,10 @@ class Flips(Perturbation):
         drawn = torch.rand(among.shape, generator=generator, device=generator.device).to(among.device)
         drawn = drawn.masked_fill(~among, -1.0)
         return (drawn == drawn.amax(-1, keepdim=True)) & among
+
+
+def _binary(tensors: Delta) -> None:
+    """RrecError where one of them holds other numbers than 0 and 1."""
+    for name, each in tensors.items():
+        if not bool(((each == 0) | (each == 1)).all()):
+            raise RrecError(f"attack 'flips': {label(name)} holds other numbers than 0 and 1")

@@ -41,6 +41,8 @@ class HotFlip(Rewording):
 
     threat: ClassVar[Threat] = replace(Rewording.threat, knowledge="white-box", budget="words and queries")
 
+    aimed: ClassVar[bool] = True
+
     def __init__(self, config: Config) -> None:
         if min(config.flips, config.beam, config.queries) < 1 or config.words < 0:
             raise RrecError(

@@ -30,5 +30,6 @@ class Noise(Ascent):
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:
         generator = self.stream(batch)
         base = self.base(at, batch)
-        delta = {name: self.ball.radius(each) * self.ball.surface(each, generator) for name, each in base.items()}
+        radii, real = self.radii(base), base.real
+        delta = {n: radii[n] * self.ball.surface(each, generator, real.get(n)) for n, each in base.items()}
         return at.shift(delta), batch

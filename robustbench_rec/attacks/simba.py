@@ -1,10 +1,10 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import SCORED, Budget, Perturbation, chosen, spread, zeros
+from robustbench_rec.ascent import SCORED, Base, Budget, Perturbation, chosen, spread, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -38,6 +38,10 @@ class SimBA(Perturbation):
         self.queries, self.step = config.queries, config.step
 
     @property
+    def declared(self) -> Threat:
+        return replace(super().declared, budget=f"{self.ball}; {self.queries} queries")
+
+    @property
     def passes(self) -> int:
         return 1 + self.queries
 
@@ -49,7 +53,7 @@ class SimBA(Perturbation):
         fresh, turn = torch.ones_like(best_value, dtype=torch.bool), zeros(base)
         for _ in range(self.queries):
             if bool(fresh.any()):
-                turn = chosen(fresh, {name: self._coordinate(each, generator) for name, each in base.items()}, turn)
+                turn = chosen(fresh, self._coordinates(base, generator), turn)
             step = torch.where(fresh, 1.0, -1.0)
             moved = {
                 name: self.ball.project(each + spread(step, each) * self.step * radii[name] * turn[name], radii[name])
@@ -61,8 +65,12 @@ class SimBA(Perturbation):
             fresh = wins | ~fresh  # a step down is tried where the step up was none
         return at.shift(best), batch
 
-    def _coordinate(self, each: Tensor, generator: torch.Generator) -> Tensor:
+    def _coordinates(self, base: Base, generator: torch.Generator) -> dict[str, Tensor]:
         """1 at a coordinate of each unit, else 0; elements, which have only one, take turns along a row."""
-        drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
-        dims = (-1,) if self.ball.per == "element" else self.ball.dims(drawn)
-        return (drawn == drawn.amax(dims, keepdim=True)).to(each.dtype)
+        found = {}
+        for name, each in base.items():
+            drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
+            drawn = drawn.masked_fill(~base.real[name], -1.0) if name in base.real else drawn
+            dims = (-1,) if self.ball.per == "element" else self.ball.dims(drawn)
+            found[name] = (drawn == drawn.amax(dims, keepdim=True)).to(each.dtype)
+        return found

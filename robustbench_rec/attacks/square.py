@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -38,6 +38,10 @@ class Square(Perturbation):
             raise RrecError(f"square with {told}: queries >= 1 and share in (0, 1] are needed")
         super().__init__(**config.ascent())
         self.queries, self.share = config.queries, config.share
+
+    @property
+    def declared(self) -> Threat:
+        return replace(super().declared, budget=f"{self.ball}; {self.queries} queries")
 
     @property
     def passes(self) -> int:

@@ -52,6 +52,7 @@ class TextSearch(Rewording):
         seed: int
 
     threat: ClassVar[Threat] = replace(Rewording.threat, knowledge="score", budget="edits and queries")
+    aimed: ClassVar[bool] = True
     near: Neighbours | None = None
 
     def __init__(self, config: Config) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.adversarial import Adversarial
-from robustbench_rec.ascent import Ascent, spread
+from robustbench_rec.ascent import Ascent, Base, spread
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
 from robustbench_rec.meeting import vectors
@@ -27,10 +27,10 @@ class Shared(Ascent):
     shares: Tensor
     held: Delta
 
-    def base(self, at: Shifted, batch: Batch) -> dict[str, Tensor]:
-        return dict(self.held)
+    def base(self, at: Shifted, batch: Batch) -> Base:
+        return Base(self.held, {})
 
-    def radii(self, base: Delta) -> dict[str, Tensor]:
+    def radii(self, base: Base) -> dict[str, Tensor]:
         return {name: spread(self.shares, each) * each for name, each in super().radii(base).items()}
 
 

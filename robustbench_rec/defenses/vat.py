@@ -6,7 +6,6 @@ from torch import Tensor
 from robustbench_rec.ascent import Ascent
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.defenses import defenses
-from robustbench_rec.defenses._inputs import real
 from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.defenses._smooth import Smooth
 from robustbench_rec.errors import RrecError
@@ -46,11 +45,10 @@ class VAT(Smooth):
                 f"defense.weight={config.weight}, steps={config.steps}, xi={config.xi}: weight, steps >= 0 and "
                 "xi > 0 are needed (at 0 the divergence is flat)"
             )
-        self.read = bool(embedded(model))
         names = embedded(model) or tables(model) or surface(model, "embedding")
         # all but the first dimension: a text or a history, or a row of a table
         ball = Ball(eps=config.eps, norm="l2", per="example", relative=config.relative)
-        kind = "activation" if self.read else "embedding"
+        kind = "activation" if embedded(model) else "embedding"
         super().__init__(
             inner, Ascent(surface=kind, names=tuple(names), ball=ball, steps=config.steps), weight=config.weight
         )
@@ -62,10 +60,7 @@ class VAT(Smooth):
     def perturbation(self, at: Shifted, batch: Batch, clean: Output, masks: Masks) -> dict[str, Tensor]:
         ball = self.noise.ball
         base = self.noise.base(at, batch)
-        drawn = {name: ball.surface(each, self.generator) for name, each in base.items()}
-        if self.read:
-            lengths = at.model.read_lengths(batch, at.encoded)
-            base, drawn = ({name: real(each, lengths) for name, each in of.items()} for of in (base, drawn))
+        drawn = {name: ball.surface(each, self.generator, base.real.get(name)) for name, each in base.items()}
         along = {name: ball.steepest(each) for name, each in drawn.items()}
         for _ in range(self.noise.steps):
             small = {name: self.probe.radius(base[name]) * each for name, each in along.items()}

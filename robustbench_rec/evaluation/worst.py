@@ -33,6 +33,9 @@ class Verdict:
 
 def members(judging: Evaluator[Any], attack: Any, goal: Goal, loss: str | None = None) -> list[Member]:
     """The members of an attack that a goal and a protocol allow; RrecError where they climb another loss than asked."""
+    if attack.aimed and goal.aims(torch.zeros(1, dtype=torch.long)) is None:
+        name = type(attack).__module__.rpartition(".")[2]
+        raise RrecError(f"{name} edits the texts of given items: goal=promote or goal=demote, and protocol=full")
     known = goal.losses or judging.losses
     chosen = attack.members(goal.ensemble or judging.ensemble, goal.hinge if goal.hinge in known else None)
     own = sorted({each.loss for each in chosen if each.loss is not None})

@@ -5,13 +5,12 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.adversarial import Adversarial
-from robustbench_rec.ascent import Ascent
+from robustbench_rec.ascent import Ascent, Base
 from robustbench_rec.errors import RrecError
 from robustbench_rec.finetunes import finetunes
 from robustbench_rec.finetuning import Finetuning
 from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Objective
-from robustbench_rec.shifted import Delta
 
 
 @finetunes.register
@@ -51,5 +50,5 @@ class _Weighed(Ascent):
 
     factors: Mapping[str, float]
 
-    def radii(self, base: Delta) -> dict[str, Tensor]:
+    def radii(self, base: Base) -> dict[str, Tensor]:
         return {name: self.factors[name] * each for name, each in super().radii(base).items()}

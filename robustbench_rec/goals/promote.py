@@ -1,8 +1,12 @@
+import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
+from robustbench_rec.data import Data
 from robustbench_rec.goals import goals
 from robustbench_rec.goals._aimed import Aimed, AimedConfig
+
+log = logging.getLogger(__name__)
 
 
 @goals.register
@@ -24,3 +28,12 @@ class Promote(Aimed):
     ensemble: ClassVar[tuple[str, ...]] = ("promote_softmax", "promote_dlr", "promote")
     hinge: ClassVar[str] = "promote_margin"
     upwards: ClassVar[int] = 1
+
+    def __init__(self, config: Config, data: Data) -> None:
+        super().__init__(config, data)
+        if len(self.items) > self.k:
+            log.warning(
+                "goal.k=%d: %d target items never are in it all at once, which cw and fab look for",
+                self.k,
+                len(self.items),
+            )

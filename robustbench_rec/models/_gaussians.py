@@ -81,7 +81,7 @@ class Items(nn.Module):
         self.place_mean, self.place_covariance = nn.Embedding(window, dim), nn.Embedding(window, dim)
         self.mean_norm, self.covariance_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.events, self.dropout = Events(), Dropout(dropout)
-        self.mean_site, self.covariance_site = Site(), Site()
+        self.mean_site, self.covariance_site = Site(places=True), Site(places=True)
         self.embedded_mean, self.embedded_covariance = Embedded(listed=False), Embedded(listed=False)
         for table in (self.mean, self.covariance, self.place_mean, self.place_covariance):
             nn.init.normal_(table.weight, 0.01, 0.02)
@@ -163,7 +163,7 @@ class _Path(nn.Module):
         self.first, self.last = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.attention_norm, self.feed_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = Dropout(dropout)
-        self.attended, self.hidden, self.fed = Site(), Site(), Site()
+        self.attended, self.hidden, self.fed = (Site(places=True) for _ in range(3))
         for each in (self.qkv, self.out, self.first, self.last):
             nn.init.normal_(each.weight, 0.01, 0.02)
             nn.init.zeros_(each.bias)

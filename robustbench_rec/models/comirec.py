@@ -51,7 +51,7 @@ class ComiRec(RecModel):
         self.first = nn.Linear(config.dim, config.hidden, bias=False)
         self.last = nn.Linear(config.hidden, config.interests, bias=False)
         self.events, self.dropout = Events(), Dropout(config.dropout)
-        self.embedded, self.hidden, self.interests = Embedded(), Site(), Site()
+        self.embedded, self.hidden, self.interests = Embedded(), Site(places=True), Site()
         for each in (self.item, self.position, self.first, self.last):
             nn.init.xavier_normal_(each.weight)
 

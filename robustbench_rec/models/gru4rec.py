@@ -79,7 +79,7 @@ class GRU(nn.Module):
         super().__init__()
         self.input = nn.Parameter(torch.empty(3 * hidden, size))
         self.recurrent = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.hidden, self.states = hidden, Site()
+        self.hidden, self.states = hidden, Site(places=True)
         for each in (self.input, self.recurrent):
             nn.init.xavier_uniform_(each)
 

@@ -110,7 +110,8 @@ class MultiIntentGaussian(RecModel):
         user, items = self._read(batch)[0], Gaussian(*encoded)
         if self.config.score == "wasserstein":
             return distance_deviation(user, items, batch.items)
-        return variance(user, items, batch.items).sqrt()
+        doubt = variance(user, items, batch.items)
+        return doubt.sqrt() / damping(doubt)
 
     def user_states(self, batch: Batch, encoded: tuple[Tensor, Tensor]) -> Tensor:
         return self._read(batch)[0].point()
@@ -171,7 +172,7 @@ class Intents(nn.Module):
         self.first, self.last = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, count, bias=False)
         self.caution = nn.Parameter(torch.zeros(()))  # η is its softplus
         self.ask, self.vote = nn.Linear(4 * dim, dim), nn.Linear(dim, 1, bias=False)
-        self.hidden, self.asked = Site(), Site()
+        self.hidden, self.asked = Site(places=True), Site()
         for each in (self.first, self.last, self.ask, self.vote):
             nn.init.xavier_normal_(each.weight)
 
@@ -222,7 +223,12 @@ def probit(user: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:
 
     users `[N, D]`; chosen `[N, C]` among items `[n, D]`, or all of them. Var = μ_u²·Σ_i + Σ_u·μ_i² + Σ_u·Σ_i.
     """
-    return dots(user.mean, items.mean, chosen) / torch.sqrt(1 + torch.pi / 8 * variance(user, items, chosen))
+    return dots(user.mean, items.mean, chosen) / damping(variance(user, items, chosen))
+
+
+def damping(doubt: Tensor) -> Tensor:
+    """√(1 + π Var/8), what a dot product with this variance is divided by."""
+    return torch.sqrt(1 + torch.pi / 8 * doubt)
 
 
 def variance(user: Gaussian, items: Gaussian, chosen: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from robustbench_rec.models import models
 
 @models.register
 class Pop(RecModel):
-    """Popularity: the score of an item is its number of training events, the same for everyone."""
+    """Popularity: the score of an item is its number of training events, clicks with label 0 left out."""
 
     @dataclass
     class Config:

@@ -86,7 +86,7 @@ class Block(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.first, self.last = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.dropout = Dropout(dropout)
-        self.attended, self.hidden, self.fed = Site(), Site(), Site()
+        self.attended, self.hidden, self.fed = (Site(places=True) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attended(x + self.dropout(self._attend(self.attention_norm(x))))

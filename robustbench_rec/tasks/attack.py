@@ -1,7 +1,6 @@
 """rrec attack."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,15 @@ from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.frontier import frontier
 from robustbench_rec.tasks.retrain import retrain
-from robustbench_rec.tasks.struck import compared
+from robustbench_rec.tasks.struck import compared, threat_of
 from robustbench_rec.tasks.train import keep
 from robustbench_rec.tasks.trials import Trial, Trials, labelled
 from robustbench_rec.tasks.undefended import evaded, repaired, victim
 
 UNREAD = {"poison": ("slices",), "frontier": ("slices", "baseline", "per_user")}
 """What only the attack of one checkpoint tells."""
+USUAL = {"attack": "pgd", "goal": "untargeted", "eps": 0.1, "loss": None, "labels": "true"}
+"""What nobody reads where a model is trained again on fake users, as it is where nobody asks for it."""
 
 
 def run(cfg: Attack, out: Path) -> dict[str, float]:
@@ -42,6 +43,14 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
     if unread:
         raise RrecError(f"{unread[0]} says nothing with {other}: leave one of the two out")
     if cfg.poison["name"] != "none":
+        for key, usual in USUAL.items():
+            asked = getattr(cfg, key)
+            asked = asked["name"] if isinstance(asked, Mapping) else asked
+            if asked != usual:
+                raise RrecError(
+                    f"{key}={asked} says nothing with a poison: the model is trained again, and its fake "
+                    "users say what for (poison.direction, poison.items); leave it out"
+                )
         if cfg.frontier is not None:
             raise RrecError("frontier and poison: a poison trains anew, no state is attacked; leave one of them out")
         return retrain(cfg, out)
@@ -64,7 +73,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
         if each.rival is None:
             judging.climbed(each.loss or cfg.loss, goal, part=cfg.part)
     at = Shifted(loaded.model.requires_grad_(False).eval())
-    threat = replace(suite.declared, goal=goal.words).words()
+    threat = threat_of(suite, goal, judging, cfg.part)
     undefended = evaded(cfg, loaded, judging, threat)
     for attribute in cfg.slices:
         groups(loaded.data, attribute)

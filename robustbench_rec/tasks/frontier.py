@@ -1,7 +1,7 @@
 """rrec attack over the states that a run has kept."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.beside import beside
+from robustbench_rec.tasks.struck import threat_of
 from robustbench_rec.tasks.trials import Trials, labelled
 from robustbench_rec.tasks.undefended import check_undefended, victim
 
@@ -61,7 +62,7 @@ def frontier(cfg: Attack, out: Path) -> dict[str, float]:
     goal = goals.build(cfg.goal, data)
     if goal.losses:
         raise RrecError(f"goal={cfg.goal['name']}: the frontier is about quality; use goal=untargeted")
-    threat = replace(suite.prepared(sides[0].loaded.model, data).declared, goal=goal.words).words()
+    threat = threat_of(suite.prepared(sides[0].loaded.model, data), goal, judging, cfg.part)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes: dict[str, Any] = {side.key: side.path for side in sides}
     notes |= {**checkpoint.fingerprints(data), "labels": cfg.labels, "threat": threat}

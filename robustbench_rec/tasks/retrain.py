@@ -1,5 +1,6 @@
 """rrec attack with a poison."""
 
+import logging
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from robustbench_rec.tasks import distill, undefended
 from robustbench_rec.tasks.train import cleaning, keep, learn, poisoned, settings, suspects, trainer_of
 from robustbench_rec.trainer import Trainer
 
+log = logging.getLogger(__name__)
+
 
 def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     """Train the model of a checkpoint again, as it was trained, on its data with fake users; judge it before and after.
@@ -32,6 +35,8 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     training = _training(cfg, loaded, "ckpt", cfg.ckpt)
     clean_judge = evaluator(loaded.data, cfg)
     clean_judge.portions(cfg.part)
+    if not isinstance(clean_judge, Full):
+        log.warning("protocol=%s: how far the targets come is told with protocol=full alone", cfg.protocol)
     baseline = undefended.poisoned(cfg, loaded, clean_judge)
     data = poisoned(cfg.poison, loaded.uncleaned, out)
     if data.fakes is None:

@@ -1,5 +1,6 @@
 """What an attack takes from a model, and how it is told."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,6 +46,16 @@ class Strike:
         suite = self.suite.prepared(self.model, self.data)
         told = compared(clean, under(self.judging, at, suite, PART, self.goal, None), self.judging)
         return {name: value for name, value in told.items() if not name.startswith("clean/")}
+
+
+def threat_of(suite: Suite, goal: Goal, judging: Evaluator[Any], part: str) -> dict[str, str]:
+    """What the attacker may do, as it is told; who is judged alone is an event where a user has several."""
+    declared = replace(suite.declared, goal=goal.words)
+    if suite.alone:
+        users = torch.cat([each.users for each in judging.portions(part)])
+        if len(torch.unique(users)) < len(users):
+            declared = replace(declared, scope=declared.scope.replace("each user", "each event"))
+    return declared.words()
 
 
 def under(judging: Evaluator[Any], at: Shifted, suite: Suite, part: str, goal: Goal, loss: str | None) -> Result:

@@ -46,7 +46,7 @@ RECIPES = {
     "deepwordbug": Limits(characters=30),
     "punctuation": Limits(similarity=0.8),
     "stuffing": Limits(added=3),
-    "insertion": Limits(added=6),
+    "insertion": Limits(added=7),
 }
 NEAR = {"textfooler": 50, "textbugger": 5}
 """Nearest words that a recipe tries."""
