@@ -437,6 +437,7 @@ BALLS = [  # units are those of the ball, whatever the model: with all of them f
     pytest.param(name, kind, per, relative, marks=[] if per == "row" or name in FAMILIES else pytest.mark.slow)
     for name, kind in ON
     for per, relative in zip(UNITS, (*SCALES, "own"), strict=True)
+    if (kind, per) != ("activation", "layer")  # refused
 ]
 
 
