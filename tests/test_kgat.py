@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from robustbench_rec.data import KG, Data
 from robustbench_rec.errors import RrecError
+from robustbench_rec.models._knowledge import Collaborative
 from robustbench_rec.models.kgat import KGAT
 
 AGGREGATORS = ("bi_interaction", "gcn", "graphsage")
@@ -260,14 +261,16 @@ class TestModel:
         for each in norms:
             torch.testing.assert_close(each.norm(dim=1), torch.ones(len(each)))
 
-    def test_the_penalty_is_on_the_vectors_of_the_users_and_the_items_of_a_batch(self) -> None:
-        model = model_of(l2=0.3)
+    @pytest.mark.parametrize("name", ["kgat", "structure_aware_kgat"])
+    def test_the_penalty_is_on_the_vectors_of_the_users_and_the_items_of_a_batch(self, name: str) -> None:
+        model = build(name, l2=0.3)
+        assert isinstance(model, Collaborative)
         batch = batch_for(model)
         assert batch.items is not None
         users, items = model.node.weight[batch.users], model.node.weight[DATA.n_users + batch.items]
         expected = 0.3 * 0.5 * (users.square().sum() + items.square().sum()) / len(batch)
         torch.testing.assert_close(penalty(model, batch), expected)
-        assert penalty(model_of(l2=0.0), batch) == 0
+        assert penalty(build(name, l2=0.0), batch) == 0
 
     def test_message_dropout_is_on_in_training_only(self) -> None:
         model = model_of(dropout=0.5)

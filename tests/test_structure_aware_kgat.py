@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse
 import torch
 import torch.nn.functional as F
-from conftest import DATA, batch_for, build, interactions, make_data, moved, penalty, question
+from conftest import DATA, build, interactions, make_data, moved, question
 from torch import Tensor
 
 from robustbench_rec.data import KG, Data
@@ -149,16 +149,6 @@ def test_messages_are_dropped_before_the_norm() -> None:
     assert not torch.equal(hop(x, x), found)
     torch.testing.assert_close(found.mean(1), torch.zeros(50), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.var(1, correction=0), torch.ones(50), rtol=1e-3, atol=0)
-
-
-def test_the_penalty_is_on_the_vectors_of_the_users_and_the_items_of_a_batch() -> None:
-    model = model_of(l2=0.3)
-    batch = batch_for(model)
-    assert batch.items is not None
-    users, items = model.node.weight[batch.users], model.node.weight[DATA.n_users + batch.items]
-    expected = 0.3 * 0.5 * (users.square().sum() + items.square().sum()) / len(batch)
-    torch.testing.assert_close(penalty(model, batch), expected)
-    assert penalty(model_of(l2=0.0), batch) == 0
 
 
 def test_gradients_flow_through_the_attention() -> None:
