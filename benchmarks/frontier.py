@@ -22,6 +22,7 @@ from robustbench_rec.evaluation import evaluator
 from robustbench_rec.evaluation.frontier import BEST, Trace, advantage
 from robustbench_rec.files import write_json, write_text
 from robustbench_rec.goals import goals
+from robustbench_rec.savepoint import load_state, save_state
 from robustbench_rec.tasks import finetune, train
 from robustbench_rec.tasks.frontier import Side, States
 
@@ -102,9 +103,9 @@ def _traced(asked: argparse.Namespace, run: Path, eps: float) -> Trace:
         states.metric = asked.metric
         side = Side("ckpt", str(run), loaded, checkpoint.epochs(str(run)))
         (trace,) = states.run([side])
-        checkpoint.save_state(kept, {"clean": trace.clean, "attacked": trace.attacked}, {})
+        save_state(kept, {"clean": trace.clean, "attacked": trace.attacked}, {})
         states.finish()
-    tensors, _ = checkpoint.load_state(kept, torch.device("cpu"))
+    tensors, _ = load_state(kept, torch.device("cpu"))
     return Trace([BEST, *map(str, checkpoint.epochs(str(run)))], tensors["clean"], tensors["attacked"])
 
 

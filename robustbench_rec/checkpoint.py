@@ -9,9 +9,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from robustbench_rec import cleanings, profiles
@@ -27,6 +26,7 @@ from robustbench_rec.models import models
 from robustbench_rec.noise import Noise
 from robustbench_rec.noises import noises
 from robustbench_rec.prepare import load as load_data
+from robustbench_rec.savepoint import load_state, packed, save_state
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def save(
         profiles.save(out, data.fakes)
     if data.cleaning is not None:
         cleanings.save(out, data.cleaning)
-    content = to_bytes(_apart(model.state_dict()))
+    content = packed(model.state_dict())
     write_bytes(out / TENSORS, content)
     card = {
         "format": FORMAT,
@@ -346,21 +346,6 @@ def comparable(loaded: Loaded, other: Loaded, key: str, path: str, ckpt: str) ->
         )
 
 
-def save_state(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
-    """One file with tensors and texts, written atomically."""
-    write_bytes(path, to_bytes(_apart(tensors), dict(notes)))
-
-
-def load_state(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `save_state` wrote."""
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise RrecError(f"resume: {path} cannot be read ({error}); remove it to start the run again") from error
-
-
 def _card(path: str, key: str) -> dict[str, Any]:
     """What is told of the tensors of a run directory; RrecError where there are none."""
     folder = _folder(path)
@@ -381,11 +366,6 @@ def _folder(path: str) -> Path:
 def _state(out: Path, epoch: int) -> Path:
     """File of the parameters after an epoch."""
     return out / TRAJECTORY / f"{epoch:05d}.safetensors"
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, each in memory of its own, as the format demands: also tied weights."""
-    return {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in tensors.items()}
 
 
 def _fill(model: RecModel, tensors: Mapping[str, Tensor], where: str) -> None:

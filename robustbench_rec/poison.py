@@ -13,6 +13,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.factors import Factorisation, alternate, start
 from robustbench_rec.graph import clicked
 from robustbench_rec.profiles import inject
+from robustbench_rec.savepoint import Savepoint
 from robustbench_rec.targets import targets
 from robustbench_rec.threat import Threat
 
@@ -112,7 +113,8 @@ class Shilling(Poison):
     rates: how the selected and the filler items are rated; selected items are the same for all fake users. Pushed
     items get the highest rating, targets that are to be demoted by ratings the lowest. Values are drawn from a normal
     distribution where they are said to be like those of all items ("overall") or of the same item ("item"), and moved
-    to the nearest rating that occurs; where the data has no ratings all are 1.
+    to the nearest rating that occurs; where the data has no ratings all are 1. savepoint: where a search that takes
+    long keeps how far it is; nowhere unless told.
     """
 
     threat: ClassVar[Threat] = Threat(
@@ -121,7 +123,7 @@ class Shilling(Poison):
     rates: ClassVar[tuple[Rate, Rate]] = ("highest", "overall")
 
     def __init__(self, config: Shill) -> None:
-        self.shill = config
+        self.shill, self.savepoint = config, Savepoint(None)
         if config.direction not in DIRECTIONS:
             raise unknown("direction of a poison", config.direction, DIRECTIONS)
         if config.feedback not in FEEDBACK:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rec import optimizers, tracking
-from robustbench_rec.checkpoint import forget, keep_epoch, load_state, save_state
+from robustbench_rec.checkpoint import forget, keep_epoch
 from robustbench_rec.config import Fit
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_text
@@ -27,12 +27,11 @@ from robustbench_rec.noise import Noise
 from robustbench_rec.objective import Objective, start_epoch, told
 from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
+from robustbench_rec.savepoint import SAVE_EVERY, load_state, moments, save_state, under, with_moments
 from robustbench_rec.shifted import Shifted
 
 RESUME = "resume"
 """Folder of the resumable state in a run directory."""
-SAVE_EVERY = 5.0
-"""Seconds between two resumable states; what a killed run has to do again at most, beside the epoch it was in."""
 COUNTED = 10
 """Epochs from one whose passes are counted to the next: the hooks that count cost some percent of a short step."""
 
@@ -215,8 +214,7 @@ class Trainer:
         tensors |= {f"best/{name}": each for name, each in self.best.items()}
         tensors |= {f"objective/{name}": each for name, each in self.objective.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{number}/{index}/{key}": each for key, each in state.items()}
+            tensors |= {f"optimizer/{number}/{name}": each for name, each in moments(optimizer).items()}
         notes = {"history": json.dumps(self.history), "identity": self._identity()}
         save_state(self.out / RESUME / "state.safetensors", tensors, notes)
 
@@ -236,20 +234,12 @@ class Trainer:
                 f"resume={self.out}: the state there is of a run with other settings, or with another teacher or "
                 "start; it cannot be continued"
             )
-
-        def of(prefix: str) -> dict[str, Any]:
-            return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
-
-        self.model.load_state_dict(of("model/"))
+        self.model.load_state_dict(under("model/", tensors))
         self.model.refresh()
-        self.best = of("best/")
-        self.objective.load_state_dict(of("objective/"))
+        self.best = under("best/", tensors)
+        self.objective.load_state_dict(under("objective/", tensors))
         for number, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, each in of(f"optimizer/{number}/").items():
-                index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = each
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            with_moments(optimizer, under(f"optimizer/{number}/", tensors))
         self.history = json.loads(notes["history"])
 
 

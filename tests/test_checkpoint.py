@@ -20,7 +20,7 @@ from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from robustbench_rec import checkpoint, files, prepare
+from robustbench_rec import checkpoint, files, prepare, savepoint
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
@@ -361,20 +361,20 @@ class TestState:
             "empty": torch.zeros(0),
             "view": torch.eye(4).T[:2],
         }
-        checkpoint.save_state(tmp_path / "state", tensors, {"history": "[1, 2]", "ü": "ß"})
-        found, notes = checkpoint.load_state(tmp_path / "state", CPU)
+        savepoint.save_state(tmp_path / "state", tensors, {"history": "[1, 2]", "ü": "ß"})
+        found, notes = savepoint.load_state(tmp_path / "state", CPU)
         assert notes == {"history": "[1, 2]", "ü": "ß"}
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], each) for name, each in tensors.items())
 
     def test_tensors_that_share_memory_are_stored_apart(self, tmp_path: Path) -> None:
         x = torch.randn(4)
-        checkpoint.save_state(tmp_path / "state", {"model/x": x, "best/x": x}, {})
-        found, _ = checkpoint.load_state(tmp_path / "state", CPU)
+        savepoint.save_state(tmp_path / "state", {"model/x": x, "best/x": x}, {})
+        found, _ = savepoint.load_state(tmp_path / "state", CPU)
         assert torch.equal(found["model/x"], found["best/x"])
 
     @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"{}"])
     def test_anything_else_says_what_to_do(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "state").write_bytes(content)
         with pytest.raises(RrecError, match="cannot be read .*remove it to start the run again"):
-            checkpoint.load_state(tmp_path / "state", CPU)
+            savepoint.load_state(tmp_path / "state", CPU)

@@ -14,7 +14,7 @@ from conftest import DATA, Toy, compose, configured, fit, make_data
 from conftest import judge as judged
 from torch import Tensor
 
-from robustbench_rec import checkpoint, composing, profiles
+from robustbench_rec import checkpoint, composing, profiles, savepoint
 from robustbench_rec.data import Interactions, Profiles
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full
@@ -25,6 +25,7 @@ from robustbench_rec.poisons._search import profile, trained
 from robustbench_rec.poisons.aush import away
 from robustbench_rec.poisons.clear import CLeaR
 from robustbench_rec.poisons.rl import ClusterPolicy
+from robustbench_rec.savepoint import Savepoint
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.targets import targets
 from robustbench_rec.tasks import attack, distill, finetune, train
@@ -405,6 +406,87 @@ class TestSurrogate:
         _, best = built.choose(view, torch.Generator().manual_seed(0))
         before, after = (built.loss(view, profile(view, each), 0).item() for each in (first, best))
         assert after < before
+
+
+class Interrupted(Savepoint):
+    """Keeps every round and is killed after some."""
+
+    left = 10**6
+
+    def save(self, rounds: int, parts: Any) -> None:
+        super().save(rounds, parts)
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in HEURISTICS])
+class TestASearchThatIsKilled:
+    @pytest.fixture(autouse=True)
+    def _every_round(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(savepoint, "SAVE_EVERY", -1.0)
+
+    def killed(self, name: str, path: Path, rounds: int) -> Shilling:
+        built = maker(name)
+        built.savepoint = Interrupted(path, "this")
+        built.savepoint.left = rounds
+        with pytest.raises(KeyboardInterrupt):
+            built.profiles(BIG)
+        return built
+
+    @pytest.mark.parametrize("rounds", [1, 2, 3])
+    def test_goes_on_to_the_same_fake_users(self, name: str, rounds: int, tmp_path: Path) -> None:
+        path = tmp_path / "resume" / "poison.safetensors"
+        self.killed(name, path, rounds)
+        again = maker(name)
+        again.savepoint = Interrupted(path, "this")
+        assert same(again.profiles(BIG), maker(name).profiles(BIG))
+        whole = 6 if name == "dlattack" else FEW["steps"]  # a fake user is a round
+        assert 10**6 - again.savepoint.left == whole - rounds
+
+    def test_begins_anew_where_what_is_kept_is_of_another(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / "resume" / "poison.safetensors"
+        self.killed(name, path, 1)
+        again = maker(name, seed=5)
+        again.savepoint = Savepoint(path, "that")
+        assert same(again.profiles(BIG), maker(name, seed=5).profiles(BIG))
+
+    def test_what_is_no_state_is_one_line(self, name: str, tmp_path: Path) -> None:
+        path = tmp_path / "resume" / "poison.safetensors"
+        self.killed(name, path, 1)
+        again = maker(name)
+        again.savepoint = Savepoint(path, "this")
+        tensors, notes = savepoint.load_state(path, torch.device("cpu"))
+        cut = {key: each[:1] if each.ndim else each for key, each in tensors.items()}
+        savepoint.save_state(path, cut, notes)
+        with pytest.raises(RrecError, match="resume: .*poison.safetensors is not a state of this run"):
+            again.profiles(BIG)
+
+
+def test_a_training_that_was_killed_in_the_search_takes_it_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(savepoint, "SAVE_EVERY", -1.0)
+    words = ("dataset=synthetic", "model=mf", "epochs=1", "poison=revadv", "poison.steps=4", "device=cpu")
+    cfg = composing.typed(compose("train", *words), "train")
+    searched: list[int] = []
+    save = Savepoint.save
+
+    def counted(self: Savepoint, rounds: int, parts: Any) -> None:
+        save(self, rounds, parts)
+        searched.append(rounds)
+        if len(searched) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Savepoint, "save", counted)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "whole").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        train.run(cfg, tmp_path / "killed")
+    train.run(cfg, tmp_path / "killed")
+    assert searched == [1, 2, 3, 4]
+    train.run(cfg, tmp_path / "whole")
+    one, two = (profiles.load(str(tmp_path / each), "poison.path") for each in ("killed", "whole"))
+    assert same(one, two)
+    assert not (tmp_path / "killed" / "resume").exists()
 
 
 def test_aush_wants_each_target_at_one() -> None:

@@ -467,7 +467,7 @@ class TestAttack:
         assert len(calls) == 3 + 6 + 6
 
     def test_what_was_kept_of_another_attack_is_not_taken_up(self, runs: Runs, tmp_path: Path) -> None:
-        from robustbench_rec.checkpoint import save_state
+        from robustbench_rec.savepoint import save_state
 
         (tmp_path / "cut" / "resume").mkdir(parents=True)
         notes = {"identity": "another", "told": "{}"}

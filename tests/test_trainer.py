@@ -412,7 +412,7 @@ class TestResume:
             run(tmp_path, model=build("mf", dim=9))
 
     def test_a_state_without_its_notes_is_refused(self, tmp_path: Path) -> None:
-        from robustbench_rec.checkpoint import load_state, save_state
+        from robustbench_rec.savepoint import load_state, save_state
 
         interrupted(tmp_path, 3)
         path = tmp_path / "resume" / "state.safetensors"

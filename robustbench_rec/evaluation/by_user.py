@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from robustbench_rec.checkpoint import save_state
 from robustbench_rec.evaluation.base import Evaluator, Result
+from robustbench_rec.savepoint import save_state
 
 FILE = "by_user.safetensors"
 LARGEST = 2**28

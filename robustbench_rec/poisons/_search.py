@@ -11,6 +11,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.factors import Factorisation, Factors, alternate, start
 from robustbench_rec.poison import Rate, Shill, Shilling, View
 from robustbench_rec.progress import Bar
+from robustbench_rec.savepoint import Part
 from robustbench_rec.threat import Threat
 
 TRANSFER = Threat(
@@ -66,20 +67,24 @@ class Searching(Shilling):
     def choose(self, view: View, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         c = self.config
         z = self.begin(view, draw)
-        speed, best, least = torch.zeros_like(z), self.top(view, z), float("inf")
+        speed, best, least = torch.zeros_like(z), self.top(view, z), torch.full((), float("inf"), device=z.device)
+        parts: dict[str, Part] = {"z": z, "speed": speed, "best": best, "least": least}
+        begun = self.savepoint.load(parts, view.device)
         with Bar(type(self).__module__.rpartition(".")[2], total=c.steps, steps=1) as bar:
-            for step in range(c.steps if view.room else 0):
+            for step in range(begun, c.steps if view.room else 0):
                 chosen = self.top(view, z)
                 fakes = profile(view, chosen).requires_grad_()
                 value = self.loss(view, fakes, step)
                 (gradient,) = torch.autograd.grad(value, fakes)
-                if value.item() < least:
-                    best, least = chosen, value.item()
+                if value < least:
+                    best.copy_(chosen)
+                    least.copy_(value.detach())
                 gradient = gradient[:, view.open]
                 gradient = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
                 speed[:, view.open] = c.momentum * speed[:, view.open] + gradient
-                z = z - c.lr * speed
-                bar.note(step, f"loss {value.item():.4f}, least {least:.4f}")
+                z -= c.lr * speed
+                self.savepoint.save(step + 1, parts)
+                bar.note(step, f"loss {value.item():.4f}, least {least.item():.4f}")
         return view.pushed[:0], best
 
     def begin(self, view: View, draw: torch.Generator) -> Tensor:

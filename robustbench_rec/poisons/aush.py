@@ -9,6 +9,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.poison import Shill, Shilling, View, sample
 from robustbench_rec.poisons import poisons
 from robustbench_rec.progress import Bar
+from robustbench_rec.savepoint import Part
 
 
 @poisons.register
@@ -55,8 +56,11 @@ class AUSH(Shilling):
         def templates(count: int) -> Tensor:
             return profiles[torch.randint(len(profiles), (count,), generator=draw).to(device)]
 
+        parts: dict[str, Part] = {"generator": generator, "discriminator": discriminator, "draw": draw}
+        parts |= {f"optimizer/{number}": each for number, each in enumerate(optimizers)}
+        begun = self.savepoint.load(parts, device)
         with Bar("aush", total=c.steps, steps=2 * c.inner) as bar:
-            for step in range(c.steps):
+            for step in range(begun, c.steps):
                 for index in bar.each(step, range(2 * c.inner)):
                     real = templates(max(view.n, 16))
                     made = generator(real).sigmoid()
@@ -69,6 +73,7 @@ class AUSH(Shilling):
                     optimizer.zero_grad()
                     loss.backward()
                     optimizer.step()
+                self.savepoint.save(step + 1, parts)
                 bar.note(step, f"loss {loss.item():.4f}")
             with torch.no_grad():
                 scores = generator(templates(view.n))[:, :size]

@@ -9,6 +9,7 @@ from robustbench_rec.poison import Shill, Shilling, View
 from robustbench_rec.poisons import poisons
 from robustbench_rec.poisons._search import TRANSFER, profile, reach
 from robustbench_rec.progress import Bar
+from robustbench_rec.savepoint import Part
 
 
 @poisons.register
@@ -48,11 +49,13 @@ class DLAttack(Shilling):
         c, data = self.config, view.data
         users, items = start(data.n_users + view.n, data.n_items, c, draw, view.device)
         optimizer = torch.optim.Adam([users.requires_grad_(), items.requires_grad_()], lr=c.surrogate_lr)
-        chosen: list[Tensor] = []
-        clicks = torch.cat([view.clicks, profile(view, view.pushed.new_empty((view.n, 0)))])
-        likely = torch.ones(data.n_items, device=view.device)
+        chosen, likely = view.pushed.new_zeros(view.n, view.room), torch.ones(data.n_items, device=view.device)
+        parts: dict[str, Part] = {"users": users, "items": items, "optimizer": optimizer}
+        parts |= {"chosen": chosen, "likely": likely}
+        begun = self.savepoint.load(parts, view.device)
+        clicks = torch.cat([view.clicks, profile(view, chosen[:begun]), profile(view, chosen[begun:, :0])])
         with Bar("dlattack", total=view.n, steps=c.steps) as bar:
-            for row in range(view.n):
+            for row in range(begun, view.n):
                 known = clicks[: data.n_users + row + 1]
                 for _ in bar.each(row, range(c.steps if row else c.warm)):
                     rows = users[: len(known)]
@@ -62,10 +65,11 @@ class DLAttack(Shilling):
                     optimizer.step()
                 scores = (users[data.n_users + row] @ items.T).detach()
                 scores = (scores - scores.min()) * likely
-                chosen.append(scores.masked_fill(~view.open, float("-inf")).topk(view.room).indices)
-                clicks[data.n_users + row, chosen[-1]] = 1
-                likely[chosen[-1]] *= c.decay
+                chosen[row] = scores.masked_fill(~view.open, float("-inf")).topk(view.room).indices
+                clicks[data.n_users + row, chosen[row]] = 1
+                likely[chosen[row]] *= c.decay
                 if bool((likely[view.open] < 1).all()):
                     likely.fill_(1)
+                self.savepoint.save(row + 1, parts)
                 bar.note(row, f"{row + 1} fake users")
-        return view.pushed[:0], torch.stack(chosen)
+        return view.pushed[:0], chosen

@@ -9,6 +9,7 @@ from robustbench_rec.poison import Shill, Shilling, View, sample
 from robustbench_rec.poisons import poisons
 from robustbench_rec.poisons._search import TRANSFER, profile, reach
 from robustbench_rec.progress import Bar
+from robustbench_rec.savepoint import Part
 
 SWEEPS, ROUNDS = 5, 10  # of the clean surrogate; of k-means
 
@@ -53,9 +54,12 @@ class ClusterPolicy(Shilling):
         cluster = _clusters(clean[1], min(c.clusters, data.n_items), draw)
         sizes = torch.bincount(cluster[view.open], minlength=c.clusters).clamp_min(1)
         policy = torch.zeros(c.clusters, device=view.device)
-        best, most = view.pushed.new_empty((view.n, 0)), float("-inf")
+        best = view.pushed.new_zeros(view.n, view.room)
+        most = torch.full((), float("-inf"), dtype=torch.double)
+        parts: dict[str, Part] = {"policy": policy, "best": best, "most": most, "draw": draw}
+        begun = self.savepoint.load(parts, view.device)
         with Bar("rl", total=c.steps, steps=c.draws) as bar:
-            for step in range(c.steps):
+            for step in range(begun, c.steps):
                 shares = policy.softmax(0)
                 weights = (shares / sizes)[cluster].masked_fill(~view.open, -1)
                 rewards, gradients = [], []
@@ -63,13 +67,15 @@ class ClusterPolicy(Shilling):
                     chosen = sample(weights, view.n, view.room, draw)
                     rewards.append(self._reward(view, chosen, clean))
                     if rewards[-1] > most:
-                        best, most = chosen, rewards[-1]
+                        best.copy_(chosen)
+                        most.fill_(rewards[-1])
                     drawn = torch.bincount(cluster[chosen.flatten()], minlength=c.clusters).float()
                     gradients.append(drawn / max(chosen.numel(), 1) - shares)  # of the log-probability, a filler
                 gain = torch.tensor(rewards, device=view.device)
                 gain = (gain - gain.mean()) / gain.std().clamp_min(1e-8)
-                policy = policy + c.lr * (gain[:, None] * torch.stack(gradients)).mean(0) * c.clusters
-                bar.note(step, f"reward {sum(rewards) / len(rewards):.4f}, best {most:.4f}")
+                policy += c.lr * (gain[:, None] * torch.stack(gradients)).mean(0) * c.clusters
+                self.savepoint.save(step + 1, parts)
+                bar.note(step, f"reward {sum(rewards) / len(rewards):.4f}, best {most.item():.4f}")
         return view.pushed[:0], best
 
     def _reward(self, view: View, chosen: Tensor, clean: Factors) -> float:

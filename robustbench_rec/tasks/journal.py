@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
-from robustbench_rec.checkpoint import load_state, save_state
 from robustbench_rec.errors import RrecError
 from robustbench_rec.objective import Scalar, known
+from robustbench_rec.savepoint import SAVE_EVERY, load_state, save_state
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.trainer import SAVE_EVERY
 
 LIMIT = 2**32
 """Bytes that are written for one attack at most; what it is told after that, it asks again."""

@@ -1,5 +1,6 @@
 """rrec train."""
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
@@ -34,6 +35,7 @@ from robustbench_rec.prepare import load
 from robustbench_rec.reports.tables import Row, by_metric, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import sampler
+from robustbench_rec.savepoint import Savepoint
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.splits import splits
 from robustbench_rec.tasks.struck import Strike
@@ -123,12 +125,15 @@ def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> d
 
 
 def poisoned(config: Mapping[str, Any], data: Data, out: Path) -> Data:
-    """The data with the fake users of a poison; a run that goes on takes those that it had made."""
+    """The data with the fake users of a poison; a run that goes on takes those that it had made, or was looking for."""
     poison = poisons.build(config)
-    if isinstance(poison, Shilling) and (out / RESUME).is_dir() and (out / profiles.KEPT.card).is_file():
-        made = profiles.load(str(out), "resume")
-        if (made.about["config"], made.about["fingerprint"]) == (poison.settings, data.fingerprint):
-            return profiles.inject(data, made)
+    if isinstance(poison, Shilling):
+        if (out / RESUME).is_dir() and (out / profiles.KEPT.card).is_file():
+            made = profiles.load(str(out), "resume")
+            if (made.about["config"], made.about["fingerprint"]) == (poison.settings, data.fingerprint):
+                return profiles.inject(data, made)
+        identity = json.dumps([poison.settings, data.fingerprint])
+        poison.savepoint = Savepoint(out / RESUME / "poison.safetensors", identity)
     return poison(data)
 
 

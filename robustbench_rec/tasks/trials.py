@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from robustbench_rec import checkpoint
 from robustbench_rec.attack import Member
 from robustbench_rec.config import RESUMABLE_WITH, Attack
 from robustbench_rec.errors import RrecError, unknown
@@ -20,6 +19,7 @@ from robustbench_rec.files import write_text
 from robustbench_rec.goal import Goal
 from robustbench_rec.progress import Bar
 from robustbench_rec.rewording import Reworded
+from robustbench_rec.savepoint import load_state, save_state
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.journal import Journal
 from robustbench_rec.trainer import RESUME
@@ -108,12 +108,12 @@ class Trials:
         shown, predicted = (vars(each) if each else {} for each in (result.shown, result.predicted))
         for name, kept in (("shown", shown), ("predicted", predicted), ("pairs", result.pairs)):
             tensors |= {f"{name}.{key}": each for key, each in kept.items()}
-        checkpoint.save_state(path, tensors, notes)
+        save_state(path, tensors, notes)
 
     def _kept(self, path: Path) -> Trial | None:
         if not path.is_file():
             return None
-        tensors, notes = checkpoint.load_state(path, self.judging.data.train.users.device)
+        tensors, notes = load_state(path, self.judging.data.train.users.device)
         if notes.get("identity") != self._identity():
             return None
         told = json.loads(notes["told"])
