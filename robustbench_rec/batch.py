@@ -11,6 +11,11 @@ from torch import Tensor
 from robustbench_rec.catalogue import Products
 
 
+def filled(lengths: Tensor, width: int) -> Tensor:
+    """Which places of rows that are padded on the right hold something, bool `[n, width]`, by their lengths `[n]`."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]
+
+
 @dataclass(frozen=True)
 class History:
     """What B users did before, oldest first, for models that read it.
@@ -33,7 +38,7 @@ class History:
     @property
     def real(self) -> Tensor:
         """Which places hold an event, bool `[B, L]`."""
-        return torch.arange(self.items.shape[1], device=self.items.device) < self.lengths[:, None]
+        return filled(self.lengths, self.items.shape[1])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustbench_rec.batch import Batch, Output
+from robustbench_rec.batch import Batch, Output, filled
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import Encoded, RecModel
 
@@ -148,10 +148,7 @@ class Shifted:
         if not placed:
             return {}
         lengths = self.model.read_lengths(batch, self.encoded)
-        return {
-            name: (torch.arange(each.shape[1], device=each.device) < lengths[:, None])[:, :, None]
-            for name, each in placed.items()
-        }
+        return {name: filled(lengths, each.shape[1])[:, :, None] for name, each in placed.items()}
 
 
 def _site(model: RecModel, name: str) -> Site:

@@ -1,9 +1,9 @@
 """What the defences share that perturb embeddings as a model reads them."""
 
-import torch
 from torch import Tensor
 
 from robustbench_rec.ascent import Ascent
+from robustbench_rec.batch import filled
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
 from robustbench_rec.shifted import inputs
@@ -22,5 +22,4 @@ def kept(delta: Tensor, gradient: Tensor) -> Tensor:
 
 def real(vectors: Tensor, lengths: Tensor) -> Tensor:
     """Vectors of tokens or events `[n, L, D]`, none behind the length of their row `[n]`."""
-    places = torch.arange(vectors.shape[1], device=vectors.device)
-    return vectors * (places < lengths[:, None])[..., None]
+    return vectors * filled(lengths, vectors.shape[1])[..., None]

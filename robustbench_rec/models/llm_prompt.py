@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_rec.adapters import Adaptation, add_low_rank
-from robustbench_rec.batch import Batch, Output
+from robustbench_rec.batch import Batch, Output, filled
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import Encoded, RecModel
@@ -237,7 +237,7 @@ class _Asked(nn.Module):
         self.last = Site()
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        real = filled(lengths, ids.shape[1])
         states = self.backbone(ids, real)  # [P, T, H]
         last = self.last(states[torch.arange(len(ids), device=ids.device), lengths - 1])
         yes, no = self.answers
@@ -260,7 +260,7 @@ class _Classified(nn.Module):
         return found
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+        real = filled(lengths, ids.shape[1])
         logits: Tensor = self.model(input_ids=ids, attention_mask=real.long()).logits  # [P, 1 or 2]
         return logits[:, -1] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
 

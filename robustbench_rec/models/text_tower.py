@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from robustbench_rec.adapters import Adaptation, add_low_rank
-from robustbench_rec.batch import Batch, History, Output
+from robustbench_rec.batch import Batch, History, Output, filled
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
@@ -219,8 +219,7 @@ class TextTower(RecModel):
         padding = tokenizer.pad_token_id or 0  # some have none; what stands there is never read
         tokens = torch.full((len(read), self.config.max_tokens), padding)
         lengths = torch.tensor([len(each) for each in read])
-        there = torch.arange(self.config.max_tokens) < lengths[:, None]
-        tokens[there] = torch.tensor([*chain.from_iterable(read)], dtype=torch.long)
+        tokens[filled(lengths, self.config.max_tokens)] = torch.tensor([*chain.from_iterable(read)], dtype=torch.long)
         return tokens.to(device), lengths.to(device)
 
     def _encoder(self, pretrained: Pretrained, device: torch.device) -> Backbone:
@@ -298,7 +297,7 @@ def _by_length(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, len
 
 def _encoded(backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, lengths: Tensor) -> Tensor:
     longest = max(1, int(lengths.max()))  # where no text has a token
-    real = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    real = filled(lengths, longest)
     return mean(backbone(tokens[:, :longest], real), real)
 
 
