@@ -165,9 +165,9 @@ class Attack(Judge, Base):
     data, then the model is trained again and nothing of goal, attack, eps, loss and labels counts; none for an attack
     on the model as it is. clean: what is done to the poisoned data before that training; none for what was done in the
     training of the checkpoint. slices: groups that the result is broken down by (activity, cold_users, popularity,
-    cold_items, a column of the user table).
-    baseline: the directory of the same attack, or the same poison, on the undefended model, for the robustness
-    improvement.
+    cold_items, a column of the user table). anonymity: users of the smallest group that anything is told of; smaller
+    ones are joined. baseline: the directory of the same attack, or the same poison, on the undefended model, for the
+    robustness improvement.
     """
 
     ckpt: str = MISSING
@@ -182,6 +182,7 @@ class Attack(Judge, Base):
     poison: dict[str, Any] = MISSING
     clean: dict[str, Any] = field(default_factory=_nothing)
     slices: list[str] = MISSING
+    anonymity: int = 1  # cards of before it have none
     baseline: str | None = MISSING
 
 
@@ -218,13 +219,14 @@ def typed_attack(values: Mapping[str, Any]) -> Attack:
 class Eval(Judge, Base):
     """noise: what is done to the data that the model was trained on, before it is judged. certify: what is proven.
 
-    slices: as for `rrec attack`. baseline: another checkpoint of the same data, to compare with user by user.
-    calibrate: fit probabilities, a threshold or an interval on validation, and judge them before and after.
+    slices, anonymity: as for `rrec attack`. baseline: another checkpoint of the same data, to compare with user by
+    user. calibrate: fit probabilities, a threshold or an interval on validation, and judge them before and after.
     """
 
     ckpt: str = MISSING
     part: str = MISSING
     slices: list[str] = MISSING
+    anonymity: int = MISSING
     baseline: str | None = MISSING
     calibrate: bool = MISSING
     noise: dict[str, Any] = field(default_factory=lambda: {"name": "none"})

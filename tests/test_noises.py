@@ -527,6 +527,13 @@ class TestRefused:
             noisy("temporal_shift", timeless)
         with pytest.raises(RrecError, match="needs an item table"):
             noisy("unseen_category", replace(CLEAN, item_table=None))
+        empty = replace(
+            CLEAN, item_table=pd.DataFrame({"genres": [None] * CLEAN.n_items, "year": [" "] * CLEAN.n_items})
+        )
+        with pytest.raises(RrecError, match="no item of dataset 'tiny' has a word in genres, year"):
+            noisy("unseen_category", empty)
+        with pytest.raises(RrecError, match="has a word in genres$"):
+            noisy("unseen_category", empty, column="genres")
 
 
 class TestDraws:

@@ -62,6 +62,72 @@ def labelled(data: Data = DATA) -> Data:
     return replace(data, **parts)
 
 
+class TestAnonymity:
+    def sizes(self, frame: pd.DataFrame) -> dict[str, int]:
+        return dict(zip(frame["slice"], frame["users"], strict=True))
+
+    def of(self, counts: list[int]) -> tuple[Any, Result, Data]:
+        """Users with an age each; so many of 20, 30, 40, …"""
+        ages = [20 + 10 * number for number, count in enumerate(counts) for _ in range(count)]
+        data = make_data(n_users=len(ages))
+        data = replace(data, user_table=pd.DataFrame({"age": ages}))
+        return (*judged(scored(data=data), data), data)
+
+    @pytest.mark.parametrize(
+        ("counts", "least", "wanted"),
+        [
+            ([4, 1, 2, 5], 1, {"20": 4, "30": 1, "40": 2, "50": 5}),
+            ([4, 1, 2, 5], 2, {"20": 4, "30, 40": 3, "50": 5}),
+            ([4, 1, 2, 5], 4, {"20, 30, 40": 7, "50": 5}),
+            ([4, 1, 2, 5], 6, {"20, 30, 40, 50": 12}),
+            ([1, 4, 4], 2, {"20, 30": 5, "40": 4}),
+            ([4, 4, 1], 2, {"20": 4, "30, 40": 5}),
+        ],
+    )
+    def test_small_groups_are_joined_with_a_neighbour(
+        self, counts: list[int], least: int, wanted: dict[str, int]
+    ) -> None:
+        judging, result, _ = self.of(counts)
+        frame = sliced(judging, "test", result, ["age"], anonymity=least).frame
+        main = frame[frame["metric"] == "ndcg@5"]
+        assert self.sizes(main) == wanted
+        mean = (main["value"] * main["users"]).sum() / main["users"].sum()
+        assert mean == pytest.approx(result.metrics["ndcg@5"])
+
+    def test_gaps_are_those_of_the_joined_groups(self) -> None:
+        judging, result, _ = self.of([4, 1, 5])
+        found = sliced(judging, "test", result, ["age"], anonymity=2)
+        values = found.frame.loc[found.frame["metric"] == "ndcg@5", "value"]
+        assert len(values) == 2
+        assert found.metrics["fair/age/gap/ndcg@5"] == pytest.approx(values.max() - values.min())
+
+    @pytest.mark.parametrize("least", [2, 7])
+    def test_groups_of_items_have_so_many_users_too(self, least: int) -> None:
+        judging, result = judged(scored(), top_k=[5])
+        frame = sliced(judging, "test", result, ["popularity"], anonymity=least).frame
+        assert frame["users"].min() >= least
+        whole = sliced(judging, "test", result, ["popularity"]).frame
+        for metric in ("exposure@5", "catalogue"):
+            assert frame.loc[frame["metric"] == metric, "value"].sum() == pytest.approx(1)
+        assert frame.loc[frame["metric"] == "catalogue", "events"].sum() == len(DATA.test)
+        assert len(frame) <= len(whole)
+
+    def test_single_predictions_count_users_not_events(self) -> None:
+        data = labelled(replace(DATA, user_table=pd.DataFrame({"kind": ["a"] + ["b"] * (N_USERS - 1)})))
+        judging, result = judged(scored(data=data), data, protocol="clicks", metrics=None)
+        assert self.sizes(sliced(judging, "test", result, ["kind"]).frame)["a"] == 1
+        assert set(sliced(judging, "test", result, ["kind"], anonymity=2).frame["slice"]) == {"a, b"}
+
+    def test_fewer_users_than_asked_for_are_one_line(self) -> None:
+        judging, result, _ = self.of([2, 2])
+        with pytest.raises(
+            RrecError, match=r"slices=\[age\]: all groups together have 4 users, fewer than anonymity=5"
+        ):
+            sliced(judging, "test", result, ["age"], anonymity=5)
+        with pytest.raises(RrecError, match="anonymity=0: at least 1"):
+            sliced(judging, "test", result, ["age"], anonymity=0)
+
+
 class TestShown:
     def test_the_lists_are_the_best_candidates_in_order(self) -> None:
         scores = scored()

@@ -82,20 +82,24 @@ def numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column if bool((found.isna() & column.notna()).any()) else found
 
 
-def sliced(judging: Evaluator[Any], part: str, result: Result, attributes: Sequence[str]) -> Slices:
+def sliced(
+    judging: Evaluator[Any], part: str, result: Result, attributes: Sequence[str], *, anonymity: int = 1
+) -> Slices:
     """A result by group; the same for all protocols, with the metrics of each.
 
     Of a ranking: by users the mean of every metric; by items recall@k (of the relevant items of the group, the share
     that is in a list), the share of the exposure and of the catalogue. metrics, as `fair/…`: gap, ratio and worst of
     the main metric among groups of users, cvar and std of it over users, equal opportunity and parity among groups of
     items. Of single predictions: every metric over the events of the group, and gap, ratio and worst of the main one.
+    anonymity: users that every group has at least; smaller ones are joined with their neighbours.
     """
     if not attributes:
         raise RrecError(f"slices: name some (choices: {', '.join((*OF_USERS, *OF_ITEMS))}, a column of the user table)")
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     main = judging.watched(None)
-    for each in (groups(judging.data, attribute) for attribute in attributes):
+    for attribute in attributes:
+        each = _anonymous(groups(judging.data, attribute), *_judged(judging, part, result), anonymity)
         add = partial(_add, rows, each)
         if result.predicted is not None:
             found = _of_events(judging, result.predicted, each, add, main)
@@ -112,6 +116,35 @@ def sliced(judging: Evaluator[Any], part: str, result: Result, attributes: Seque
         }
     columns = ["attribute", "slice", "users", "events", "metric", "value"]
     return Slices(pd.DataFrame(rows, columns=columns), metrics)
+
+
+def _judged(judging: Evaluator[Any], part: str, result: Result) -> tuple[Tensor, Tensor]:
+    """User and item of every event that is judged `[R]`."""
+    if result.predicted is not None:
+        return result.predicted.users, result.predicted.items
+    return _relevant(judging, part)[1:]
+
+
+def _anonymous(of: Groups, users: Tensor, items: Tensor, least: int) -> Groups:
+    """The groups, the smallest joined with the smaller neighbour until all have so many of the users (k-anonymity)."""
+    if least < 1:
+        raise RrecError(f"anonymity={least}: at least 1")
+    names, code = list(of.names), torch.arange(len(of.names), device=users.device)
+    own = of.of[items if of.items else users]
+    users, own = users[own >= 0], own[own >= 0]
+    while True:
+        sizes = _count(torch.unique(torch.stack([users, code[own]]), dim=1)[1], len(names))
+        small = int(sizes.argmin())
+        if sizes[small] >= least or least == 1:
+            break
+        if len(names) == 1:
+            told = f"all groups together have {int(sizes)} users, fewer than anonymity={least}"
+            raise RrecError(f"slices=[{of.attribute}]: {told}")
+        beside = [each for each in (small - 1, small + 1) if 0 <= each < len(names)]
+        low, high = sorted((small, min(beside, key=lambda each: int(sizes[each]))))
+        names[low : high + 1] = [f"{names[low]}, {names[high]}"]
+        code -= (code >= high).long()
+    return Groups(of.attribute, names, torch.where(of.of >= 0, code[of.of], -1), of.items)
 
 
 def _add(rows: list[dict[str, Any]], of: Groups, metric: str, values: Tensor, users: Tensor, events: Tensor) -> None:

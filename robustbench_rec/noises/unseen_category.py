@@ -51,7 +51,11 @@ class UnseenCategory(Noise):
             raise unknown("noise.column", self.column, map(str, table.columns))
         columns = [self.column] if self.column is not None else list(table.columns)
         split = [table[name].dropna().astype(str).str.split().map(set).explode().dropna() for name in columns]
-        return min((each for each in split if len(each)), key=lambda each: each.nunique())
+        found = [each for each in split if len(each)]
+        if not found:
+            told = ", ".join(map(str, columns))
+            raise RrecError(f"noise '{self.name}': no item of dataset '{data.name}' has a word in {told}")
+        return min(found, key=lambda each: each.nunique())
 
 
 def _others(data: Data, unseen: torch.Tensor) -> torch.Tensor:

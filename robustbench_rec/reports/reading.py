@@ -15,7 +15,7 @@ from robustbench_rec.errors import RrecError
 
 LOCAL = ("seed", "device", "threads", "data_dir", "resume", "deterministic", "per_user", "trajectory", "tracker")
 """What does not make two runs different experiments: seeds, where they ran, and what they wrote beside."""
-TOLD = ("metrics", "top_k", "slices")
+TOLD = ("metrics", "top_k", "slices", "anonymity")
 """What says how much is told of a run; it tells two runs apart where nothing else does."""
 LARGEST = 2**24
 """Bytes of a file that is read whole."""

@@ -136,7 +136,8 @@ def _behind(suite: Suite) -> list[tuple[str, str]]:
 def _sliced(judging: Evaluator[Any], cfg: Attack, clean: Result, after: Result, out: Path) -> dict[str, float]:
     """Slices before and after, shown and in `slices.csv`."""
     sides = {
-        name: sliced(judging, cfg.part, each, cfg.slices) for name, each in (("clean", clean), ("attacked", after))
+        name: sliced(judging, cfg.part, each, cfg.slices, anonymity=cfg.anonymity)
+        for name, each in (("clean", clean), ("attacked", after))
     }
     show_slices(sides, judging.watched(None), out / "slices.csv")
     return {f"{side}/{name}": value for side, each in sides.items() for name, value in each.metrics.items()}

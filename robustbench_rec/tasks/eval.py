@@ -62,7 +62,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         told = dict(result.metrics)
         if cfg.slices:
-            found = sliced(judging, cfg.part, result, cfg.slices)
+            found = sliced(judging, cfg.part, result, cfg.slices, anonymity=cfg.anonymity)
             show_slices({"value": found}, judging.watched(None), out / "slices.csv")
             told |= found.metrics
         if calibrated is not None:

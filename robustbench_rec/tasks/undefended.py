@@ -19,7 +19,10 @@ from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.tasks.beside import asked_alike
 from robustbench_rec.tasks.struck import is_quality
 
-APART = (*RESUMABLE_WITH, "resume", "deterministic", "ckpt", "baseline", "slices", "metrics", "top_k", "per_user")
+APART = (
+    *(*RESUMABLE_WITH, "resume", "deterministic", "ckpt", "baseline"),
+    *("slices", "anonymity", "metrics", "top_k", "per_user"),
+)
 """What may differ from the baseline, beside seeds: whom and where it attacked, and what is told of it."""
 UNCOUNTED = ("goal", "attack", "eps", "loss", "labels", "clean")
 """What a poison does not look at, and the cleaning, which is a defence against it."""

@@ -15,7 +15,7 @@ COLUMNS = 4
 """Metrics of a table; the folded one has all."""
 SIDES = ("test", "valid", "clean", "attacked", "poisoned")
 NAN = float("nan")
-OUTPUT = ("slices", "baseline", "metrics", "top_k")
+OUTPUT = ("slices", "anonymity", "baseline", "metrics", "top_k")
 """What decides which numbers a run tells, and nothing about how it came to them."""
 STRUCK = ("attack", "protocol", "seen", "n_negatives", "precision")
 """Of the settings of a training, what decides how it was attacked at its end."""
