@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_rec.batch import Batch, Output
+from robustbench_rec.batch import Batch, History, Output, filled
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.lookup import Events, rows
@@ -48,7 +48,7 @@ class SASRec(RecModel):
         super().__init__()
         checked("sasrec", config, normed=True)
         self.window = config.window
-        self.widths = {f"blocks.{number}": config.dim for number in range(config.layers)}
+        self.widths = {f"blocks.{number}.fed": config.dim for number in range(config.layers)}
         self.item = nn.Embedding(data.n_items, config.dim)
         self.position = nn.Embedding(config.window, config.dim)
         self.events, self.dropout = Events(), Dropout(config.dropout)
@@ -67,9 +67,10 @@ class SASRec(RecModel):
         x = self.events(self.item.weight, batch.history)  # [B, L, D]
         x = x * math.sqrt(x.shape[2]) + rows(self.position.weight, from_the_end(batch.history, self.window))
         x = self.embedded(self.dropout(x))
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x)
-        users: Tensor = self.norm(batch.history.read(x))
+        users: Tensor = self.norm(last(x, batch.history))
         return users
 
     def item_states(self, items: Tensor, encoded: Encoded) -> Tensor:
@@ -88,15 +89,21 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
         self.attended, self.hidden, self.fed = (Site(places=True) for _ in range(3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attended(x + self.dropout(self._attend(self.attention_norm(x))))
+    def forward(self, x: Tensor, history: History | None = None) -> Tensor:
+        """`[B, L, D]` to `[B, L, D]`; given whose history it is, to what speaks for the rows of scores `[N, D]`."""
+        query, key, value = self._heads(self.attention_norm(x))
+        share, sees = self.dropout.p if self.training else 0.0, None
+        if history is not None and history.steps is None:  # the last step of each row alone asks: L = 1
+            query, x = history.read(query.transpose(1, 2))[:, :, None], history.read(x)[:, None]
+            sees = filled(history.lengths.clamp_min(1), key.shape[2])[:, None, None]  # [B, 1, 1, L]
+        around = F.scaled_dot_product_attention(query, key, value, sees, share, is_causal=sees is None)
+        x = self.attended(x + self.dropout(around.transpose(1, 2).flatten(2)))
         inner = self.hidden(self.dropout(F.relu(self.first(self.feed_norm(x)))))
-        return self.fed(x + self.dropout(self.last(inner)))  # type: ignore[no-any-return]
+        found: Tensor = self.fed(x + self.dropout(self.last(inner)))
+        if history is None:
+            return found
+        return found[:, 0] if sees is not None else history.read(found)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """Every step over itself and the steps before it; padding, on the right, is after all of them."""
-        heads = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, H, L, D/H]
-        query, key, value = heads.unbind(0)
-        share = self.dropout.p if self.training else 0.0
-        found = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=share)
-        return found.transpose(1, 2).flatten(2)
+    def _heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Query, key and value, each `[B, H, L, D/H]`; a step sees itself and those before, so no padding."""
+        return self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # type: ignore[no-any-return]
