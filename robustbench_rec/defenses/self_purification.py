@@ -68,7 +68,7 @@ class SelfPurification(Denoiser):
 
     def at_risk(self, at: Shifted, batch: Batch) -> Tensor:
         """Which examples are of the most fragile users of a batch, bool `[B]`."""
-        users, row = torch.unique(_owners(batch), return_inverse=True)
+        users, row = torch.unique(batch.owners, return_inverse=True)
         each = self.fragility(at, batch)
         total = torch.zeros(len(users), device=each.device).index_add(0, row, each)
         fragility = total / torch.bincount(row, minlength=len(users))
@@ -91,11 +91,3 @@ class SelfPurification(Denoiser):
             worse, batch = self.attack(here, batch, divergence)
         with torch.no_grad():
             return divergence(worse, batch)
-
-
-def _owners(batch: Batch) -> Tensor:
-    """The user of each example `[B]`."""
-    history = batch.history
-    if history is None or history.steps is None:
-        return batch.users
-    return batch.users[torch.div(history.steps, history.items.shape[1], rounding_mode="floor")]
