@@ -25,6 +25,8 @@ class Objective(nn.Module):
     alone: ClassVar[bool] = False
     batches: int = 1
     """Of an epoch, known when it starts; each of them is asked about once."""
+    waits: int = 0
+    """Epochs of plain training before it does anything."""
 
     def introduce(self, model: RecModel, data: Data) -> None:
         """Called once before a training, with the model and what the training may know of the data."""

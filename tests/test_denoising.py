@@ -19,6 +19,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Plain, start_epoch
 from robustbench_rec.shifted import Shifted
 
+from robustbench_rec.tasks.train import tell_late
 NAMES = [name for name in defenses if issubclass(defenses[name], Denoiser)]
 OFF: dict[str, dict[str, Any]] = {
     "t_ce": {"rate": 0.0},
@@ -69,6 +70,36 @@ def test_the_warm_up_is_plain_training_bit_for_bit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "changes", "waits"),
+    [
+        ("bootstrapping", {"warm_up": 3}, 3),
+        ("self_purification", {"warm_up": 3}, 3),
+        ("t_ce", {"ramp": 4}, 1),
+        ("pamacf", {"start": 2}, 2),
+        ("vat_user", {"start": 2}, 2),
+        ("rwp", {"growth": 4}, 1),
+    ],
+)
+def test_a_training_that_ends_before_a_defence_begins_says_so(
+    name: str, changes: dict[str, int], waits: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, batch = build("mf"), batch_of()
+    objective = defenses.build(configured("defense", name, **changes), Plain(loss("bpr")), model)
+    around = defenses.build(configured("defense", "none"), objective, model)
+    value = plain("bpr", model, batch)
+    for epoch in range(waits):
+        start_epoch(objective, epoch, torch.Generator().manual_seed(epoch))
+        torch.testing.assert_close(objective(Shifted(model), batch), value)
+    tell_late(around, waits + 1)
+    assert not caplog.records
+    tell_late(around, waits)
+    told = f"defense={name} does nothing in its first epochs, {waits} of them, and epochs={waits}: "
+    assert caplog.messages == [told + "this trains without it"]
+    tell_late(denoiser("t_ce", ramp=0), 1)
+    assert len(caplog.messages) == 1
+
+
 def test_it_stands_innermost(name: str) -> None:
     model = build("mf")
     around = defenses.build(configured("defense", "apr"), Plain(loss("bpr")), model)

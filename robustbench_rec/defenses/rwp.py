@@ -89,7 +89,7 @@ class RWP(Adversarial):
         )
         noise = Gaussian(surface="weight", ball=ball, scale=self._scale)
         super().__init__(inner, noise, clean=clean, robust=robust)
-        self.config, self.full = config, noise
+        self.config, self.full, self.waits = config, noise, min(config.growth, 1)
         self.index = {name: str(number) for number, name in enumerate(names if config.variant == "fisher" else ())}
         for name, number in self.index.items():
             self.register_buffer(f"fisher_{number}", torch.zeros_like(model.get_parameter(name)))

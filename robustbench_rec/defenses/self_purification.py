@@ -50,7 +50,7 @@ class SelfPurification(Denoiser):
         # from a random point, because the divergence is flat where it is 0; two radii reach the far side of the ball
         ascent = Ascent(surface="embedding", ball=ball, steps=1, step_size=2.0, random_start=True)
         ascent.check(model)
-        self.config = config
+        self.config, self.waits = config, config.warm_up
         self.attack: Attack = ascent
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:

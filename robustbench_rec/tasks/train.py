@@ -185,6 +185,7 @@ def trainer_of(
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
     introduce(objective, model, data)
+    tell_late(inner, cfg.epochs)
     if inner.alone and objective is not inner:
         raise RrecError(f"defense={cfg.defense['name']}: nothing may be added to its loss, as rrec {task} does")
     judging = evaluator(data, cfg)
@@ -214,6 +215,15 @@ def trainer_of(
         noise=noise,
     )
     return trainer, judging
+
+
+def tell_late(defence: Objective, epochs: int) -> None:
+    """Warn of what would begin after the last epoch only."""
+    for each in defence.modules():
+        if isinstance(each, Objective) and each.waits >= epochs:
+            name = type(each).__module__.rpartition(".")[2]
+            told = "defense=%s does nothing in its first epochs, %s of them, and epochs=%s: this trains without it"
+            log.warning(told, name, each.waits, epochs)
 
 
 def _check_graph(name: str, data: Data) -> None:
