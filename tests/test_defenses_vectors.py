@@ -181,8 +181,9 @@ class TestPerUser:
     @pytest.mark.parametrize("defense", ["pamacf", "vat_user"])
     def test_what_it_cannot_do_is_one_line(self, defense: str) -> None:
         model = learner("sasrec")
-        with pytest.raises(RrecError, match=f"defense '{defense}' .*whole catalogue: set loss=bpr negatives=1"):
-            defended(defense, model, epoch=5)(Shifted(model), batch_for(model))
+        for epoch in (0, 5):  # not only when it begins
+            with pytest.raises(RrecError, match=f"defense '{defense}' .*whole catalogue: set loss=bpr negatives=1"):
+                defended(defense, model, epoch=epoch)(Shifted(model), batch_for(model))
         with pytest.raises(RrecError, match="model 'neumf' has no user and item vectors whose dot product"):
             defended(defense, build("neumf"))
         for key in ("weight", "scale", "start"):

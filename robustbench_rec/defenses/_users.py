@@ -60,12 +60,12 @@ class PerUser(Adversarial):
         self.robust = self.config.weight if epoch >= self.config.start else 0.0
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        if batch.items is None and self.config.weight:  # in the first batch, not in that of epoch `start`
+            raise RrecError(
+                f"defense '{type(self).__module__.rpartition('.')[2]}' perturbs the vectors of a user's "
+                "candidates, but this training compares with the whole catalogue: set loss=bpr negatives=1"
+            )
         if self.robust:
-            if batch.items is None:
-                raise RrecError(
-                    f"defense '{type(self).__module__.rpartition('.')[2]}' perturbs the vectors of a user's "
-                    "candidates, but this training compares with the whole catalogue: set loss=bpr negatives=1"
-                )
             held = at.activations(self.sites, batch)
             shares = self.config.scale * torch.sigmoid(self.ratio(at, batch, held[self.sites[0]]) - 1)
             self.attack = replace(self.full, shares=shares, held=held)
