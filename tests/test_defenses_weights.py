@@ -249,6 +249,13 @@ class TestConformanceOfRandomControls:
         with pytest.raises(RrecError, match=f"^{key}={value}: a budget is a finite number"):
             defended(defense, learner("toy"), **{key: value})
 
+    @pytest.mark.parametrize("defense", ["awp", "apr"])
+    def test_steps_that_it_does_not_take_are_told(self, defense: str, caplog: pytest.LogCaptureFixture) -> None:
+        for direction in ("gradient", "random"):
+            defended(defense, build("mf"), direction=direction, steps=3 if direction == "random" else 2)
+        defended(defense, build("mf"), direction="random")
+        assert caplog.messages == ["defense.steps=3 says nothing beside defense.direction=random: noise takes none"]
+
     @pytest.mark.parametrize("defense", ["awp", "apr", "amr"])
     def test_another_direction_is_refused(self, defense: str) -> None:
         with pytest.raises(RrecError, match=r"unknown defense.direction 'down' \(choices: gradient, random\)"):

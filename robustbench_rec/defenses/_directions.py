@@ -1,9 +1,13 @@
 """Where perturbations point: uphill, or anywhere as a control."""
 
+import logging
+
 from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks.noise import Noise
 from robustbench_rec.errors import unknown
+
+log = logging.getLogger(__name__)
 
 DIRECTIONS = ("gradient", "random")
 
@@ -14,5 +18,7 @@ def directed(direction: str, ascent: Ascent) -> Attack:
         raise unknown("defense.direction", direction, DIRECTIONS)
     if direction == "gradient":
         return ascent
+    if ascent.steps > 1:
+        log.warning("defense.steps=%s says nothing beside defense.direction=random: noise takes none", ascent.steps)
     size = vars(ascent.ball)
     return Noise(Noise.Config(surface=ascent.surface, modules=None, scope=ascent.reach, seed=ascent.seed, **size))
