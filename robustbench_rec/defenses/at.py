@@ -25,9 +25,10 @@ class AdversarialTraining(Adversarial):
 
     clean_weight: λ, so 1 is clean training. attack: the config of the inner attack, run anew for every batch; it climbs
     L; one that looks for the smallest perturbation climbs `losses.lead`, of each example that has a δ of its own, else
-    their mean. What edits histories, graphs or texts knows the training events alone. robust_loss: null for L in the
-    second term too, squared_hinge for mean max(0, κ − y·score)² there, y = ±1. kappa: κ, the margin of that loss, which
-    has nothing to do with the attack's eps.
+    their mean. It draws from the run's seed, so that attack.seed says nothing here. What edits histories, graphs or
+    texts knows the training events alone. robust_loss: null for L in the second term too, squared_hinge for mean
+    max(0, κ − y·score)² there, y = ±1. kappa: κ, the margin of that loss, which has nothing to do with the attack's
+    eps.
     """
 
     @dataclass

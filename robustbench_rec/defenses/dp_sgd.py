@@ -27,8 +27,9 @@ class DPSGD(Objective):
 
     The unit of privacy is one training event. ε assumes batches by Poisson sampling, these are shuffled ones, as is
     common. It counts every epoch, also those after the best. Not covered: that sampled negatives avoid what the user
-    has, the statistics and categories of features, which are those of users and items with events, the loss in
-    history.csv, the choice of the best epoch, and noise from the run's seed, which has to stay secret.
+    has, which events cleaning and the cores of `prepare` leave, the statistics and categories of features, which are
+    those of users and items with events, the loss in history.csv, the choice of the best epoch, and noise from the
+    run's seed, which has to stay secret.
 
     Models through which an event reaches the loss of others (graphs, histories, closed forms, candidates that have
     events) are refused, and so is a penalty on what a batch touches: model.l2=0, weight_decay sees no data. So is
