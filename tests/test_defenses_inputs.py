@@ -221,6 +221,49 @@ class TestConformanceOfSMART:
         assert inputs(build("mf")) == ("embedding", ["user.weight", "item.weight"])
         assert inputs(build("lstm_text")) == ("activation", ["embedded.shift"])
 
+    @pytest.mark.parametrize("norm", ["l2", "linf"])
+    def test_one_step_is_the_formula_of_the_paper(self, norm: str) -> None:
+        """Reference: matrix factorisation written out, δ constant, with slopes in both sides of the divergence."""
+        model, batch = build("mf"), batch_of(negatives=3)
+        assert batch.items is not None
+        with torch.no_grad():
+            for each in model.parameters():
+                each.mul_(5)  # so that δ parts the scores by more than the rounding does
+        tables = {name: model.get_parameter(name) for name in ("user.weight", "item.weight")}
+
+        def scores(delta: dict[str, Tensor]) -> Tensor:
+            users, items = (tables[name] + delta[name] if delta else tables[name] for name in tables)
+            return (users[batch.users][:, None] * items[batch.items]).sum(2)
+
+        def apart(delta: dict[str, Tensor]) -> Tensor:
+            one, two = Categorical(logits=scores({})), Categorical(logits=scores(delta))
+            return kl_divergence(one, two) + kl_divergence(two, one)
+
+        def size(x: Tensor) -> Tensor:
+            found: Tensor = torch.linalg.vector_norm(x, 2 if norm == "l2" else float("inf"), dim=1, keepdim=True)
+            return found
+
+        draw, start = torch.Generator().manual_seed(0), {}
+        radii = {name: 0.3 * size(each.detach()) for name, each in tables.items()}
+        for name, each in tables.items():
+            if norm == "l2":
+                drawn = torch.randn(each.shape, generator=draw)
+                drawn = drawn / size(drawn) * torch.rand(len(each), 1, generator=draw) ** (1 / each.shape[1])
+            else:
+                drawn = 2 * torch.rand(each.shape, generator=draw) - 1
+            start[name] = (0.5 * radii[name] * drawn).requires_grad_()
+        slopes = torch.autograd.grad(apart(start).sum(), list(start.values()))
+        delta = {}
+        for (name, before), slope in zip(start.items(), slopes, strict=True):
+            moved = before.detach() + radii[name] * slope / size(slope).clamp_min(1e-30)
+            shrunk = moved * (radii[name] / size(moved)).clamp_max(1)
+            inside = shrunk if norm == "l2" else torch.maximum(torch.minimum(moved, radii[name]), -radii[name])
+            delta[name] = inside * slope.ne(0).any(1, keepdim=True)
+        objective = defended("smart", model, eps=0.3, norm=norm, start=0.5, steps=1, weight=2.5)
+        found, expected = objective.added(Shifted(model), batch), 2.5 * apart(delta).mean()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+        assert_gradients(gradients(model, found), gradients(model, expected), rtol=1e-2, atol=1e-5)
+
     def test_reduced_precision_sees_the_noise(self) -> None:
         model, batch = case("sasrec")
         with autocast("bf16", torch.device("cpu")):
@@ -239,10 +282,11 @@ class TestConformanceOfSMART:
 
 
 class TestFreeLB:
-    def test_it_is_the_mean_over_the_steps_of_an_ascent(self) -> None:
+    @pytest.mark.parametrize("size", [0.5, 0.8])  # two steps of 0.8 radii leave the ball
+    def test_it_is_the_mean_over_the_steps_of_an_ascent(self, size: float) -> None:
         """Reference: the loop of the paper with really moved tables."""
         model, batch = build("mf").double(), batch_of()
-        found = defended("freelb", model, eps=0.4, relative="no", steps=3, step_size=0.5)(Shifted(model), batch)
+        found = defended("freelb", model, eps=0.4, relative="no", steps=3, step_size=size)(Shifted(model), batch)
         names = ["user.weight", "item.weight"]
         delta = {name: torch.zeros_like(model.get_parameter(name)) for name in names}
         total = {name: torch.zeros_like(each) for name, each in delta.items()}
@@ -253,13 +297,25 @@ class TestFreeLB:
             values.append(value.item())
             for name, gradient in gradients(there, value).items():
                 total[name] += gradient / 3
-                size = gradient.norm(dim=1, keepdim=True)
-                delta[name] = delta[name] + 0.5 * 0.4 * torch.where(size > 0, gradient / size, 0.0)
+                slope = gradient.norm(dim=1, keepdim=True)
+                delta[name] = delta[name] + size * 0.4 * torch.where(slope > 0, gradient / slope, 0.0)
                 length = delta[name].norm(dim=1, keepdim=True)
                 delta[name] = delta[name] * (0.4 / length.clamp_min(1e-30)).clamp_max(1)
         assert found.item() == pytest.approx(sum(values) / 3, rel=1e-6)
         assert values == sorted(values)
         assert_gradients(gradients(model, found), total, rtol=1e-5, atol=1e-9)
+
+    def test_a_random_start_is_a_share_of_the_radius_and_on_rows_that_are_read(self) -> None:
+        model, batch = build("mf"), batch_of(size=4)
+        objective, at = defended("freelb", model, eps=0.4, relative="no", start=0.5), Shifted(model)
+        base = objective.noise.base(at, batch)
+        sizes = objective._start(at, batch, base, objective.noise.radii(base))["user.weight"].norm(dim=1)
+        read = torch.zeros(len(sizes), dtype=torch.bool).index_fill(0, batch.users, True)
+        assert not sizes[~read].any()
+        assert sizes[read].max() <= 0.2 * (1 + 1e-6)
+        assert sizes[read].min() > 0.1  # uniform in the volume of a ball of many dimensions
+        plain = usual(model)(at, batch)
+        assert defended("freelb", model, start=0.5, steps=1)(at, batch) != plain
 
     @pytest.mark.parametrize("name", READERS)
     @pytest.mark.parametrize("changes", [{"eps": 0.0, "steps": 2}, {"steps": 1}], ids=str)
@@ -304,6 +360,18 @@ class TestRAT:
             assert all(each.abs().max() <= 0.5 + 1e-9 for each in delta.values())
             values.append(objective(Shifted(model), batch).item())
         assert values[1] >= values[0]
+
+    @pytest.mark.parametrize("norm", ["l2", "linf"])
+    def test_each_of_two_steps_is_half_a_radius_long(self, norm: str) -> None:
+        model, batch, name = learner("toy"), batch_of(), "hidden.shift"
+        objective = defended("rat", model, eps=0.4, p=1.0, steps=2, norm=norm, relative="no", modules=["hidden"])
+        expected = torch.zeros_like(objective.attack.base(Shifted(model), batch)[name])
+        for _ in range(2):
+            slope = climb(Shifted(model), batch, usual(model), {name: expected})[1][name]
+            assert slope is not None
+            size = slope.norm(dim=-1, keepdim=True)
+            expected = expected + 0.2 * (slope.sign() if norm == "linf" else torch.where(size > 0, slope / size, 0.0))
+        torch.testing.assert_close(delta_of(objective, model, batch)[name], expected)
 
     def test_layers_are_drawn_every_epoch_each_with_its_own_coin(self) -> None:
         model = build("neumf").eval()

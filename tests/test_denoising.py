@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import DATA, Fixed, Toy, batch_for, batch_of, build, configured, gradients
 from torch import Tensor
+from torch.distributions import Bernoulli, kl_divergence
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
@@ -18,8 +19,8 @@ from robustbench_rec.losses import bernoulli, loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Plain, start_epoch
 from robustbench_rec.shifted import Shifted
-
 from robustbench_rec.tasks.train import tell_late
+
 NAMES = [name for name in defenses if issubclass(defenses[name], Denoiser)]
 OFF: dict[str, dict[str, Any]] = {
     "t_ce": {"rate": 0.0},
@@ -69,7 +70,6 @@ def test_the_warm_up_is_plain_training_bit_for_bit(name: str) -> None:
         assert torch.equal(value, plain("bpr", model, batch))
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("name", "changes", "waits"),
     [
@@ -100,6 +100,7 @@ def test_a_training_that_ends_before_a_defence_begins_says_so(
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize("name", NAMES)
 def test_it_stands_innermost(name: str) -> None:
     model = build("mf")
     around = defenses.build(configured("defense", "apr"), Plain(loss("bpr")), model)
@@ -275,6 +276,23 @@ class TestSelfPurification:
         model, batch = Toy(dtype=torch.float32), batch_of()
         assert not self.purifier(model, eps=0.0).fragility(Shifted(model), batch).any()
         assert (self.purifier(model, eps=0.3).fragility(Shifted(model), batch) > 0).all()
+
+    def test_different_masks_make_nobody_fragile(self) -> None:
+        model, batch = build("neumf", dropout=0.5).train(), batch_of()
+        assert (Shifted(model)(batch).scores != Shifted(model)(batch).scores).any()
+        assert not self.purifier(model, eps=0.0).fragility(Shifted(model), batch).any()
+
+    def test_it_is_the_divergence_of_the_predictions_before_from_those_after(self) -> None:
+        model, batch = Toy(dtype=torch.float32), batch_of()
+        built = self.purifier(model, eps=1.5)
+        found = built.fragility(Shifted(model), batch)
+        start_epoch(built, 99, torch.Generator().manual_seed(99))
+        before = Bernoulli(logits=Shifted(model)(batch).scores.detach())
+        worse, _ = built.attack(
+            Shifted(model), batch, lambda at, batch: kl_divergence(before, Bernoulli(logits=at(batch).scores)).mean(1)
+        )
+        expected = kl_divergence(before, Bernoulli(logits=worse(batch).scores)).mean(1)
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-6)
 
     def test_it_is_the_worst_of_its_size_by_and_large(self) -> None:
         model, batch = Toy(dtype=torch.float32), batch_of(size=60)

@@ -3,11 +3,12 @@
 import csv
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import Toy, batch_of, build, compose, configured
+from conftest import Toy, assert_gradients, batch_of, build, compose, configured, gradients, moved
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -116,6 +117,35 @@ class TestCriticality:
                 delta = eps * weight.detach().norm(dim=-1, keepdim=True) * draw / draw.norm(dim=-1, keepdim=True)
                 rise = Exact()(Shifted(model, {name: delta}), batch).item() - start
                 assert rise <= found[label(name)] + 1e-9
+
+    def test_it_is_the_largest_loss_of_an_ascent_of_that_module_alone_row_by_row(self) -> None:
+        """Reference: the ascent written out, with projected steps of 2.5 radii / steps and the loss of every point."""
+        model, batch, eps, steps = Toy(), batch_of(size=40), 0.5, 4
+        found = criticality(Shifted(model), batch, Exact(), eps=eps, steps=steps)
+        for name in surface(model, "weight"):
+            radius = eps * model.get_parameter(name).detach().norm(dim=1, keepdim=True)
+            delta, losses = torch.zeros_like(model.get_parameter(name)), []
+            for _ in range(steps + 1):
+                there = moved(model, {name: delta})
+                value = Exact()(Shifted(there), batch)
+                losses.append(value.item())
+                slope = gradients(there, value)[name]
+                size = slope.norm(dim=1, keepdim=True)
+                delta = delta + 2.5 / steps * radius * torch.where(size > 0, slope / size, 0.0)
+                delta = delta * (radius / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+            assert found[label(name)] == pytest.approx(max(losses) - losses[0], rel=1e-6, abs=1e-12)
+
+    def test_the_worst_point_counts_and_not_the_last(self) -> None:
+        """A loss of −(t − 0.8)² at t radii: the two steps of 1.25 radii stop at 1 and go back to −0.25."""
+        model = build("mf")
+        row = model.get_parameter("item.weight").detach()[0]
+
+        def objective(at: Shifted, batch: Batch) -> Tensor:
+            t = (at.tensors(["item.weight"])["item.weight"][0] @ row / row.norm() - row.norm()) / (0.1 * row.norm())
+            return -(t - 0.8).square()
+
+        found = criticality(Shifted(model), batch_of(), objective, eps=0.1, steps=2)
+        assert found == {"item": pytest.approx(0.64 - 0.04, rel=1e-3), "user": 0.0}
 
     def test_the_model_is_left_as_it_was(self) -> None:
         model = build("kgat").eval()
@@ -483,6 +513,80 @@ class TestSoft:
         metrics = finetune.run(config(trained[name], "finetune=soft", "epochs=1"), tmp_path)
         assert {row["tuned"] for row in rows(tmp_path / "criticality.csv")} == {"yes"}
         assert metrics["budget/tuned_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "factors"),
+    [
+        ("rawp_ft", {"user.weight": 1.0}),
+        ("pdaf", {"user.weight": 1.0}),
+        ("soft", {"user.weight": 2 * 0.731059, "item.weight": 2 * 0.268941}),  # softmax([1, 0.5] / 0.5)
+    ],
+)
+def test_the_loss_is_that_where_every_row_of_the_chosen_tensors_moved_uphill(
+    name: str, factors: dict[str, float]
+) -> None:
+    model, batch = build("mf"), batch_of()
+    criticality = {key: each for key, each in {"user.weight": 2.0, "item.weight": 1.0}.items() if key in factors}
+    tuning = finetunes.build(configured("finetune", name, gamma=0.2))
+    objective = tuning.objective(BPR, criticality, tuple(criticality))
+    objective.start_epoch(99, torch.Generator())
+    slopes, delta = gradients(model, BPR(Shifted(model), batch)), {}
+    for key, factor in factors.items():
+        size = slopes[key].norm(dim=1, keepdim=True)
+        radius = factor * 0.2 * model.get_parameter(key).detach().norm(dim=1, keepdim=True)
+        delta[key] = radius * torch.where(size > 0, slopes[key] / size, 0.0)
+    found, expected = objective(Shifted(model), batch), BPR(Shifted(model, delta), batch)
+    torch.testing.assert_close(found, expected)
+    assert_gradients(gradients(model, found), gradients(model, expected), rtol=1e-4, atol=1e-7)
+
+
+class Told:
+    """An evaluator whose clean and attacked qualities a test writes down."""
+
+    def __init__(self, *, smaller: bool) -> None:
+        self.smaller = frozenset({"m"} if smaller else ())
+        self.clean, self.attacked = 0.0, 0.0
+
+    def monitored(self, name: str) -> str:
+        return name
+
+    def climbed(self, name: None) -> None:
+        return None
+
+    def attack(self, *_: Any) -> tuple[None, dict[str, Tensor]]:
+        return None, {}
+
+    def evaluate(self, at: Shifted | None, part: str, metrics: list[str]) -> Any:
+        assert (part, metrics) == ("valid", ["m"])
+        return SimpleNamespace(metrics={"m": self.attacked if at is None else self.clean})
+
+
+@pytest.mark.parametrize(
+    ("raises", "smaller", "start", "rows"),
+    [
+        ("attacked", False, (0.5, 0.2), [(0.46, 0.3, 0.3), (0.44, 0.9, None)]),
+        ("clean", False, (0.5, 0.2), [(0.7, 0.185, 0.7), (0.9, 0.175, None)]),
+        ("attacked", True, (1.0, 2.0), [(1.05, 1.5, -1.5), (1.2, 1.5, None)]),
+        ("clean", True, (1.0, 2.0), [(0.9, 2.1, -0.9), (0.9, 2.3, None)]),
+    ],
+)
+def test_the_wanted_quality_counts_where_the_tolerance_of_the_other_one_is_kept(
+    raises: str, smaller: bool, start: tuple[float, float], rows: list[tuple[float, float, float | None]]
+) -> None:
+    """tolerance=0.1; None: not feasible, below all that is."""
+    judging: Any = Told(smaller=smaller)
+    judging.clean, judging.attacked = start
+    cfg: Any = SimpleNamespace(monitor="m", tolerance=0.1)
+    member: Any = SimpleNamespace(attack=None, loss=None)
+    tuning: Any = SimpleNamespace(raises=raises)
+    score = finetune._Score(judging, member, cfg, Toy(), tuning)
+    assert score()["score"] == (-1 if smaller else 1) * start[0 if raises == "clean" else 1]
+    for clean, attacked, expected in rows:
+        judging.clean, judging.attacked = clean, attacked
+        found = score()
+        assert (found["m"], found["attacked_m"]) == (clean, attacked)
+        assert found["score"] == expected if expected is not None else found["score"] < -1e5
 
 
 @pytest.mark.parametrize(

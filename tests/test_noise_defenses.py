@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, batch_for, build, buildable, configured, gradients
+from conftest import DATA, assert_gradients, batch_for, build, buildable, configured, gradients
 from torch import Tensor
 
 from robustbench_rec.batch import Batch
@@ -179,8 +179,9 @@ def test_gaussian_noise_without_a_part_adds_nothing() -> None:
     assert objective.added(Shifted(model), batch_for(model)).item() == 0
 
 
-def test_rdrop_is_two_passes_and_their_symmetric_divergence() -> None:
-    model, batch = build("sasrec").train(), batch_for(build("sasrec"))
+@pytest.mark.parametrize("name", ["sasrec", "kgat"])  # kgat drops in `encode` alone
+def test_rdrop_is_two_passes_and_their_symmetric_divergence(name: str) -> None:
+    model, batch = build(name).train(), batch_for(build(name))
     torch.manual_seed(1)
     found = defended("rdrop", model, weight=0.7)(Shifted(model), batch)
     torch.manual_seed(1)
@@ -189,6 +190,42 @@ def test_rdrop_is_two_passes_and_their_symmetric_divergence() -> None:
     expected = 0.5 * (value(first, batch) + value(second, batch)).mean()
     expected = expected + 0.35 * symmetric(first.scores, second.scores)
     torch.testing.assert_close(found, expected)
+
+
+def test_what_rdrop_adds_has_two_draws_of_what_is_propagated_too() -> None:
+    model = build("kgat", dropout=0.5).train()
+    assert defended("rdrop", model).added(Shifted(model), batch_for(model)) > 1e-4
+
+
+def test_rdrop_around_a_defence_adds_the_divergence_to_its_value() -> None:
+    model, batch = build("sasrec").train(), batch_for(build("sasrec"))
+    inner = defended("awp", model, gamma=0.3)
+    objective = defenses.build(configured("defense", "rdrop", weight=0.7), inner, model)
+    torch.manual_seed(1)
+    found = objective(Shifted(model), batch)
+    torch.manual_seed(1)
+    first, second = Shifted(model)(batch), Shifted(model)(batch)
+    expected = inner(Shifted(model), batch) + 0.35 * symmetric(first.scores, second.scores)
+    torch.testing.assert_close(found, expected)
+
+
+def test_gaussian_is_the_loss_its_divergence_under_noise_and_the_noisy_loss() -> None:
+    """Reference: the noise of the docstring drawn again, and two models."""
+    model, batch = build("mf"), batch_for(build("mf"))
+    with torch.no_grad():
+        for each in model.parameters():
+            each.mul_(5)  # so that the noise parts the scores by more than the rounding does
+    found = defended("gaussian", model, sigma=0.3, consistency=0.7, noisy=0.4)(Shifted(model), batch)
+    draw, noise = torch.Generator().manual_seed(0), {}
+    for name in ("user.weight", "item.weight"):
+        table = model.get_parameter(name).detach()
+        scale = 0.3 * table.square().mean(1, keepdim=True).sqrt()
+        noise[name] = scale * torch.randn(table.shape, generator=draw)
+    here, there = Shifted(model), Shifted(model, noise)
+    expected = plain(model)(here, batch) + 0.4 * plain(model)(there, batch)
+    expected = expected + 0.7 * symmetric(here(batch).scores, there(batch).scores)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert_gradients(gradients(model, found), gradients(model, expected), rtol=1e-3, atol=1e-6)
 
 
 def symmetric(one: Tensor, two: Tensor) -> Tensor:
