@@ -383,8 +383,12 @@ class TestTask:
             ("criticality.embedding_eps=-1", "embedding_eps=-1"),
             ("criticality.steps=-1", "steps=-1"),
             ("criticality.pairs=0", "pairs"),
+            ("criticality.steps=0", "criticality.steps=0, .* else no module is more critical"),
+            ("criticality.eps=0", "criticality.eps=0.0: steps >= 1 and eps > 0 are needed"),
             ("monitor=ndcg@7", "unknown monitor 'ndcg@7'"),
             ("attack.surface=feature", "no feature surface"),
+            ("epochs=0", "epochs=0: must be at least 1"),
+            ("loss=dlr", "unknown loss 'dlr'"),
             ("ckpt=/nowhere", "ckpt=/nowhere"),
         ],
     )

@@ -23,7 +23,7 @@ from robustbench_rec.finetunes import finetunes
 from robustbench_rec.finetuning import Finetuning
 from robustbench_rec.goal import Goal
 from robustbench_rec.hardware import autocast, setup
-from robustbench_rec.losses import Loss, loss
+from robustbench_rec.losses import Loss, trained
 from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Noise
 from robustbench_rec.noises import noises
@@ -35,7 +35,7 @@ from robustbench_rec.runs import Run
 from robustbench_rec.sampling import Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted, label, surface
 from robustbench_rec.tasks.train import judge
-from robustbench_rec.trainer import Trainer
+from robustbench_rec.trainer import Trainer, check
 
 WORSE = 1e6
 """Puts what loses too much of what is to be kept below everything that does not."""
@@ -52,10 +52,16 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     The start is always feasible, so on validation the result is never worse than the start.
     """
     device = setup(cfg)
+    check(cfg)
     if not (cfg.alphas >= 2 and 0 <= cfg.tolerance < 1 and cfg.criticality.pairs >= 1):
         raise RrecError(
             f"alphas={cfg.alphas}, tolerance={cfg.tolerance}, criticality.pairs={cfg.criticality.pairs}: alphas >= 2, "
             "tolerance in [0, 1) and pairs >= 1 are needed"
+        )
+    if not (cfg.criticality.steps >= 1 and cfg.criticality.eps > 0):
+        raise RrecError(
+            f"criticality.steps={cfg.criticality.steps}, criticality.eps={cfg.criticality.eps}: steps >= 1 and eps > 0 "
+            "are needed, else no module is more critical than another"
         )
     tuning = finetunes.build(cfg.finetune)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device)
@@ -69,12 +75,13 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     scoring = evaluator(data, cfg, alone=attack.alone)
     (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
     wanted = cfg.loss or model.loss
+    climbed = trained(wanted)
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, **checkpoint.fingerprints(data)):
         start = _state(model)
         score = _Score(scoring, member, cfg, model, tuning)
-        rounds = Rounds(cfg, out, tuning, model, batches, loss(wanted), score, noises.build(loaded.recipe.noise))
+        rounds = Rounds(cfg, out, tuning, model, batches, climbed, score, noises.build(loaded.recipe.noise))
         rounds.run({"data": data.fingerprint, "ckpt": cfg.ckpt, "attack": cfg.attack, "finetune": cfg.finetune})
         _interpolate(cfg, model, start, rounds.score, out)
         budget = _budget(cfg, model, start, rounds)
