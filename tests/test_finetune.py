@@ -593,6 +593,15 @@ def test_the_wanted_quality_counts_where_the_tolerance_of_the_other_one_is_kept(
         assert found["score"] == expected if expected is not None else found["score"] < -1e5
 
 
+def test_a_state_is_continued_with_the_same_parameters_alone(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(finetune.Rounds, "run", lambda self, about: told.append(about))
+    finetune.run(config(trained["mf"]), tmp_path)
+    assert told[0]["ckpt"] == checkpoint.digest(str(trained["mf"]))
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -82,7 +82,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
         start = _state(model)
         score = _Score(scoring, member, cfg, model, tuning)
         rounds = Rounds(cfg, out, tuning, model, batches, climbed, score, noises.build(loaded.recipe.noise))
-        rounds.run({"data": data.fingerprint, "ckpt": cfg.ckpt, "attack": cfg.attack, "finetune": cfg.finetune})
+        rounds.run({"data": data.fingerprint, "ckpt": loaded.digest, "attack": cfg.attack, "finetune": cfg.finetune})
         _interpolate(cfg, model, start, rounds.score, out)
         budget = _budget(cfg, model, start, rounds)
         checkpoint.save(out, model, loaded.config, loaded.recipe, data)
