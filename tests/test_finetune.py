@@ -593,6 +593,17 @@ def test_the_wanted_quality_counts_where_the_tolerance_of_the_other_one_is_kept(
         assert found["score"] == expected if expected is not None else found["score"] < -1e5
 
 
+def test_another_loss_than_that_of_the_training_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("mf")
+    cfg: Any = SimpleNamespace(ckpt="run", loss=None, negatives=None)
+    for before in (None, {"loss": None, "negatives": None}, {"loss": "bpr", "negatives": 1}):
+        finetune._tell_other_loss(cfg, model, before)
+    assert not caplog.records
+    finetune._tell_other_loss(cfg, model, {"loss": "softmax", "negatives": 0})
+    told = "ckpt=run was trained with loss=softmax negatives=0, it is tuned with loss=bpr negatives=1"
+    assert caplog.messages == [told]
+
+
 def test_a_state_is_continued_with_the_same_parameters_alone(
     trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """rrec finetune."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,8 @@ from robustbench_rec.sampling import Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted, label, surface
 from robustbench_rec.tasks.train import judge
 from robustbench_rec.trainer import Trainer, check
+
+log = logging.getLogger(__name__)
 
 WORSE = 1e6
 """Puts what loses too much of what is to be kept below everything that does not."""
@@ -76,6 +79,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
     wanted = cfg.loss or model.loss
     climbed = trained(wanted)
+    _tell_other_loss(cfg, model, loaded.training)
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, **checkpoint.fingerprints(data)):
@@ -204,6 +208,18 @@ class Rounds:
                     start, batches[0], objective
                 )
             return criticality(start, batches[0], objective, eps=asked.eps, steps=asked.steps, names=self.tunable)
+
+
+def _tell_other_loss(cfg: Finetune, model: RecModel, before: Mapping[str, Any] | None) -> None:
+    """Warn where the model is tuned with another loss, or other negatives, than it was trained with."""
+    if before is None:
+        return
+    learnt, now = (
+        f"loss={name or model.loss} negatives={model.negatives if count is None else count}"
+        for name, count in ((before.get("loss"), before.get("negatives")), (cfg.loss, cfg.negatives))
+    )
+    if learnt != now:
+        log.warning("ckpt=%s was trained with %s, it is tuned with %s", cfg.ckpt, learnt, now)
 
 
 def _tunable(model: RecModel) -> list[str]:
