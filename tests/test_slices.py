@@ -167,6 +167,20 @@ class TestShown:
             counts = torch.bincount(lists.flatten(), minlength=N_ITEMS)
             assert result.metrics[f"gini@{k}"] == pytest.approx(popularity.gini(counts).item())
 
+    def test_lists_are_as_long_as_the_largest_k_where_no_metric_has_one(self) -> None:
+        found = []
+        for metrics in (["auc"], ["auc", "ndcg"]):
+            pairs = [judged(scored(seed), metrics=metrics, top_k=[2, 5]) for seed in (0, 1)]
+            (judging, one), (_, two) = pairs
+            assert one.shown is not None
+            assert one.shown.items.shape == (N_USERS, 5)
+            both = alike(one, two, [2, 5])
+            assert both is not None
+            frame = sliced(judging, "test", one, ["popularity"]).frame
+            found.append((both.metrics, frame[frame["metric"] != "auc"]["value"].tolist()))
+        assert found[0][0] == found[1][0]
+        assert found[0][1] == pytest.approx(found[1][1], nan_ok=True)
+
     def test_pru_takes_places_among_all_candidates(self) -> None:
         scores = scored()
         events = torch.bincount(DATA.train.items, minlength=N_ITEMS)

@@ -97,7 +97,7 @@ class Ranking(Evaluator[Lists]):
 
     def measure(self, scores: Iterator[Tensor], portions: list[Lists], names: list[str]) -> Result:
         cut = {name: int(name.partition("@")[2]) for name in names if "@" in name}
-        depth = max(cut.values(), default=1)
+        depth = max(cut.values(), default=max(self.judge.top_k))  # others read the lists too
         lists: list[tuple[Tensor, ...]] = []
         values: dict[str, list[Tensor]] = {name: [] for name in names if name in ranking.WHOLE}
         for chunk, found in zip(portions, scores, strict=True):
