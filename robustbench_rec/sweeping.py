@@ -120,13 +120,17 @@ def report(verb: str, directory: Path) -> int:
 def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:
     """The metric that the first finished job monitored or would have; None where nothing is judged by a protocol."""
     from robustbench_rec.evaluation import PROTOCOLS
+    from robustbench_rec.reports.summary import SIDES
 
     for job in jobs:
         if job.metrics is not None:
             told = files.read_json(directory / job.name / JOB, "sweep")
             if told["protocol"] is None:
                 break
-            return str(told["monitor"] or PROTOCOLS[told["protocol"]].monitor)
+            kinds = (name.partition("/") for name in job.metrics)
+            names = [name for side, _, name in kinds if side in SIDES and "/" not in name]
+            protocol = PROTOCOLS[told["protocol"]]
+            return str(told["monitor"] or (protocol.main(names) if names else protocol.monitor))
     return None
 
 

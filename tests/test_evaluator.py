@@ -17,7 +17,7 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Result, evaluator, ranking
+from robustbench_rec.evaluation import Result, evaluator, ranking, worth
 from robustbench_rec.evaluation import base as module
 from robustbench_rec.losses import loss
 from robustbench_rec.shifted import Shifted
@@ -216,6 +216,13 @@ class TestFullRanking:
             seen: evaluated(scores, seen=seen, top_k=[5], metrics=["hr"]).metrics["hr@5"] for seen in (False, True)
         }
         assert found == {False: 1.0, True: 0.0}
+
+
+def test_a_sweeper_maximises_a_quality_where_there_is_one() -> None:
+    found = {"valid/arp@5": 3.0, "valid/pru": 0.1, "valid/ndcg@5": 0.2, "test/ndcg@5": 0.3}
+    assert worth(judge(metrics=["arp", "pru", "ndcg"]), None, found) == 0.2
+    assert worth(judge(metrics=["arp", "pru", "ndcg"]), "ndcg@5", found) == 0.2
+    assert worth(judge(), None, {"test/ndcg@5": 0.3}) is None
 
 
 class TestPortions:

@@ -142,6 +142,21 @@ def test_the_monitored_metric_of_the_test_part_is_what_plots_are_about() -> None
     assert Summary(jobs({("1",): attacked}, "eps"), "attack", "ndcg@10").primary == "attacked/ndcg@10"
 
 
+def test_without_a_monitor_it_is_what_the_models_were_told_by(here: Path) -> None:
+    (here / "0").mkdir()
+    (here / "0" / sweeping.JOB).write_text(json.dumps({"protocol": "full", "monitor": None}))
+    metrics = {f"{side}/{name}": 0.1 for side in ("valid", "test") for name in ("arp@5", "ndcg@5", "fair/gap/ndcg@10")}
+    assert sweeping._watched(jobs({("1",): metrics}, "lr"), here) == "ndcg@5"
+    assert sweeping._watched(jobs({("1",): metrics | {"test/ndcg@10": 0.1}}, "lr"), here) == "ndcg@10"
+
+
+def test_of_a_drop_less_is_better_where_more_of_the_quality_is() -> None:
+    found = Summary([], "attack")
+    told = {"test/ndcg@10": 1, "test/rmse": -1, "drop/ndcg@10": -1, "drop/rmse": 1, "drop/gini@10": 0}
+    told |= {"agreement/kendall": 1, "offset/ndcg@10": 0, "test/fair/gap/ndcg@10": 0, "seconds": 0}
+    assert {name: found.sign(name) for name in told} == told
+
+
 def test_noise_robustness_is_the_normalised_area_under_noisy_over_clean() -> None:
     quality = {
         ("0", "0"): 0.4,

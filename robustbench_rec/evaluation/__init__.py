@@ -36,7 +36,7 @@ def worth(judge: Judge, monitor: str | None, metrics: Mapping[str, float]) -> fl
     """What a sweeper maximises: the monitored metric on validation, negated where less is better."""
     protocol = PROTOCOLS[judge.protocol]
     found = {name.removeprefix("valid/"): value for name, value in metrics.items() if name.startswith("valid/")}
-    name = monitor or (protocol.monitor if protocol.monitor in found else next(iter(found), ""))
+    name = monitor or (protocol.main(list(found)) if found else "")
     if name not in found:
         return None
     return -found[name] if name in protocol.smaller else found[name]

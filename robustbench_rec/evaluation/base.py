@@ -121,11 +121,17 @@ class Evaluator(ABC, Generic[P]):
     def measure(self, scores: Iterator[Tensor], portions: list[P], names: list[str]) -> Result:
         """The metrics; scores: `[B, C]` of one portion after the other, to write into."""
 
+    @classmethod
+    def main(cls, names: Sequence[str]) -> str:
+        """The one of some metrics that results are told by: it says how good a model is, if any of them does."""
+        known = [name for name in names if name.partition("@")[0] not in cls.neutral]
+        return cls.monitor if cls.monitor in known else (known or names)[0]
+
     def watched(self, monitor: str | None) -> str:
         """The metric that results are told by; RrecError when it is not among those that are computed."""
-        names = [name for name in self.names() if name.partition("@")[0] not in self.neutral]
         if monitor is None:
-            return self.monitor if self.monitor in names else (names or self.names())[0]
+            return self.main(self.names())
+        names = [name for name in self.names() if name.partition("@")[0] not in self.neutral]
         if monitor not in names:
             raise unknown("monitor", monitor, names)
         return monitor
