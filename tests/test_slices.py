@@ -297,6 +297,14 @@ class TestGroups:
         assert (found.of[:3] == -1).all()
         assert (found.of[3:] >= 0).all()
 
+    def test_large_numbers_that_are_near_to_one_another_are_told_apart(self) -> None:
+        table = pd.DataFrame({"joined": [1.6e9 + 60 * each for each in range(N_USERS)]})
+        found = groups(replace(DATA, user_table=table), "joined")
+        assert [float(name.partition(" – ")[0]) for name in found.names] == [1.6e9 + 180 * each for each in range(4)]
+        assert found.of.bincount().tolist() == [3] * 4
+        few = pd.DataFrame({"joined": [1600000001.0, 1600000002.0] * (N_USERS // 2)})
+        assert groups(replace(DATA, user_table=few), "joined").names == ["1600000001", "1600000002"]
+
     def test_many_names_share_the_rest(self) -> None:
         table = pd.DataFrame({"job": [f"j{each}" for each in range(30)] + ["j0"] * 5})
         data = replace(DATA, user_table=table, user_ids=[str(each) for each in range(35)])

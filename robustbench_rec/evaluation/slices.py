@@ -68,7 +68,8 @@ def groups(data: Data, attribute: str) -> Groups:
     if not isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype("category")
     column = column.cat.remove_unused_categories()
-    names = [f"{each:g}" if isinstance(each, float) else str(each) for each in column.cat.categories]
+    numbered = _numbered([each for each in column.cat.categories if isinstance(each, float)])
+    names = [numbered[each] if isinstance(each, float) else str(each) for each in column.cat.categories]
     if not names:
         raise RrecError(f"slices=[{attribute}]: the column has no value, there is nothing to break down by")
     return Groups(attribute, names, torch.tensor(column.cat.codes.to_numpy().astype("int64"), device=device), items)
@@ -263,8 +264,15 @@ def _quarters(column: "pd.Series[Any]") -> "pd.Series[Any]":
         return column
     codes = pd.qcut(column, 4, labels=False, duplicates="drop")
     found = column.groupby(codes).agg(["min", "max"])
-    names = {code: f"{low:g} – {high:g}" if low < high else f"{low:g}" for code, low, high in found.itertuples()}
+    told = _numbered([*found["min"], *found["max"]])
+    names = {code: told[low] + (f" – {told[high]}" if low < high else "") for code, low, high in found.itertuples()}
     return pd.Series(pd.Categorical(codes.map(names), categories=list(names.values()), ordered=True))
+
+
+def _numbered(values: Sequence[float]) -> dict[float, str]:
+    """Numbers in words that tell different ones apart, such as the seconds of two dates."""
+    few = next(n for n in range(6, 18) if len({f"{each:.{n}g}" for each in set(values)}) == len(set(values)))
+    return {each: f"{each:.{few}g}" for each in values}
 
 
 def _common(column: "pd.Series[Any]") -> "pd.Series[Any]":
