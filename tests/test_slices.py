@@ -20,9 +20,9 @@ from robustbench_rec.evaluation import Result, evaluator
 from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.evaluation.calibration import Calibrated, deviations
 from robustbench_rec.evaluation.slices import groups, sliced
-from robustbench_rec.evaluation.worst import worst
+from robustbench_rec.evaluation.worst import winners, worst
 from robustbench_rec.goals import goals
-from robustbench_rec.metrics import popularity, prediction
+from robustbench_rec.metrics import popularity, prediction, uncertainty
 from robustbench_rec.profiles import inject
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, train
@@ -215,6 +215,20 @@ class TestShown:
         assert found.metrics["gini@5"] == chief.metrics["gini@5"]
         assert torch.equal(found.per_user["arp@5"], chief.per_user["arp@5"])
         assert found.metrics["ndcg@5"] <= chief.metrics["ndcg@5"]
+
+    @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+    def test_what_an_attack_leaves_undefined_is_not_the_worst_of_several(self, order: list[int]) -> None:
+        users, nan = torch.arange(2), math.nan
+        values = [([nan, 0.5], nan), ([0.4, 0.3], 0.7), ([0.45, 0.35], 0.6)]
+        results = [
+            Result({"m": sum(each) / 2, "error_auroc": whole}, users, {"m": torch.tensor(each, dtype=torch.double)})
+            for each, whole in (values[index] for index in order)
+        ]
+        goal = goals.build({"name": "untargeted", "k": 5}, DATA)
+        found = worst(results, goal, frozenset())
+        assert found.metrics == pytest.approx({"m": 0.35, "error_auroc": 0.6})
+        clean = Result({}, users, {"m": torch.tensor([0.5, 0.2], dtype=torch.double)})
+        assert winners(clean, results, goal, "m", frozenset()).tolist() == [1, -1]
 
 
 class TestAlike:

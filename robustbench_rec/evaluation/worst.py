@@ -129,7 +129,8 @@ def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Res
             metrics[name] = chief.metrics[name]
             continue
         sign = goal.serves(name, smaller=name in smaller)
-        whole = sign * max(sign * each.metrics[name] for each in results)
+        known = [each.metrics[name] for each in results if each.metrics[name] == each.metrics[name]]
+        whole = sign * max((sign * each for each in known), default=float("nan"))
         if name in pairs:
             metrics[name] = over_targets(pairs[name])
         else:
@@ -140,7 +141,7 @@ def worst(results: Sequence[Result], goal: Goal, smaller: frozenset[str]) -> Res
 def winners(clean: Result, results: Sequence[Result], goal: Goal, metric: str, smaller: frozenset[str]) -> Tensor:
     """Which member did most harm to each user `[N]`, the first among equals; -1 where none did any."""
     sign = goal.serves(metric, smaller=metric in smaller)
-    values = sign * torch.stack([each.per_user[metric] for each in results]).nan_to_num(float("-inf"))
+    values = (sign * torch.stack([each.per_user[metric] for each in results])).nan_to_num(float("-inf"))
     best, index = values.max(0)
     return torch.where(best > sign * clean.per_user[metric], index, -1)
 
