@@ -4,6 +4,7 @@ import json
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ from robustbench_rec.graph import clicked
 from robustbench_rec.model import RecModel
 from robustbench_rec.recommendation import Recommender
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks.explain import _materialised
+from robustbench_rec.tasks.explain import _attacked, _materialised
 
 USER, ITEM = 3, 6
 KGS: dict[str, dict[str, Any]] = {
@@ -253,6 +254,19 @@ def test_a_triple_that_is_left_out_is_the_graph_without_it(name: str, changes: d
 
 def _with_paths(model: RecModel) -> list[int]:
     return [each for each in range(20) if len(units(asked(model), USER, each, "paths", hops=2)) > 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "attack"), [("sasrec", "history"), ("mf", "rank_autoattack"), ("lstm_text", "hotflip")]
+)
+def test_an_attack_that_makes_no_one_model_for_all_is_refused(name: str, attack: str) -> None:
+    changes = {"min_count": 1} if name == "lstm_text" else {}
+    recommender, cfg = (
+        asked(small(name, **changes)),
+        SimpleNamespace(attack=configured("attack", attack), part=None, k=5),
+    )
+    with pytest.raises(RrecError, match=f"attack={attack}: explanations are compared with those of one attacked model"):
+        _attacked(cfg, recommender, units(recommender, USER, ITEM, None, hops=2))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["lightgcn", *KGS])

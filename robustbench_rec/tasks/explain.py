@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from robustbench_rec import checkpoint
+from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Explain, Judge
 from robustbench_rec.data import Data
+from robustbench_rec.edits import HistoryAttack
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.explanation import Edges, Faithfulness, Paths, Units, faithfulness, units
@@ -180,6 +182,11 @@ def _attacked(cfg: Explain, asked: Recommender, first: Units) -> Shifted:
     part = cfg.part or "test"
     judge = Judge(protocol="full", seen=False, n_negatives=None, metrics=["ndcg"], top_k=[cfg.k], per_user=False)
     suite = attacks.build(cfg.attack).prepared(asked.model, asked.data)
+    if isinstance(suite, HistoryAttack) or not isinstance(suite, Attack) or suite.aimed:
+        raise RrecError(
+            f"attack={cfg.attack['name']}: explanations are compared with those of one attacked model; take an attack "
+            "on what all users share, such as pgd"
+        )
     judging = evaluator(asked.data, judge, alone=suite.alone)
     (member,) = suite.members(judging.losses[:1], None)
     moved, _ = judging.attack(asked.at, member.attack, part, judging.climbed(member.loss))
