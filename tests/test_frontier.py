@@ -15,8 +15,13 @@ from torch import Tensor
 from robustbench_rec import checkpoint, composing
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation.frontier import Trace, advantage, best_attacked
+from robustbench_rec.reports.page import Table
+from robustbench_rec.reports.reading import Book, Found
+from robustbench_rec.reports.sections.defences import frontiers
+from robustbench_rec.reports.sections.summary import summary
 from robustbench_rec.significance import bootstrap, estimate, means, resamples
 from robustbench_rec.tasks import attack, train
+from robustbench_rec.tasks.frontier import _told
 
 SMALL = (
     "dataset=synthetic",
@@ -104,6 +109,22 @@ class TestCurves:
         assert found.value == pytest.approx(0.1)
         assert found.p != found.p
         assert not found.above
+
+    def test_without_an_interval_nothing_is_said_to_beat_anything(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        told = _told([trace([0.4], [0.3], n=1), trace([0.4], [0.2], n=1)], "auc", tmp_path)
+        assert "it is not known whether it beats the undefended run" in " ".join(capsys.readouterr().out.split())
+        config = {"frontier": "base", "ckpt": "mine", "eps": 0.1}
+        run = Found(tmp_path, "attack", config, [], {}, told, None, tmp_path)
+        book = Book([run])
+        section = frontiers([run], book, "auc")
+        assert section is not None
+        assert isinstance(section.blocks[0], Table)
+        value, *_, verdict = section.blocks[0].rows[0][2:]
+        assert (value.mark, verdict.text) == ("", "not known")
+        (words,) = summary([run], {}, [], [], [run], book, "auc")
+        assert words.startswith("At equal clean quality it is not known whether mine beats")
 
 
 class TestSignificance:

@@ -179,6 +179,8 @@ def _told(traces: Sequence[Trace], metric: str, out: Path) -> dict[str, float]:
     rows: list[Row] = [[words, each.value, each.low, each.high, each.p] for words, each in compared.values()]
     gap = compared["gap"][1]
     verdict = "it beats" if gap.above else "it does not beat"
+    if gap.low != gap.low:
+        verdict = "it is not known whether it beats"
     show(f"At equal clean quality {verdict} the undefended run stopped early", columns, rows)
     for name, (_, each) in compared.items():
         values = {"": each.value, "/low": each.low, "/high": each.high, "/p": each.p}

@@ -53,8 +53,8 @@ def frontiers(done: Sequence[Found], book: Book, main: str) -> Section | None:
         for name in ("gap", "area"):
             if f"frontier/{name}" in metrics:
                 low, high, p = (metrics.get(f"frontier/{name}/{each}", NAN) for each in ("low", "high", "p"))
-                verdict = "beats it" if low > 0 else "does not beat it"
-                value = Cell(metrics[f"frontier/{name}"], "" if low > 0 or high < 0 else "within noise")
+                verdict = "not known" if low != low else "beats it" if low > 0 else "does not beat it"
+                value = Cell(metrics[f"frontier/{name}"], "within noise" if low <= 0 <= high else "")
                 rows.append([Cell(title), Cell(name), value, Cell(low), Cell(high), Cell(p), Cell(verdict)])
     if rows:
         columns = ["model", "measure", "beyond the frontier", "95 % from", "to", "p", "verdict"]

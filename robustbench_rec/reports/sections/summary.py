@@ -66,10 +66,10 @@ def summary(
         gap = (run.metrics or {}).get("frontier/gap")
         if gap is not None:
             low = (run.metrics or {}).get("frontier/gap/low", NAN)
-            words = "beats" if low > 0 else "does not beat"
-            told.append(
-                f"At equal clean quality {book.victim(run)} {words} the undefended run stopped early ({gap:+.4f})."
-            )
+            name = book.victim(run)
+            words = f"{name} beats" if low > 0 else f"{name} does not beat"
+            words = f"it is not known whether {name} beats" if low != low else words  # no interval
+            told.append(f"At equal clean quality {words} the undefended run stopped early ({gap:+.4f}).")
     if known == 1 and len(trained) > 1:
         told.append("Every model was trained with one seed: how large seed noise is, is not known.")
     if failed:
