@@ -96,18 +96,24 @@ class TestFullRanking:
     @pytest.mark.parametrize("seen", [False, True])
     def test_exposure_is_the_mean_over_targets_of_the_users_who_do_not_have_them(self, seen: bool) -> None:
         targets, scores = [3, 7, 11], torch.rand(N_USERS, N_ITEMS, generator=torch.Generator().manual_seed(3))
-        shares = []
+        shares, gains, places, told = [], [], [], []
         for target in targets:
-            hits = []
+            hits, values = [], []
             for user in range(N_USERS):
                 had, wanted = owned(DATA, user, "train", "valid"), owned(DATA, user, "test")
                 if wanted and target not in had | wanted:
                     others = [i for i in range(N_ITEMS) if i != target and (seen or i not in had)]
-                    hits.append(1 + sum(bool(scores[user, i] >= scores[user, target]) for i in others) <= 5)
-            shares.append(sum(hits) / len(hits))
+                    place = 1 + sum(bool(scores[user, i] >= scores[user, target]) for i in others)
+                    hits.append(place)
+                    values.append(scores[user, target].item())
+            shares.append(sum(each <= 5 for each in hits) / len(hits))
+            gains.append(sum(1 / math.log2(each + 1) for each in hits if each <= 5) / len(hits))
+            places.append(sum(hits) / len(hits))
+            told.append(sum(values) / len(values))
         judging = evaluator(DATA, judge(seen=seen))
         found = judging.exposure(Shifted(Fixed(scores)), "test", torch.tensor(targets), top_k=[5])  # type: ignore[attr-defined]
-        assert found.metrics["t_hr@5"] == pytest.approx(sum(shares) / len(shares))
+        expected = {"t_hr@5": shares, "t_ndcg@5": gains, "t_rank": places, "t_score": told}
+        assert found.metrics == pytest.approx({name: sum(each) / len(each) for name, each in expected.items()})
 
     def test_training_items_are_masked_for_valid_and_those_of_valid_too_for_test(self) -> None:
         data = hand_made(2, 5, [(0, 0), (1, 0)], [(0, 1), (1, 0)], [(0, 2)])  # user 1 comes back

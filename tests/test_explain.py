@@ -392,6 +392,36 @@ def test_faithfulness_of_an_additive_score_is_known() -> None:
     assert measured.insertion_random == pytest.approx(5, abs=0.3)
 
 
+def test_a_random_order_is_none_of_the_explanation() -> None:
+    found = Additive(torch.tensor([5.0, 4.0, 1.0, 0.5, 0.25]))
+    measured = faithfulness(found, torch.arange(5), torch.arange(2), k=3, draws=1, seed=4)
+    drawn = torch.randperm(5, generator=torch.Generator().manual_seed(4))
+    again = faithfulness(found, drawn, torch.arange(2), k=3, draws=1, seed=0)
+    assert drawn.tolist() != list(range(5))
+    assert (measured.deletion_random, measured.insertion_random) == (again.deletion, again.insertion)
+    assert measured.deletion_random != measured.deletion
+
+
+def test_the_rank_is_among_what_the_user_has_not_had_and_loses_ties() -> None:
+    had = set(DATA.train.items[DATA.train.users == USER].tolist())
+    for score in (2.0, 5.0, 7.25):
+        found = Additive(torch.tensor([score]))
+        expected = 1 + sum(0.5 * item >= score for item in set(range(DATA.n_items)) - had - {ITEM})
+        assert faithfulness(found, torch.arange(1), torch.arange(1), k=3, draws=1, seed=0).rank == expected
+    assert had & set(range(4, DATA.n_items))
+
+
+def test_evidence_alone_is_without_what_is_no_evidence() -> None:
+    class Based(Additive):
+        def scores(self, kept: Tensor, *, alone: bool = False) -> Tensor:
+            return super().scores(kept) + (0.0 if alone else 7.0)
+
+    found = Based(torch.tensor([3.0, 1.0]))
+    measured = faithfulness(found, torch.arange(2), torch.arange(1), k=3, draws=1, seed=0)
+    assert (measured.score, measured.comprehensiveness, measured.sufficiency) == (11, 3, 8)
+    assert (measured.deletion, measured.insertion) == ((11 + 2 * 8 + 7) / 4, (0 + 2 * 3 + 4) / 4)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 23])
 def test_areas_do_not_depend_on_how_many_equal_units_there_are(count: int) -> None:
     found = Additive(torch.full((count,), 1 / count))

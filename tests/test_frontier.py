@@ -96,6 +96,11 @@ class TestCurves:
         base = trace([0.2, 0.4], [0.3, 0.1])
         assert advantage(trace([0.1], [0.32]), base).value == pytest.approx(0.02)
 
+    def test_levels_lie_where_both_runs_have_states(self) -> None:
+        one, two = trace([0.35, 0.4], [0.5, 0.1]), trace([0.38, 0.4], [0.2, 0.2])
+        assert advantage(one, two).value == pytest.approx(-0.1, abs=1e-9)  # from 0.38 on, above the robust state
+        assert advantage(two, one).value == pytest.approx(0.1, abs=1e-9)
+
     def test_a_gain_among_few_unlike_users_is_not_significant(self) -> None:
         """Each user's own luck differs between the runs here."""
         base = trace([0.4], [0.1], n=20, noise=0.3, seed=1)

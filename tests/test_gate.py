@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 import torch
 from conftest import DATA, Fixed, compose, judge
@@ -18,6 +19,7 @@ from robustbench_rec.evaluation.base import Result
 from robustbench_rec.reports.junit import Check, junit, markdown
 from robustbench_rec.reports.tables import show
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.significance import resamples
 from robustbench_rec.tasks.gate import Side, _checks, _limit
 
 LIMITS: dict[str, dict[str, float]] = {"max_drop": {}, "max_harm": {}, "at_least": {}}
@@ -70,6 +72,16 @@ def test_a_certain_limit_is_one_for_the_whole_interval() -> None:
     assert _checks(gate(certain=True), {**LIMITS, "max_drop": {"ndcg@5": 0.0}}, same, frozenset())[0].passed
 
 
+def test_the_interval_is_that_of_the_share_in_samples_of_the_users() -> None:
+    old, new = result(0, noise=0.6), result(1, noise=0.7)
+    sides = {"ckpt": Side(new, None), "baseline": Side(old, None)}
+    (check,) = _checks(gate(), {**LIMITS, "max_drop": {"ndcg@5": 0.1}}, sides, frozenset())
+    before, after = (each.per_user["ndcg@5"].double() for each in (old, new))
+    lost = [1 - (weights @ after / (weights @ before)).item() for each in resamples(len(before)) for weights in each]
+    low, high = np.quantile(lost, [0.025, 0.975])
+    assert f"95 % from {low:+.2%} to {high:+.2%}" in check.detail
+
+
 def test_under_attack_the_baseline_is_attacked_too_and_harm_is_of_the_own_quality() -> None:
     clean, hit, weak = result(0), result(1, noise=0.7), result(2, noise=0.9)
     sides = {"ckpt": Side(clean, hit), "baseline": Side(clean, weak)}
@@ -81,6 +93,14 @@ def test_under_attack_the_baseline_is_attacked_too_and_harm_is_of_the_own_qualit
         ("robust", "ndcg@5 under pgd"),
     ]
     assert [each.passed for each in checks] == [True, True, False]
+
+
+def test_harm_is_none_of_what_the_baseline_had() -> None:
+    ours, weak = result(0, noise=0.5), result(2, noise=0.9)
+    sides = {"ckpt": Side(ours, ours), "baseline": Side(weak, weak)}
+    (check,) = _checks(gate(attack={"name": "pgd"}), {**LIMITS, "max_harm": {"ndcg@5": 0.0}}, sides, frozenset())
+    assert check.passed
+    assert check.found == "0.00% lost"
 
 
 def test_what_cannot_be_measured_does_not_pass() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_rec.significance import bootstrap, holm, over_seeds, paired, paired_events, within_noise
+from robustbench_rec.significance import bootstrap, estimate, holm, over_seeds, paired, paired_events, within_noise
 
 
 def users(n: int = 300, *, shift: float = 0.0, noise: float = 0.1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,6 +53,21 @@ class TestPaired:
     def test_p_is_even_where_there_is_no_difference(self) -> None:
         few = sum(paired(*users(60, seed=seed))[0].difference.p < 0.05 for seed in range(100))
         assert few <= 13
+
+    def test_p_is_twice_the_share_of_samples_on_the_other_side_of_0(self) -> None:
+        drawn = torch.arange(-2, 98).double()  # three of a hundred are not above 0
+        assert estimate(40.0, drawn).p == pytest.approx(0.06)
+        assert estimate(-40.0, -drawn).p == pytest.approx(0.06)
+        assert estimate(40.0, torch.cat([drawn, torch.full((9,), math.nan)])).p == pytest.approx(0.06)
+
+    def test_effect_sizes_of_events_are_those_of_the_means_of_users(self) -> None:
+        owner = torch.tensor([0, 0, 0, 1, 2, 2])
+        ours, theirs = torch.tensor([[1.0, 2, 3, 5, 4, 6]]), torch.tensor([[0.0, 1, 1, 3, 5, 5]])
+        (found,) = paired_events(ours, theirs, owner)
+        a, b = np.array([2.0, 5, 5]), np.array([2 / 3, 3, 5])
+        assert found.difference.value == pytest.approx((ours - theirs).mean().item())
+        assert found.dz == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
+        assert found.d == pytest.approx((a - b).mean() / math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
 
     def test_equal_runs_differ_by_nothing_and_have_no_effect_size(self) -> None:
         ours, _ = users()

@@ -11,12 +11,13 @@ import pytest
 import torch
 from conftest import DATA, Fixed, build, compose, interactions, judge, make_data
 from omegaconf import OmegaConf
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from robustbench_rec import composing
 from robustbench_rec.data import Data, Profiles
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation import Result, evaluator
+from robustbench_rec.evaluation import Result, base, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.evaluation.calibration import Calibrated, deviations
 from robustbench_rec.evaluation.slices import groups, sliced
@@ -241,10 +242,33 @@ class TestAlike:
         assert all(value < 1 for value in other.metrics.values())
         assert all(each.shape == (N_USERS,) for each in other.per_user.values())
 
+    def test_every_k_is_about_so_many_places(self) -> None:
+        (_, one), (_, two) = (judged(scored(seed), top_k=[2, 5]) for seed in (0, 1))
+        assert one.shown is not None
+        assert two.shown is not None
+        found = alike(one, two, [2, 5])
+        assert found is not None
+        for k in (2, 5):
+            pairs = list(zip(one.shown.items[:, :k].tolist(), two.shown.items[:, :k].tolist(), strict=True))
+            expected = [len({*a} & {*b}) / len({*a, *b}) for a, b in pairs]
+            assert found.metrics[f"jaccard@{k}"] == pytest.approx(sum(expected) / len(expected))
+
     def test_single_predictions_have_no_lists(self) -> None:
         data = labelled()
         _, result = judged(scored(), data, protocol="clicks", metrics=None, n_negatives=None)
         assert alike(result, result, [5]) is None
+
+
+class TestByUser:
+    def test_the_value_of_a_user_stands_at_its_place_and_the_others_have_none(self, tmp_path: Path) -> None:
+        data = replace(DATA, test=DATA.test.where((DATA.test.users == 2) | (DATA.test.users == 7)))
+        judging, result = judged(scored(), data)
+        by_user.write(tmp_path, judging, {"test": result})
+        found = by_user.read(tmp_path)
+        assert found is not None
+        (values,) = found.values.values()
+        assert (~values.isnan()).nonzero().flatten().tolist() == [2, 7]
+        assert values[[2, 7]].tolist() == result.per_user["ndcg@5"].tolist()
 
 
 class TestGroups:
@@ -367,6 +391,30 @@ class TestSlices:
         shares = frame[frame["metric"] == "exposure@5"]["value"].sum()
         assert shares == pytest.approx(1)
 
+    def test_exposure_and_catalogue_are_shares_of_places_and_of_items_whatever_the_portions(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(base, "CELLS", N_ITEMS * 5)
+        judging, result = judged(scored(), top_k=[3])
+        assert len(judging.portions("test")) > 1
+        assert result.shown is not None
+        found, of = sliced(judging, "test", result, ["popularity"]), groups(DATA, "popularity")
+        places = [int(of.of[item]) for row in result.shown.items.tolist() for item in row]
+        apart, owned = [], dict.fromkeys(range(len(of.names)), 0)
+        for item in of.of.tolist():
+            owned[item] += 1
+        for number, name in enumerate(of.names):
+            told = found.frame[found.frame["slice"] == name].set_index("metric")["value"]
+            assert told["exposure@3"] == pytest.approx(places.count(number) / len(places))
+            assert told["catalogue"] == pytest.approx(owned[number] / N_ITEMS)
+            apart.append(abs(told["exposure@3"] - told["catalogue"]))
+            wanted, hits = 0, 0
+            for user, item in zip(DATA.test.users.tolist(), DATA.test.items.tolist(), strict=True):
+                row = result.shown.items[result.shown.users.tolist().index(user)].tolist()
+                wanted, hits = (wanted + 1, hits + (item in row)) if of.of[item] == number else (wanted, hits)
+            assert told["recall@3"] == pytest.approx(hits / wanted if wanted else math.nan, nan_ok=True)
+        assert found.metrics["fair/popularity/parity@3"] == pytest.approx(max(apart))
+
     def test_single_predictions_are_judged_within_the_slice(self) -> None:
         data = labelled()
         judging, result = judged(scored() - 0.5, data, protocol="clicks", metrics=None, n_negatives=None)
@@ -413,6 +461,68 @@ class TestCalibration:
         assert found.after["interval_coverage"] == pytest.approx(0.9, abs=0.03)
         assert found.fitted["interval"] == pytest.approx(1.64, abs=0.15)
 
+    def test_clicks_are_fitted_on_validation_and_judged_on_the_part(self) -> None:
+        scores = 3 * scored() - 1.5
+        parts = {}
+        for part in ("train", "valid", "test"):
+            events = DATA.part(part)
+            place = torch.arange(len(events))
+            clicked = (
+                (scores[events.users, events.items] > 0.5) != (place % 5 == 0) if part == "valid" else place % 2 == 0
+            )
+            parts[part] = replace(events, values=clicked.float())
+        data = replace(DATA, **parts)
+        judging, result = judged(scores, data, protocol="clicks", metrics=None, n_negatives=None)
+        found = Calibrated(judging, Shifted(Fixed(scores)), "test", result)
+        (old, truth), (new, labels) = (
+            (scores[part.users, part.items], part.values) for part in (data.valid, data.test)
+        )
+        heat, line = uncertainty.temperature(old, truth), uncertainty.threshold(old, truth)
+        assert found.fitted == pytest.approx({"temperature": heat, "threshold": 1 / (1 + math.exp(-line))})
+        assert heat != pytest.approx(uncertainty.temperature(new, labels), rel=0.01)
+        assert ((new > line) != (new > 0)).any()
+        known = {**prediction.CLICKS, **uncertainty.OF_CLICKS}
+        for name, moved in {
+            **dict.fromkeys(("logloss", "brier", "ece"), new / heat),
+            **dict.fromkeys(("accuracy", "precision", "recall", "f1"), new - line),
+        }.items():
+            assert found.before[name] == pytest.approx(known[name](new, labels).item())
+            assert found.after[name] == pytest.approx(known[name](moved, labels).item())
+
+    def test_ratings_have_the_errors_of_validation_and_are_judged_on_the_part(self) -> None:
+        scores = 5 * scored()
+        judging, result = judged(scores, protocol="ratings", metrics=None, n_negatives=None)
+        found = Calibrated(judging, Shifted(Fixed(scores)), "test", result)
+        old, new = (
+            (scores[part.users, part.items].double() - part.values).abs().tolist() for part in (DATA.valid, DATA.test)
+        )
+        width = sorted(old)[math.ceil(0.9 * (len(old) + 1)) - 1]
+        variance = sum(each**2 for each in old) / len(old)
+        assert found.fitted == pytest.approx({"interval": width, "std": math.sqrt(variance)})
+        nll = sum(math.log(2 * math.pi * variance) / 2 + each**2 / (2 * variance) for each in new) / len(new)
+        assert found.after == pytest.approx({"interval_coverage": sum(e <= width for e in new) / len(new), "nll": nll})
+
+    def test_lists_are_fitted_on_validation_and_judged_on_the_part(self) -> None:
+        scores = scored(3)
+        scores[DATA.valid.users, DATA.valid.items] += 0.3
+        judging, result = judged(scores, top_k=[3, 5])
+        found, valid = (
+            Calibrated(judging, Shifted(Fixed(scores)), "test", result),
+            judging.evaluate(Shifted(Fixed(scores)), "valid"),
+        )
+        for k in (3, 5):
+            (old, truth), (new, hits) = (
+                (each.shown.scores[:, :k].flatten(), each.shown.hits[:, :k].flatten().double())
+                for each in (valid, result)
+                if each.shown is not None
+            )
+            slope, shift = uncertainty.scaling(old, truth)
+            assert found.fitted[f"slope@{k}"] == pytest.approx(slope)
+            assert slope != pytest.approx(uncertainty.scaling(new, hits)[0], rel=0.01)
+            sure = [1 / (1 + math.exp(-(slope * each + shift))) for each in new.tolist()]
+            expected = sum((p - y) ** 2 for p, y in zip(sure, hits.tolist(), strict=True)) / len(sure)
+            assert found.after[f"brier@{k}"] == pytest.approx(expected)
+
     def test_scores_of_a_ranking_become_probabilities_of_a_hit(self) -> None:
         scores = 50 + 20 * scored()
         judging, result = judged(scores)
@@ -420,7 +530,8 @@ class TestCalibration:
         assert found.after["ece@5"] < found.before["ece@5"]
         assert found.after["logloss@5"] < found.before["logloss@5"]
 
-    def test_doubts_are_those_of_the_listed_items(self) -> None:
+    def test_doubts_are_those_of_the_listed_items(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(base, "CELLS", N_ITEMS * 5)  # several portions
         model = build("multi_intent_gaussian").eval()
         judging = evaluator(DATA, judge())
         at = Shifted(model)
@@ -432,7 +543,13 @@ class TestCalibration:
             whole = torch.cat([model.deviation(each, at.encoded) for each in judging.inputs(model, "test")])
         torch.testing.assert_close(doubts, whole.gather(1, result.shown.items))
         assert (doubts > 0).all()
-        assert "error_auroc@5" in Calibrated(judging, at, "test", result).before
+        told, doubt = Calibrated(judging, at, "test", result).before, doubts.flatten()
+        misses = ~result.shown.hits.flatten()
+        assert 0 < misses.sum() < len(misses)
+        assert told["error_auroc@5"] == pytest.approx(roc_auc_score(misses, doubt))
+        assert told["doubt@5"] == pytest.approx(doubt.mean().item())
+        risks = misses[doubt.argsort()].double().cumsum(0) / torch.arange(1, 1 + len(misses))
+        assert told["aurc@5"] == pytest.approx(risks.mean().item())
         plain = Shifted(Fixed(scored()))
         assert deviations(judging, plain, "test", judging.evaluate(plain, "test")) is None
 
