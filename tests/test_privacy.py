@@ -9,7 +9,7 @@ from conftest import batch_for, batch_of, build, buildable, compose, configured,
 from torch import Tensor, nn
 
 from robustbench_rec import composing
-from robustbench_rec.batch import Batch
+from robustbench_rec.batch import Batch, Output
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses.dp_sgd import DPSGD
 from robustbench_rec.errors import RrecError
@@ -152,6 +152,28 @@ def test_gradient_samples_of_opacus_are_clipped_to_the_same_mean() -> None:
     for key in ("user.weight", "item.weight"):
         expected = peer.get_parameter(f"_module.{key}").grad
         torch.testing.assert_close(found[key], expected, rtol=1e-3, atol=1e-7)
+
+
+class Scaled(RecModel):
+    """A score that is a number times that of an item."""
+
+    loss = "bpr"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.item = nn.Parameter(torch.linspace(-1, 1, 20))
+
+    def forward(self, batch: Batch, encoded: None) -> Output:
+        return Output(self.scale * self.item[batch.items])
+
+
+def test_a_parameter_without_a_dimension_is_clipped_with_the_others() -> None:
+    model, batch = Scaled(), batch_of()
+    each, clip = one_by_one(model, batch), 0.3
+    assert min(map(length, each)) < clip < max(map(length, each))
+    expected = {key: torch.stack([min(1, clip / length(one)) * one[key] for one in each]).mean(0) for key in each[0]}
+    assert_close(gradients(model, private(model, clip=clip)(Shifted(model), batch)), expected)
 
 
 class TestNoise:

@@ -112,10 +112,10 @@ class DPSGD(Objective):
                 reason = str(error).partition("\n")[0]
                 told = f"dp_sgd: model '{_name(at.model)}' gives no gradients of single events ({reason})"
                 raise RrecError(told) from error
-            norms = torch.stack([each.flatten(1).norm(dim=1) for each in found.values()]).norm(dim=0)  # [b]
+            norms = torch.stack([each.reshape(len(each), -1).norm(dim=1) for each in found.values()]).norm(dim=0)  # [b]
             share = (self.config.clip / norms.clamp_min(1e-30)).clamp_max(1)
             for name, each in found.items():
-                sums[name] += (share @ each.flatten(1)).view_as(sums[name])
+                sums[name] += (share @ each.reshape(len(each), -1)).view_as(sums[name])
             values.append(loss.detach())
         return torch.cat(values).mean(), sums
 
