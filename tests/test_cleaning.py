@@ -783,6 +783,16 @@ class TestRuns:
         )
         scores = Shifted(first.model.eval())(question(first.model, torch.arange(120), None, first.data)).scores
         users, items = edges_of(second.data)
+    def test_a_step_that_is_taken_twice_is_told_twice(self, tmp_path: Path) -> None:
+        steps = [step("degree_sad", share=0.2), step("rules"), step("degree_sad", share=0.1)]
+        _, found = cleaned(FAKED, steps)
+        told = train.suspects(found, FAKED, tmp_path)
+        names = ("degree_sad", "rules", "degree_sad_2")
+        assert [told[f"cleaning/{each}/events"] for each in names] == [int(each.removed.sum()) for _, each in found]
+        frame = pd.read_csv(tmp_path / "suspicion.csv")
+        assert list(frame.columns) == ["user", *(f"{each}{end}" for each in names for end in ("", "_flagged"))]
+        assert frame["degree_sad_2_flagged"].tolist() == found[2][1].flagged.tolist()  # type: ignore[union-attr]
+
         wanted = torch.zeros(120, 60, dtype=torch.bool).scatter(1, scores.topk(5, 1).indices, True)
         wanted |= torch.zeros(120, 60, dtype=torch.bool).scatter(0, scores.topk(4, 0).indices, True)
         assert torch.equal(wanted.nonzero().T, torch.stack([users, items]))

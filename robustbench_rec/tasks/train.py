@@ -106,18 +106,23 @@ def cleaning(config: Mapping[str, Any]) -> list[Clean]:
 
 
 def suspects(found: Sequence[tuple[Clean, Finding]], data: Data, out: Path) -> dict[str, float]:
-    """What cleaning found, shown, and against the truth where that is known; every user's suspicion in a CSV."""
+    """What cleaning found, shown, and against the truth where that is known; every user's suspicion in a CSV.
+
+    A step that is taken again has a name of its own: degree_sad, degree_sad_2, …
+    """
     import pandas as pd
 
     told: dict[str, float] = {}
     columns: dict[str, Any] = {}
-    for step, finding in found:
+    for number, (step, finding) in enumerate(found):
+        before = sum(each.name == step.name for each, _ in found[:number])
+        own = f"{step.name}_{before + 1}" if before else step.name
         worth = {name: float(value) for name, value in finding.totals.items()} | judged(finding, data)
-        title = f"cleaning: {step.name}{', which was told the truth' if step.known else ''}"
+        title = f"cleaning: {own}{', which was told the truth' if step.known else ''}"
         show(title, ["", ""], [[name, value] for name, value in worth.items()])
-        told |= {f"cleaning/{step.name}/{name}": value for name, value in worth.items()}
+        told |= {f"cleaning/{own}/{name}": value for name, value in worth.items()}
         if finding.flagged is not None and finding.scores is not None:
-            columns |= {step.name: finding.scores.numpy(), f"{step.name}_flagged": finding.flagged.numpy()}
+            columns |= {own: finding.scores.numpy(), f"{own}_flagged": finding.flagged.numpy()}
     if columns:
         frame = pd.DataFrame({"user": data.user_ids, **columns})
         write_text(out / "suspicion.csv", frame.to_csv(index=False))
