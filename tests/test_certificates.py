@@ -580,6 +580,30 @@ class TestTask:
         with open(tmp_path / "eval" / "certified.csv", newline="") as file:
             rows = {(row["metric"], float(row["radius"])): row for row in csv.DictReader(file)}
         assert float(rows["ndcg@5", 0.1]["certified"]) == told["certified/ndcg@5@0.1"]
+@pytest.mark.parametrize("votes", [1, 2, 3])
+@pytest.mark.parametrize("name", ["partition", "pore"])
+def test_a_fake_user_moves_as_many_votes_as_are_cast_in_an_election(name: str, votes: int) -> None:
+    """One fake user moves as many votes as are cast in one election: an item that needs 0.9 of one is not safe."""
+    certificate: Any = proof(name, votes=votes, **({"size": 4} if name == "pore" else {}))
+    others = torch.full((1, 4), 5.0, dtype=torch.double)
+    own, fakes, rho, room = 6.9, 1, 1.0, 1.0
+    if name == "pore":
+        rho = 1 - 4 / (DATA.n_users + 1)
+        room = 4 / (DATA.n_users + 1) - rho * 4 / DATA.n_users
+        own = 5 + 0.9 * room / rho
+    lower, barrier = certificate.after(torch.tensor([own]).double(), others, fakes, DATA)
+    assert outvoted(lower, torch.zeros(1, dtype=torch.long), barrier).item() == votes
+
+
+@pytest.mark.parametrize("name", ["partition", "pore"])
+def test_a_poison_that_makes_no_fake_users_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = grouped()
+    certificate = proof(name, budgets=[0, 1], empirical=True, poison=configured("poison", "none"))
+    monkeypatch.setattr(certificate, "elect", lambda *_: pytest.fail("an election was held"))
+    with pytest.raises(RrecError, match="certify.poison=none makes no fake users"):
+        certificate.certify(loaded(build("pop", data), data), judging(data), "test")
+
+
         assert (tmp_path / "eval" / "certified.png").read_bytes()[:4] == b"\x89PNG"
         assert "white-box" in capsys.readouterr().out
         assert json.loads((tmp_path / "eval" / "run.json").read_text())["certify"]["name"] == "radius"

@@ -78,7 +78,10 @@ class Elected(Certificate):
         """The data with so many fake users, who are made once."""
         key = data.fingerprint, fakes
         if key not in self.made:
-            self.made[key] = poisons.build({**self.poison, "size": fakes / data.n_users})(data)
+            made = poisons.build({**self.poison, "size": fakes / data.n_users})(data)
+            if made is data:
+                raise RrecError(f"certify.empirical: certify.poison={self.poison['name']} makes no fake users")
+            self.made[key] = made
         return self.made[key]
 
 
