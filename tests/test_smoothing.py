@@ -142,6 +142,12 @@ class TestSmoothing:
 
     @pytest.mark.parametrize(
         ("model", "changes", "told"),
+    def test_a_surface_without_an_attack_is_refused_before_the_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        certificate = self.of(surface="embedding", budgets=[0, 0.1], empirical=True)
+        monkeypatch.setattr(certificate, "_elect", lambda *_: pytest.fail("samples were drawn"))
+        with pytest.raises(RrecError, match="certify.empirical: no attack for surface=embedding"):
+            certificate.certify(loaded(build("neumf")), judging(), "test")
+
         [
             ("mf", {"noise": "deletion", "budgets": [1]}, "histories"),
             ("mf", {"noise": "flips", "budgets": [1]}, "itemknn"),

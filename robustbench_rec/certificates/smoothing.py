@@ -105,6 +105,8 @@ class Smoothing(Certificate):
 
     def certify(self, loaded: Loaded, judging: Full, part: str) -> Certified:
         c = self.config
+        if self.attacked and any(self.budgets):  # what cannot be done is refused before the samples, which take long
+            self._attackable()
         ballot = self._elect(loaded, judging, part, 0)
         alpha = c.alpha / ballot.counts.numel()
         own, rows, others = ballot.bounds(judging, part, *clopper_pearson(ballot.n, alpha))
@@ -121,7 +123,12 @@ class Smoothing(Certificate):
         return Certified(ballot.clean(judging, part), torch.stack(above), {"samples": float(ballot.n)})
 
     def attack(self, loaded: Loaded, judging: Full, part: str, budget: float) -> Result:
+        self._attackable()
         return self._elect(loaded, judging, part, budget).clean(judging, part)
+
+    def _attackable(self) -> None:
+        if self.config.noise == "gaussian" and self.config.surface != "user":
+            raise RrecError(f"certify.empirical: no attack for surface={self.config.surface}, leave it false")
 
     def least(self, p: Tensor, budget: float, lengths: Tensor) -> Tensor:
         """The least that a probability p can become within the budget. lengths: of the histories, for masking."""
@@ -172,8 +179,6 @@ class Smoothing(Certificate):
         """Number of a portion and its scores, for every sample."""
         c = self.config
         if c.noise == "gaussian" and c.surface != "user":
-            if budget:
-                raise RrecError(f"certify.empirical: no attack for surface={c.surface}, leave it false")
             names = surface(model, c.surface)
             for _ in range(c.samples):
                 base = Shifted(model).tensors(names)
