@@ -194,7 +194,12 @@ class Shilling(Poison):
                 "use feedback=clicks"
             )
         known = _known(data, c.knowledge, c.seed)
-        mean = round(len(clicked(known)[0]) / known.n_users)
+        if not (events := len(clicked(known)[0])):
+            raise RrecError(
+                f"poison.knowledge={c.knowledge}, poison.seed={c.seed}: the {known.n_users} users who are known of "
+                f"dataset '{data.name}' have no training event to learn from; know more, or draw others"
+            )
+        mean = round(events / known.n_users)
         n, length = max(1, round(c.size * data.n_users)), mean if c.length is None else c.length
         view = View(known, aims, aims[:0], n, length)
         if c.direction == "nuke" and c.feedback == "clicks":

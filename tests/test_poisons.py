@@ -154,6 +154,13 @@ class TestEveryPoison:
         assert "\n" not in str(caught.value)
 
 
+    def test_knowing_only_users_without_events_is_one_line(self, name: str) -> None:
+        known = torch.randperm(60, generator=torch.Generator().manual_seed(0))[0]
+        data = replace(BIG, train=BIG.train.where(BIG.train.users != known))
+        with pytest.raises(RrecError, match=r"poison.knowledge=0.01, poison.seed=0: the 1 users who are known"):
+            maker(name, knowledge=0.01, items=["i3", "i4"]).profiles(data)
+
+
 @pytest.mark.parametrize("name", HEURISTICS)
 class TestRatings:
     def test_targets_get_the_extreme_rating_of_the_direction(self, name: str) -> None:
