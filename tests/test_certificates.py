@@ -36,6 +36,7 @@ from robustbench_rec.certificates._elections import chosen, histories, neighbour
 from robustbench_rec.certificates.partition import hashed
 from robustbench_rec.certificates.pore import PORE, clean_share
 from robustbench_rec.certified import (
+    Ballot,
     Certificate,
     barriers,
     candidates,
@@ -512,6 +513,24 @@ class TestPORE:
         assert values == sorted(values)
         assert values[-1] > values[0]
 
+    def test_every_bound_has_its_share_of_alpha(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every user and item has a bound of its own, and all hold together with probability 1 − alpha."""
+        data = grouped(n_users=20)
+        certificate: Any = proof("pore", budgets=[0], samples=30, size=10, alpha=0.01)
+        asked: list[int] = []
+        bounds = certificate.bounds
+
+        def spied(ballot: Ballot, n_bounds: int) -> tuple[Tensor, Tensor]:
+            asked.append(n_bounds)
+            return bounds(ballot, n_bounds)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(certificate, "bounds", spied)
+        certificate.certify(loaded(build("pop", data), data), judging(data), "test")
+        assert asked == [20 * 24]
+        lower, upper = bounds(Ballot(torch.zeros(1, 1), 30, 1), 480)
+        expected = binomtest(7, 30).proportion_ci(1 - 2 * 0.01 / 480, "exact")
+        assert (lower[7].item(), upper[7].item()) == pytest.approx((expected.low, expected.high))
+
     def test_more_users_than_there_are_cannot_be_sampled(self) -> None:
         with pytest.raises(RrecError, match="certify.size"):
             proof("pore", size=1000).certify(loaded(build("pop")), judging(), "test")
@@ -561,25 +580,6 @@ def test_fake_users_that_cannot_be_made_are_said_before_the_elections(
         certificate.certify(loaded(build("pop", data), data), judging(data), "test")
 
 
-class TestTask:
-    def run(self, verb: Any, name: str, out: Path, *words: str) -> dict[str, float]:
-        out.mkdir(parents=True, exist_ok=True)
-        metrics: dict[str, float] = verb.run(composing.typed(compose(name, *words), name), out)
-        return metrics
-
-    def test_a_certificate_stands_beside_the_metrics(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        data = ["dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "device=cpu", f"data_dir='{tmp_path}'"]
-        self.run(train, "train", tmp_path / "run", *data, "model=mf", "epochs=1")
-        words = [f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"data_dir='{tmp_path}'", "top_k=[5]"]
-        with_attack = [*words, "certify=radius", "certify.budgets=[0,0.1]", "certify.empirical=true"]
-        told = self.run(evaluate, "eval", tmp_path / "eval", *with_attack)
-        assert told["certified/ndcg@5@0"] == pytest.approx(told["test/ndcg@5"], abs=1e-6)
-        assert told["certified/ndcg@5@0.1"] <= told["empirical/ndcg@5@0.1"]
-        gap = told["empirical/hr@5@0.1"] - told["certified/hr@5@0.1"]
-        assert told["gap/hr@5@0.1"] == pytest.approx(gap)
-        with open(tmp_path / "eval" / "certified.csv", newline="") as file:
-            rows = {(row["metric"], float(row["radius"])): row for row in csv.DictReader(file)}
-        assert float(rows["ndcg@5", 0.1]["certified"]) == told["certified/ndcg@5@0.1"]
 @pytest.mark.parametrize("votes", [1, 2, 3])
 @pytest.mark.parametrize("name", ["partition", "pore"])
 def test_a_fake_user_moves_as_many_votes_as_are_cast_in_an_election(name: str, votes: int) -> None:
@@ -604,6 +604,25 @@ def test_a_poison_that_makes_no_fake_users_is_refused(name: str, monkeypatch: py
         certificate.certify(loaded(build("pop", data), data), judging(data), "test")
 
 
+class TestTask:
+    def run(self, verb: Any, name: str, out: Path, *words: str) -> dict[str, float]:
+        out.mkdir(parents=True, exist_ok=True)
+        metrics: dict[str, float] = verb.run(composing.typed(compose(name, *words), name), out)
+        return metrics
+
+    def test_a_certificate_stands_beside_the_metrics(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        data = ["dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "device=cpu", f"data_dir='{tmp_path}'"]
+        self.run(train, "train", tmp_path / "run", *data, "model=mf", "epochs=1")
+        words = [f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"data_dir='{tmp_path}'", "top_k=[5]"]
+        with_attack = [*words, "certify=radius", "certify.budgets=[0,0.1]", "certify.empirical=true"]
+        told = self.run(evaluate, "eval", tmp_path / "eval", *with_attack)
+        assert told["certified/ndcg@5@0"] == pytest.approx(told["test/ndcg@5"], abs=1e-6)
+        assert told["certified/ndcg@5@0.1"] <= told["empirical/ndcg@5@0.1"]
+        gap = told["empirical/hr@5@0.1"] - told["certified/hr@5@0.1"]
+        assert told["gap/hr@5@0.1"] == pytest.approx(gap)
+        with open(tmp_path / "eval" / "certified.csv", newline="") as file:
+            rows = {(row["metric"], float(row["radius"])): row for row in csv.DictReader(file)}
+        assert float(rows["ndcg@5", 0.1]["certified"]) == told["certified/ndcg@5@0.1"]
         assert (tmp_path / "eval" / "certified.png").read_bytes()[:4] == b"\x89PNG"
         assert "white-box" in capsys.readouterr().out
         assert json.loads((tmp_path / "eval" / "run.json").read_text())["certify"]["name"] == "radius"

@@ -11,9 +11,11 @@ from conftest import DATA, build
 from hypothesis import given
 from hypothesis import strategies as st
 from test_certificates import assert_no_better, grouped, judging, loaded, proof, spread
+from torch import Tensor
 
+from robustbench_rec.batch import History
 from robustbench_rec.certificates.smoothing import Smoothing, _interpolated, _latest, regions, seen
-from robustbench_rec.certified import guaranteed
+from robustbench_rec.certified import Joint, barriers, clopper_pearson, guaranteed
 from robustbench_rec.errors import RrecError
 
 
@@ -140,14 +142,14 @@ class TestSmoothing:
         with pytest.raises(RrecError, match="empirical"):
             certificate.attack(loaded(build("neumf")), judging(), "test", 0.1)
 
-    @pytest.mark.parametrize(
-        ("model", "changes", "told"),
     def test_a_surface_without_an_attack_is_refused_before_the_samples(self, monkeypatch: pytest.MonkeyPatch) -> None:
         certificate = self.of(surface="embedding", budgets=[0, 0.1], empirical=True)
         monkeypatch.setattr(certificate, "_elect", lambda *_: pytest.fail("samples were drawn"))
         with pytest.raises(RrecError, match="certify.empirical: no attack for surface=embedding"):
             certificate.certify(loaded(build("neumf")), judging(), "test")
 
+    @pytest.mark.parametrize(
+        ("model", "changes", "told"),
         [
             ("mf", {"noise": "deletion", "budgets": [1]}, "histories"),
             ("mf", {"noise": "flips", "budgets": [1]}, "itemknn"),
@@ -173,3 +175,85 @@ class TestSmoothing:
     def test_settings_that_make_no_sense_are_refused(self, changes: dict[str, Any]) -> None:
         with pytest.raises(RrecError, match="certify"):
             self.of(**changes)
+
+
+class TestNoise:
+    """What a sample sees is what the bounds are about."""
+
+    def of(self, **changes: Any) -> Smoothing:
+        built = proof("smoothing", **changes)
+        assert isinstance(built, Smoothing)
+        return built
+
+    @pytest.mark.parametrize("surface", ["user", "embedding"])
+    def test_gaussian_noise_has_the_deviation_sigma(self, surface: str) -> None:
+        model, judge = build("mf", dim=1), judging()
+        with torch.no_grad():
+            model.get_parameter("user.weight").zero_()
+            model.get_parameter("item.weight").fill_(1000.0)  # so much that its own noise is nothing
+        certificate = self.of(surface=surface, sigma=0.3, samples=300)
+        drawn = certificate._noisy(model, judge, "test", 0.0, torch.Generator().manual_seed(0))
+        found = torch.cat([scores[:, 0] / 1000 for _, scores in drawn])
+        assert found.std().item() == pytest.approx(0.3, rel=0.05)
+        assert abs(found.mean().item()) < 0.02
+
+    def test_each_event_is_dropped_with_p_minus(self) -> None:
+        history = History(torch.arange(2000).view(2, 1000), torch.tensor([1000, 500]))
+        seen_ = self.of(noise="deletion", p_minus=0.8, budgets=[1])._thinned(history, torch.Generator().manual_seed(0))
+        kept = seen_ >= 0
+        assert torch.equal(seen_[kept], history.items[kept])
+        assert kept.sum(1).div(history.lengths).tolist() == pytest.approx([0.2, 0.2], abs=0.04)
+        assert not kept[1, 500:].any()
+
+    def test_of_a_masked_history_so_many_events_are_kept_each_as_likely(self) -> None:
+        history = History(torch.arange(8).expand(4000, 8), torch.tensor([8, 5, 2, 0] * 1000))
+        certificate = self.of(noise="masking", kept=3, budgets=[1])
+        kept = certificate._thinned(history, torch.Generator().manual_seed(0)) >= 0
+        assert torch.equal(kept.sum(1), history.lengths.clamp_max(3))
+        shares = kept[::4].double().mean(0)
+        torch.testing.assert_close(shares, torch.full((8,), 3 / 8).double(), atol=0.05, rtol=0)
+
+    def test_flips_are_as_likely_as_they_are_said_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = grouped(n_users=20)
+        model, judge = build("itemknn", data), judging(data)
+        samples: list[Tensor] = []
+
+        def kept(rows: Any, _: Any) -> Tensor:
+            samples.append(rows.dense(data.n_items))
+            return torch.zeros(20, data.n_items)
+
+        monkeypatch.setattr(model, "of_rows", kept)
+        certificate = self.of(noise="flips", p_minus=0.7, p_plus=0.1, samples=200, budgets=[1])
+        certificate._elect(loaded(model, data), judge, "test", 0)
+        portion = judge.portions("test")[0]
+        own = torch.zeros(20, data.n_items, dtype=torch.bool)
+        own[data.train.users, data.train.items] = True
+        shares = torch.stack(samples).double().mean(0)
+        assert shares[own[portion.users]].mean().item() == pytest.approx(0.3, abs=0.01)
+        assert shares[~own[portion.users]].mean().item() == pytest.approx(0.1, abs=0.01)
+
+    def test_all_bounds_hold_together_with_probability_one_minus_alpha(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[float] = []
+
+        def spied(n: int, alpha: float) -> tuple[Tensor, Tensor]:
+            asked.append(alpha)
+            return clopper_pearson(n, alpha)
+
+        monkeypatch.setattr("robustbench_rec.certificates.smoothing.clopper_pearson", spied)
+        self.of(samples=5, alpha=0.24, budgets=[0]).certify(loaded(build("mf")), judging(), "test")
+        assert asked == [pytest.approx(0.24 / (DATA.n_users * DATA.n_items))]
+
+    @pytest.mark.parametrize("votes", [1, 2, 3])
+    def test_a_sample_moves_as_many_votes_as_it_casts(self, votes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Deletion of replaced events: 0.3 of the samples see one, and lift up to `votes` items by that share."""
+        found: list[Tensor] = []
+
+        def spied(upper: Tensor, joint: Joint) -> Tensor:
+            found.append(joint(torch.full((1, 1, 4), 0.1).double(), torch.arange(1, 5)))
+            return barriers(upper, joint)
+
+        monkeypatch.setattr("robustbench_rec.certificates.smoothing.barriers", spied)
+        certificate = self.of(noise="deletion", p_minus=0.7, votes=votes, samples=2, budgets=[1])
+        data = grouped(n_users=20)
+        certificate.certify(loaded(build("sasrec", data), data), judging(data), "test")
+        assert found[0].flatten().tolist() == pytest.approx([0.1 + 0.3 * min(c, votes) for c in range(1, 5)])
