@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import batch_for, build, buildable, compose, configured, gradients, make_data, question
+from conftest import Fixed, batch_for, build, buildable, compose, configured, gradients, make_data, question
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,6 +23,7 @@ from robustbench_rec.clean import Detector, cleaned, judged, robust, visible
 from robustbench_rec.cleans import cleans
 from robustbench_rec.cleans._profiles import burstiness, explicit, implicit, profiles
 from robustbench_rec.cleans.fap import FAP, spread, weights
+from robustbench_rec.cleans.graphda import GraphDA, rebuilt
 from robustbench_rec.cleans.isolation_forest import IsolationForestDetector
 from robustbench_rec.cleans.rgcf import structural
 from robustbench_rec.data import Cleaning, Data, Interactions
@@ -377,6 +379,51 @@ class TestDetectors:
         assert worth["auroc"] > 0.95
         assert worth["recall"] > 0.6
 
+    def test_ties_say_nothing_about_where_a_user_stands(self) -> None:
+        users = torch.arange(20).repeat_interleave(2)
+        train = Interactions(users, torch.tensor([0, 1]).repeat(20), torch.ones(40))
+        data = replace(GENUINE, train=train, user_ids=GENUINE.user_ids[:20])
+        drawn = torch.stack([find("degree_sad", data, share=0.25, seed=seed).flagged for seed in range(40)])
+        assert (drawn.sum(1) == 5).all()
+        assert drawn.any(0).all()
+
+    @pytest.mark.parametrize("window", [None, 50])
+    @pytest.mark.parametrize("group", [2, 4])
+    def test_dense_block_is_that_of_a_loop_over_pairs(self, group: int, window: int | None) -> None:
+        train = GROUP.train
+        assert train.times is not None
+        slots = train.times * 0 if window is None else (train.times - train.times.min()) // window
+        rows = [set() for _ in range(GROUP.n_users)]  # type: ignore[var-annotated]
+        for user, item, slot in zip(train.users.tolist(), train.items.tolist(), slots.tolist(), strict=True):
+            rows[user].add((item, slot))
+        counts = Counter(each for row in rows for each in row)
+
+        def residual(user: int, token: tuple[int, int]) -> float:
+            chance = min(len(rows[user]) * counts[token] / len(train), 1 - 1e-3)
+            return ((1 - chance) / chance) ** 0.5  # type: ignore[no-any-return]
+
+        shared = [{each: residual(user, each) for each in row if counts[each] > 1} for user, row in enumerate(rows)]
+        norms = [sum(value**2 for value in row.values()) ** 0.5 for row in shared]
+        found = find("dense_block", GROUP, group=group, window=window).scores
+        for user, own in enumerate(shared):
+            alike = [
+                sum(value * other.get(token, 0.0) for token, value in own.items()) / max(norms[user] * norms[v], 1e-12)
+                for v, other in enumerate(shared)
+                if v != user
+            ]
+            assert found[user].item() == pytest.approx(sorted(alike)[-(group - 1)], abs=1e-9)
+
+    def test_without_labels_fap_starts_from_those_who_are_most_like_others(self) -> None:
+        sets = [set(GROUP.train.items[GROUP.train.users == user].tolist()) for user in range(GROUP.n_users)]
+        likeness = [
+            np.mean(sorted(len(own & other) / len(own | other) for v, other in enumerate(sets) if v != u)[-4:])
+            for u, own in enumerate(sets)
+        ]
+        seeds = torch.tensor(likeness) >= sorted(likeness)[-3]
+        assert int(seeds.sum()) == 3
+        found = find("fap", GROUP, seeds=3, near=4).scores
+        torch.testing.assert_close(found, spread(visible(GROUP), seeds, 0.01))
+
     def test_a_window_wants_the_same_item_at_the_same_time(self) -> None:
         data = GROUP
         assert data.train.times is not None
@@ -420,6 +467,11 @@ class TestRules:
         users = [user for user in range(10) for _ in range(1 + 9 * (user == 4))]
         found = self.run(users, list(range(19)), [1] * 19, [1.0] * 19, longest=0.9)
         assert found.flagged.nonzero().flatten().tolist() == [4]
+
+    def test_the_quantile_is_over_those_who_have_events(self) -> None:
+        users = [user for user in range(10) for _ in range(user + 1)]
+        found = self.run(users, list(range(50)) + list(range(5)), [1] * 55, [1.0] * 55, longest=0.5)
+        assert found.flagged.nonzero().flatten().tolist() == [5, 6, 7, 8, 9]
 
     def test_who_rates_everything_the_same_is_a_constant_rater(self) -> None:
         users, values = [0, 0, 0, 1, 1, 1, 2, 2], [5.0, 5, 5, 5, 5, 4, 3, 3]
@@ -625,6 +677,24 @@ class TestGraph:
             cleaned(GENUINE, [step("rgcf"), step("rules")])
 
 
+@pytest.mark.parametrize("cells", [1, 2**25])
+@pytest.mark.parametrize("threshold", [None, 2.0])
+def test_graphda_takes_the_best_of_every_row_and_column(
+    cells: int, threshold: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.randn(GENUINE.n_users, GENUINE.n_items, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("robustbench_rec.cleans.graphda.CELLS", cells)
+    config = GraphDA.Config(ckpt=None, items=3, users=4, threshold=threshold)
+    wanted = set()
+    for user, row in enumerate(scores.tolist()):
+        wanted |= {(user, item) for item in sorted(range(len(row)), key=lambda item: -row[item])[:3]}
+    for item, column in enumerate(scores.T.tolist()):
+        wanted |= {(user, item) for user in sorted(range(len(column)), key=lambda user: -column[user])[:4]}
+    wanted = {(user, item) for user, item in wanted if threshold is None or scores[user, item] > threshold}
+    found = rebuilt(Shifted(Fixed(scores)), GENUINE, config)
+    assert [tuple(each) for each in found.T.tolist()] == sorted(wanted)
+
+
 class TestCleaned:
     def test_no_step_changes_nothing(self) -> None:
         data, found = cleaned(FAKED, cleaning({"name": "none"}))
@@ -647,6 +717,12 @@ class TestCleaned:
         assert again.fingerprint == both.fingerprint
         with pytest.raises(RrecError, match="clean.inner=rules: the config of the next step"):
             cleaning({"name": "none", "inner": "rules"})
+
+    def test_the_truth_of_events_that_go_goes_with_them(self) -> None:
+        data = replace(FAKED, truth={"train/noise": torch.arange(len(FAKED.train)), "user/taste": torch.arange(66)})
+        found, [(_, finding)] = cleaned(data, [step("degree_sad")])
+        assert found.truth["train/noise"].tolist() == (~finding.removed).nonzero().flatten().tolist()
+        assert torch.equal(found.truth["user/taste"], torch.arange(66))
 
     def test_what_fits_other_data_or_leaves_nothing_is_refused(self) -> None:
         with pytest.raises(RrecError, match="the cleaning was made for 3 training events"):
@@ -706,6 +782,16 @@ class TestRuns:
         told = json.loads((out / "cleaning.json").read_text())["steps"][0]
         assert told["config"]["name"] == "dense_block"
         assert set(told["users"]) == set(frame["user"][frame["dense_block_flagged"]])
+
+    def test_a_step_that_is_taken_twice_is_told_twice(self, tmp_path: Path) -> None:
+        steps = [step("degree_sad", share=0.2), step("rules"), step("degree_sad", share=0.1)]
+        _, found = cleaned(FAKED, steps)
+        told = train.suspects(found, FAKED, tmp_path)
+        names = ("degree_sad", "rules", "degree_sad_2")
+        assert [told[f"cleaning/{each}/events"] for each in names] == [int(each.removed.sum()) for _, each in found]
+        frame = pd.read_csv(tmp_path / "suspicion.csv")
+        assert list(frame.columns) == ["user", *(f"{each}{end}" for each in names for end in ("", "_flagged"))]
+        assert frame["degree_sad_2_flagged"].tolist() == found[2][1].flagged.tolist()  # type: ignore[union-attr]
 
     def test_its_checkpoint_has_the_same_data_again(self, cleaned_run: tuple[Path, dict[str, float]]) -> None:
         out, _ = cleaned_run
@@ -783,16 +869,6 @@ class TestRuns:
         )
         scores = Shifted(first.model.eval())(question(first.model, torch.arange(120), None, first.data)).scores
         users, items = edges_of(second.data)
-    def test_a_step_that_is_taken_twice_is_told_twice(self, tmp_path: Path) -> None:
-        steps = [step("degree_sad", share=0.2), step("rules"), step("degree_sad", share=0.1)]
-        _, found = cleaned(FAKED, steps)
-        told = train.suspects(found, FAKED, tmp_path)
-        names = ("degree_sad", "rules", "degree_sad_2")
-        assert [told[f"cleaning/{each}/events"] for each in names] == [int(each.removed.sum()) for _, each in found]
-        frame = pd.read_csv(tmp_path / "suspicion.csv")
-        assert list(frame.columns) == ["user", *(f"{each}{end}" for each in names for end in ("", "_flagged"))]
-        assert frame["degree_sad_2_flagged"].tolist() == found[2][1].flagged.tolist()  # type: ignore[union-attr]
-
         wanted = torch.zeros(120, 60, dtype=torch.bool).scatter(1, scores.topk(5, 1).indices, True)
         wanted |= torch.zeros(120, 60, dtype=torch.bool).scatter(0, scores.topk(4, 0).indices, True)
         assert torch.equal(wanted.nonzero().T, torch.stack([users, items]))
@@ -810,6 +886,14 @@ class TestRuns:
     def test_known_is_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run("train", tmp_path, *WORDS, *POISON, "clean=degree_sad", "clean.known=true")
         assert "which was told the truth" in " ".join(capsys.readouterr().out.split())
+
+
+def test_robust_deviations_are_those_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    table = torch.randn(31, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double) * torch.tensor([1, 5, 9])
+    scale = torch.from_numpy(stats.median_abs_deviation(table.numpy(), scale="normal"))
+    expected = (table - table.median(0).values) / scale
+    torch.testing.assert_close(robust(table), expected, rtol=1e-4, atol=0)
 
 
 def test_robust_columns_have_median_zero_and_survive_constants() -> None:
