@@ -19,9 +19,9 @@ from robustbench_rec.data import Interactions, Profiles
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Full
 from robustbench_rec.factors import Factorisation, alternate, misfit, start
-from robustbench_rec.poison import Shilling, View, nearest, rivals, sample
+from robustbench_rec.poison import Shilling, View, _rated, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
-from robustbench_rec.poisons._search import profile, trained
+from robustbench_rec.poisons._search import profile, reach, trained
 from robustbench_rec.poisons.aush import away
 from robustbench_rec.poisons.clear import CLeaR
 from robustbench_rec.poisons.rl import ClusterPolicy
@@ -153,7 +153,6 @@ class TestEveryPoison:
             maker(name, **changes).profiles(BIG)
         assert "\n" not in str(caught.value)
 
-
     def test_knowing_only_users_without_events_is_one_line(self, name: str) -> None:
         known = torch.randperm(60, generator=torch.Generator().manual_seed(0))[0]
         data = replace(BIG, train=BIG.train.where(BIG.train.users != known))
@@ -193,6 +192,49 @@ def test_a_policy_learns_which_clusters_are_rewarded(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ClusterPolicy, "_reward", reward)
     maker("rl", steps=30, draws=8, clusters=10, lr=1.0).profiles(BIG)
     assert np.mean(rewards[-8:]) > np.mean(rewards[:8]) + 0.1
+
+
+def test_more_fake_users_who_lift_the_targets_are_rewarded_more() -> None:
+    built = maker("rl")
+    assert isinstance(built, ClusterPolicy)
+    view = built.view(BIG, built.aims(BIG))
+    draw = torch.Generator().manual_seed(0)
+    clean = alternate(view.clicks, start(60, 50, built.config, draw, view.device), built.config, 5)
+    liked = view.counts.masked_fill(~view.open, -1).topk(view.room).indices
+    many, one = (built._reward(replace(view, n=n), liked.expand(n, -1), clean) for n in (30, 1))
+    assert many > one
+
+
+def test_the_fake_users_with_the_best_reward_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards: list[float] = []
+    shown: list[Tensor] = []
+
+    def reward(self: ClusterPolicy, view: View, chosen: Tensor, clean: Any) -> float:
+        shown.append(chosen)
+        rewards.append(float(len(rewards) * 7 % 12))
+        return rewards[-1]
+
+    monkeypatch.setattr(ClusterPolicy, "_reward", reward)
+    built = maker("rl", steps=3, draws=4)
+    _, best = built.choose(built.view(BIG, built.aims(BIG)), torch.Generator().manual_seed(0))
+    assert torch.equal(best, shown[rewards.index(max(rewards))])
+    assert rewards.index(max(rewards)) not in (0, 11)
+
+
+def test_a_poison_model_spreads_the_targets_and_fakes_do_not_repeat_one_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gaps: list[float] = []
+
+    def watched(*args: Any, **more: Any) -> Tensor:
+        gaps.append((found := reach(*args, **more)).item())
+        return found
+
+    monkeypatch.setattr("robustbench_rec.poisons.dlattack.reach", watched)
+    built = maker("dlattack", weight=30.0, warm=20, decay=1e-6)
+    fakes = [set(row) - set(built.aims(BIG).tolist()) for row in rows(built.profiles(BIG))]
+    assert gaps[19] < gaps[0]
+    assert sum(map(len, fakes[:5])) == len(set.union(*fakes[:5])) == 40
 
 
 def test_dispersal_is_the_mean_of_the_peak_of_the_spectrum() -> None:
@@ -329,6 +371,33 @@ class TestTable:
             others = [each for each in row if each not in view.pushed.tolist()]
             assert (view.clicks[:, others].sum(1) == len(others)).any()
 
+    def test_copied_are_those_who_are_nearest_to_users_who_lack_a_target(self) -> None:
+        """Users 0 and 1 have the target; to the sum of the others user 2 has the best cosine, 3 the best product."""
+        data = replace(
+            BIG,
+            train=events([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4], [9, 0, 1, 2, 9, 0, 1, 2, 3, 4, 3, 4, 5, 3]),
+            user_ids=BIG.user_ids[:5],
+        )
+        made = maker("copy", items=["i9"], size=0.2, length=4).profiles(data)
+        assert [sorted(row) for row in rows(made)] == [[3, 4, 9]]
+
+    def test_a_fact_counts_by_how_few_items_have_it_under_its_relation(self) -> None:
+        """Items 1 and 2 share a fact with the target, that of 2 with four more; item 7 has another relation to it."""
+        heads, tails = torch.tensor([0, 1, 0, 2, 3, 4, 5, 6, 7]), torch.tensor([55, 55, 56, 56, 56, 56, 56, 56, 55])
+        kg = replace(DATA.kg, heads=heads, tails=tails, entity_ids=[f"e{each}" for each in range(57)])  # type: ignore[type-var]
+        kg = replace(kg, relations=torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 1]))
+        data = replace(BIG, kg=kg)
+        made = torch.cat(
+            [
+                torch.tensor(rows(maker("kg", items=["i0"], length=2, size=1.0, seed=s).profiles(data)))
+                for s in range(10)
+            ]
+        )
+        counts = torch.bincount(made[made != 0].flatten(), minlength=50)
+        assert counts[7] == 0
+        assert counts[1] / counts[2] == pytest.approx(3, rel=0.5)
+        assert counts[1:7].sum() == 600
+
     def test_a_knowledge_graph_fills_with_what_shares_facts_with_the_targets(self) -> None:
         kg = replace(DATA.kg, heads=torch.tensor([0, 1, 2, 3]), tails=torch.tensor([55, 55, 55, 56]))  # type: ignore[type-var]
         kg = replace(kg, relations=torch.tensor([0, 0, 0, 1]), entity_ids=[f"e{each}" for each in range(57)])
@@ -359,6 +428,26 @@ class TestTable:
         assert (
             sample(weights, 100, 4, torch.Generator().manual_seed(0)).sort().values == torch.tensor([1, 2, 3, 4])
         ).all()
+
+
+class TestLevels:
+    """How many of which rating are drawn, against the normal distribution cut in the middle between the levels."""
+
+    @pytest.mark.parametrize(("rate", "item"), [("overall", 1), ("item", 0), ("item", 1), ("item", 2), ("item", 3)])
+    def test_they_are_normal_and_moved_to_the_nearest_level(self, rate: Any, item: int) -> None:
+        items = [0] * 8 + [1] * 4 + [2]  # spread, narrow, one event; item 3 has none
+        values = [1.0, 5, 1, 5, 3, 3, 2, 5, 2, 2, 3, 2, 5]
+        data = replace(BIG, train=events(list(range(13)), items, values))
+        whole = np.array(values)
+        own = whole[np.array(items) == item]
+        mean = own.mean() if rate == "item" and len(own) else whole.mean()
+        deviation = own.std() if rate == "item" and len(own) > 1 else whole.std()
+        edges = torch.tensor([1.5, 2.5, 4.0], dtype=torch.double)  # levels are 1, 2, 3 and 5
+        below = torch.special.ndtr((edges - mean) / deviation)
+        expected = torch.cat([below, torch.ones(1).double()]).diff(prepend=torch.zeros(1).double())
+        drawn = _rated(data, torch.full((20_000, 1), item), rate, torch.Generator().manual_seed(0))
+        shares = torch.stack([(drawn == level).double().mean() for level in (1, 2, 3, 5)])
+        torch.testing.assert_close(shares, expected, atol=0.015, rtol=0)
 
 
 class TestSurrogate:
@@ -413,6 +502,48 @@ class TestSurrogate:
         _, best = built.choose(view, torch.Generator().manual_seed(0))
         before, after = (built.loss(view, profile(view, each), 0).item() for each in (first, best))
         assert after < before
+
+    def test_reach_is_the_mean_gap_to_the_k_th_item_of_those_who_lack_a_target(self) -> None:
+        built = maker("clear")
+        view = built.view(BIG, built.aims(BIG))
+        draw = torch.Generator().manual_seed(0)
+        users, items = torch.randn(60, 4, generator=draw), torch.randn(50, 4, generator=draw)
+        scores, gaps = (users @ items.T).numpy(), []
+        for user in range(60):
+            free = sorted((scores[user, item] for item in range(50) if not view.clicks[user, item]), reverse=True)
+            gaps += [free[2] - scores[user, item] for item in view.pushed.tolist() if not view.clicks[user, item]]
+        for least in (float("-inf"), -0.5, 0.0):
+            expected = np.mean([max(gap, least) for gap in gaps])
+            assert reach(view, users, items, 3, least=least).item() == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize("name", ["pga", "revadv"])
+    def test_the_losses_are_those_of_a_loop_over_users(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        built: Any = maker(name)
+        view = built.view(BIG, built.aims(BIG))
+        draw = torch.Generator().manual_seed(0)
+        users, items = torch.randn(60, 4, generator=draw), torch.randn(50, 4, generator=draw)
+        monkeypatch.setattr(f"robustbench_rec.poisons.{name}.trained", lambda *_: (users, items))
+        told = [
+            (row[item] - (row.exp().sum().log() if name == "revadv" else 0)).item()
+            for row, clicked in zip((users @ items.T).double(), view.clicks, strict=True)
+            for item in view.pushed.tolist()
+            if not clicked[item]
+        ]
+        assert built.loss(view, view.clicks[:0], 0).item() == pytest.approx(-np.mean(told), rel=1e-4)
+
+    def test_the_profiles_with_the_least_loss_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        built: Any = maker("revadv", steps=6)
+        view = built.view(BIG, built.aims(BIG))
+        tops, tried = [torch.arange(10, 18).expand(6, 8) + shift for shift in range(7)], list[Tensor]()
+
+        def told(view: View, fakes: Tensor, step: int) -> Tensor:
+            tried.append(fakes.detach().clone())
+            return 0 * fakes.sum() + [3.0, 2.0, 0.5, 1.0, 0.7, 0.6][step]
+
+        monkeypatch.setattr(built, "loss", told)
+        monkeypatch.setattr(built, "top", lambda view, z: tops.pop(0))
+        _, best = built.choose(view, torch.Generator().manual_seed(0))
+        assert torch.equal(profile(view, best), tried[2])
 
 
 class Interrupted(Savepoint):
