@@ -654,14 +654,16 @@ class TestDistill:
             self.distilled(runs, tmp_path, "poison=random", "poison.size=0.1")
 
     def test_a_teacher_may_have_seen_the_data_without_their_noise(self, runs: Runs, tmp_path: Path) -> None:
-        """Both are asked about what the student, whose events have the noise, has no training event with."""
+        """Both are asked about what the student has no training event with, and had none with before the noise."""
         words = ("noise=label_flip", "noise.level=0.1", "distill.top=10", "task_weight=0")
         metrics = self.distilled(runs, tmp_path, *words)
         own, theirs = (loaded(each) for each in (tmp_path, runs["kgat"][0]))
         assert own.data.fingerprint != theirs.data.fingerprint
         both = [asked(each) for each in (own, theirs)]
+        assert own.data.hidden is not None
         for scores in both:
-            scores[own.data.train.users, own.data.train.items] = -torch.inf
+            for had in (own.data.train, own.data.hidden):
+                scores[had.users, had.items] = -torch.inf
         assert metrics["agreement/overlap@10"] == pytest.approx(overlap(*both, 10).mean().item())
         assert metrics["agreement/overlap@10"] > 0.5
 
