@@ -146,8 +146,8 @@ class _Pairs(torch.autograd.Function):
             to_left = to_left if ctx.named is None else _some(ctx.named, to_left, ctx.n)
         if ctx.needs_input_grad[2]:
             runs = _Runs(candidates, len(right), ctx.sparse)
-            places = row[torch.div(runs.order, candidates.shape[1], rounding_mode="floor")]
-            to_right = runs.sum(left, places, weights[runs.order], len(right))
+            places = row.index_select(0, torch.div(runs.order, candidates.shape[1], rounding_mode="floor"))
+            to_right = runs.sum(left, places, weights.index_select(0, runs.order), len(right))
         return to_left, None, to_right, None
 
 

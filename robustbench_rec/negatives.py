@@ -41,6 +41,7 @@ class Negatives:
 
     def _owned(self, keys: Tensor) -> Tensor:
         """Places of the pairs that are owned."""
-        marked = self.marks[keys % len(self.marks)].nonzero().squeeze(1)
-        at = torch.searchsorted(self.keys, keys[marked]).clamp_max(len(self.keys) - 1)
-        return marked[self.keys[at] == keys[marked]]
+        marked = self.marks.index_select(0, keys % len(self.marks)).nonzero().squeeze(1)
+        likely = keys.index_select(0, marked)
+        at = torch.searchsorted(self.keys, likely).clamp_max(len(self.keys) - 1)
+        return marked[self.keys.index_select(0, at) == likely]

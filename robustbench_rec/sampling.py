@@ -102,8 +102,9 @@ class Events(Sampler):
         return math.ceil(len(self.events) / self.batch_size)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Batch]:
-        events = self.events[_dealt(len(self.events), self.batch_size, generator).to(self.device)]
-        users, items = self.users[events], self.histories.items[events]
+        dealt = _dealt(len(self.events), self.batch_size, generator).to(self.device)
+        events = self.events.index_select(0, dealt)  # many times faster than with brackets
+        users, items = self.users.index_select(0, events), self.histories.items.index_select(0, events)
         lists = items[:, None]
         if self.negatives is not None:
             lists = torch.cat([lists, self.negatives.draw(users, self.count, generator)], 1)  # [N, 1 + negatives]
