@@ -120,13 +120,26 @@ class TestAnonymity:
         assert set(sliced(judging, "test", result, ["kind"], anonymity=2).frame["slice"]) == {"a, b"}
 
     def test_fewer_users_than_asked_for_are_one_line(self) -> None:
-        judging, result, _ = self.of([2, 2])
-        with pytest.raises(
-            RrecError, match=r"slices=\[age\]: all groups together have 4 users, fewer than anonymity=5"
-        ):
-            sliced(judging, "test", result, ["age"], anonymity=5)
-        with pytest.raises(RrecError, match="anonymity=0: at least 1"):
-            sliced(judging, "test", result, ["age"], anonymity=0)
+        judging, result, data = self.of([2, 2])
+        for anonymity in (0, 5):
+            with pytest.raises(RrecError, match=f"anonymity={anonymity}: between 1 and the 4 users of the data"):
+                sliced(judging, "test", result, ["age"], anonymity=anonymity)
+        ageless = replace(data, user_table=pd.DataFrame({"age": [20, 20, 30, None]}))
+        judging, result = judged(scored(data=ageless), ageless)
+        told = r"slices=\[age\]: all groups together have 3 users, fewer than anonymity=4"
+        with pytest.raises(RrecError, match=told):
+            sliced(judging, "test", result, ["age"], anonymity=4)
+
+    def test_a_number_that_makes_no_sense_is_refused_before_anything_is_judged(self, tmp_path: Path) -> None:
+        (tmp_path / "run").mkdir()
+        train.run(composing.typed(compose("train", *SMALL, "model=mf"), "train"), tmp_path / "run")
+        for verb, module in (("eval", evaluate), ("attack", attack)):
+            words = (f"ckpt='{tmp_path / 'run'}'", "device=cpu", "slices=[activity]", "anonymity=61")
+            out = tmp_path / verb
+            out.mkdir()
+            with pytest.raises(RrecError, match="anonymity=61: between 1 and the 60 users of the data"):
+                module.run(composing.typed(compose(verb, *words), verb), out)
+            assert not list(out.iterdir())
 
 
 class TestShown:

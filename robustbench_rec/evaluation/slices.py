@@ -75,6 +75,14 @@ def groups(data: Data, attribute: str) -> Groups:
     return Groups(attribute, names, torch.tensor(column.cat.codes.to_numpy().astype("int64"), device=device), items)
 
 
+def check(data: Data, attributes: Sequence[str], anonymity: int) -> None:
+    """RrecError for slices that there are not, or a number of users that no slice can have."""
+    if not 1 <= anonymity <= data.n_genuine:
+        raise RrecError(f"anonymity={anonymity}: between 1 and the {data.n_genuine} users of the data")
+    for attribute in attributes:
+        groups(data, attribute)
+
+
 def numbers(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Texts that are all numbers as such, as ages in files without types; an empty text is no value."""
     if not pd.api.types.is_numeric_dtype(column):
@@ -99,8 +107,11 @@ def sliced(
     rows: list[dict[str, Any]] = []
     metrics: dict[str, float] = {}
     main = judging.watched(None)
-    for attribute in attributes:
-        each = _anonymous(groups(judging.data, attribute), *_judged(judging, part, result), anonymity)
+    check(judging.data, attributes, anonymity)
+    events = _judged(judging, part, result) if anonymity > 1 else None
+    for each in (groups(judging.data, attribute) for attribute in attributes):
+        if events is not None:
+            each = _anonymous(each, *events, anonymity)
         add = partial(_add, rows, each)
         if result.predicted is not None:
             found = _of_events(judging, result.predicted, each, add, main)
@@ -128,15 +139,13 @@ def _judged(judging: Evaluator[Any], part: str, result: Result) -> tuple[Tensor,
 
 def _anonymous(of: Groups, users: Tensor, items: Tensor, least: int) -> Groups:
     """The groups, the smallest joined with the smaller neighbour until all have so many of the users (k-anonymity)."""
-    if least < 1:
-        raise RrecError(f"anonymity={least}: at least 1")
     names, code = list(of.names), torch.arange(len(of.names), device=users.device)
     own = of.of[items if of.items else users]
     users, own = users[own >= 0], own[own >= 0]
     while True:
         sizes = _count(torch.unique(torch.stack([users, code[own]]), dim=1)[1], len(names))
         small = int(sizes.argmin())
-        if sizes[small] >= least or least == 1:
+        if sizes[small] >= least:
             break
         if len(names) == 1:
             told = f"all groups together have {int(sizes)} users, fewer than anonymity={least}"

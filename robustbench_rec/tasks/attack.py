@@ -12,7 +12,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike as alike_to
 from robustbench_rec.evaluation.masking import masking
-from robustbench_rec.evaluation.slices import groups, sliced
+from robustbench_rec.evaluation.slices import check, sliced
 from robustbench_rec.evaluation.worst import judged, leading, members, winners, worst
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
@@ -75,8 +75,7 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     at = Shifted(loaded.model.requires_grad_(False).eval())
     threat = threat_of(suite, goal, judging, cfg.part)
     undefended = evaded(cfg, loaded, judging, threat)
-    for attribute in cfg.slices:
-        groups(loaded.data, attribute)
+    check(loaded.data, cfg.slices, cfg.anonymity)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     notes = {"ckpt": cfg.ckpt, **checkpoint.fingerprints(loaded.data), "labels": cfg.labels, "threat": threat}
     notes |= {"victim": victim(loaded)}

@@ -12,7 +12,7 @@ from robustbench_rec.config import Eval
 from robustbench_rec.evaluation import Evaluator, Moved, Result, by_user, evaluator
 from robustbench_rec.evaluation.calibration import Calibrated
 from robustbench_rec.evaluation.divergence import Side, divergence
-from robustbench_rec.evaluation.slices import groups, sliced
+from robustbench_rec.evaluation.slices import check, sliced
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.metrics import prediction
@@ -41,8 +41,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         log.warning("protocol=ratings: the scores of ckpt=%s are no ratings; train with loss=mse", cfg.ckpt)
     if cfg.calibrate:
         judging.portions("valid")
-    for attribute in cfg.slices:
-        groups(loaded.data, attribute)
+    check(loaded.data, cfg.slices, cfg.anonymity)
     other = _baseline(cfg, judging, loaded, device)
     seeds = {"seed": cfg.seed, "noise.seed": cfg.noise.get("seed")}
     if proof is not None:
