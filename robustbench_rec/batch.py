@@ -35,6 +35,12 @@ class History:
         last = (self.lengths - 1).clamp_min(0)
         return states[torch.arange(len(last), device=last.device), last]
 
+    def latest(self, count: int) -> tuple[Tensor, "History"]:
+        """The places `[B, S]` of the last `count` events of each row, and a history of these alone, S <= count."""
+        width = min(count, self.items.shape[1])
+        places = (self.lengths - width).clamp_min(0)[:, None] + torch.arange(width, device=self.lengths.device)
+        return places, History(self.items.gather(1, places), self.lengths.clamp_max(width))
+
     @property
     def real(self) -> Tensor:
         """Which places hold an event, bool `[B, L]`."""
@@ -99,7 +105,7 @@ class Batch:
         found = Products(left, right)
         return found if self.targets is not None and torch.is_grad_enabled() else found.multiplied()
 
-    def rows(self, index: Tensor) -> "Batch":
+    def rows(self, index: Tensor | slice) -> "Batch":
         """Only the given users `[n]`, of a batch whose examples are its users."""
         fields: dict[str, Any] = {name: each[index] for name, each in vars(self).items() if isinstance(each, Tensor)}
         if self.history is not None:

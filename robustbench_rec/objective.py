@@ -1,6 +1,7 @@
 """Objectives: scalars of (model at a point, batch) that wrap one another; trained down, attacked up."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,10 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.shifted import Shifted
 
 Scalar = Callable[[Shifted, Batch], Tensor]
+
+CELLS = 2**14
+"""Events or candidates that are differentiated at once on a CPU: what many more keep for the way back leaves its cache.
+"""
 
 
 class Objective(nn.Module):
@@ -116,7 +121,7 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     wanted = [*copies, *leaves]
     sums_: list[Tensor | None] = [None] * len(wanted)
     value, count = torch.zeros((), device=leaves[0].device), 0
-    for batch in batches:
+    for batch in chain.from_iterable(map(_pieces, batches)):
         total = loss(held(batch), batch).sum()
         if total.requires_grad:
             _add(sums_, wanted, torch.autograd.grad(total, wanted, allow_unused=True))
@@ -128,6 +133,18 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
         _add(direct, leaves, torch.autograd.grad(ends, leaves, grad_outputs=outer, allow_unused=True))
     reached = [(leaf, each / count) for leaf, each in zip(leaves, direct, strict=True) if each is not None]
     return known(value / count, [leaf for leaf, _ in reached], [each for _, each in reached])
+
+
+def _pieces(batch: Batch) -> Iterator[Batch]:
+    """The same rows, few enough at a time to stay in the cache of a CPU where what they read or ask of is listed."""
+    read = 0 if batch.history is None else batch.history.items.shape[1]
+    asked = 0 if batch.items is None else batch.items.shape[1]
+    rows = max(1, CELLS // max(read, asked, 1))
+    if batch.users.device.type != "cpu" or len(batch) != len(batch.users) or len(batch) <= rows:
+        yield batch
+        return
+    for start in range(0, len(batch), rows):
+        yield batch.rows(slice(start, start + rows))
 
 
 def _add(sums: list[Tensor | None], tensors: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:

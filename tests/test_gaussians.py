@@ -197,14 +197,16 @@ class TestBlock:
         block = WassersteinBlock(8, 2, 0.0, span)
         for each in block.parameters():
             nn.init.normal_(each)
-        events, widths = Gaussian(torch.randn(3, 4, 8), torch.rand(3, 4, 8)), []
+        events, widths, read = Gaussian(torch.randn(3, 4, 8), torch.rand(3, 4, 8)), [], []
         known = history([[1, 2, 3, 4], [5, 6], []], steps).history
         assert known is not None
         whole = block(events).read(known)
         block.mean.hidden.register_forward_hook(lambda _, __, found: widths.append(found.shape[1]))
+        block.mean.qkv.register_forward_hook(lambda _, __, found: read.append(found.shape[1]))
         for found, expected in zip(block(events, known), whole, strict=True):
             torch.testing.assert_close(found, expected)
         assert widths == [1 if steps is None else 4]
+        assert read == [span if steps is None and span else 4]
 
     def test_covariances_of_a_block_are_positive(self) -> None:
         block = WassersteinBlock(8, 2, 0.0)

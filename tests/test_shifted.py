@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, Toy, batch_for, batch_of, build, gradients, moved, question, surfaces
+from conftest import DATA, Toy, batch_for, batch_of, build, gradients, judge, moved, question, surfaces
 from torch import Tensor, nn
 
+from robustbench_rec import objective
 from robustbench_rec.batch import Batch, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
@@ -234,6 +236,31 @@ class TestStreamed:
         for x, g, r in zip(leaves, gradient, reference, strict=True):
             torch.testing.assert_close(g, torch.zeros_like(x) if r is None else r, rtol=1e-4, atol=1e-7)
         assert any(each is not None and bool(each.any()) for each in gradient)
+
+    @pytest.mark.parametrize("name", ["mf", "sasrec", "multi_intent_gaussian"])
+    def test_on_a_cpu_few_rows_at_a_time_are_differentiated(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, asked = build(name).eval(), []
+        judging = evaluator(DATA, judge(protocol="sampled", n_negatives=4))
+        delta = {key: each.requires_grad_() for key, each in shift_of(model, "weight").items()}
+
+        def counting(output: Output, batch: Batch) -> Tensor:
+            asked.append(len(batch))
+            return loss("margin")(output, batch)
+
+        def found() -> tuple[Tensor, ...]:
+            asked.clear()
+            value = streamed(Shifted(model, delta), judging.batches(model, "test"), counting)
+            return value.detach(), *torch.autograd.grad(value, list(delta.values()))
+
+        whole = found()
+        assert len(asked) == 1
+        (batch,) = judging.batches(model, "test")
+        width = max(batch.labels.shape[1], 0 if batch.history is None else batch.history.items.shape[1])
+        monkeypatch.setattr(objective, "CELLS", 3 * width + 1)
+        for one, other in zip(found(), whole, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        assert max(asked) == 3
+        assert sum(asked) == len(batch)
 
     def test_encode_runs_once_for_all_batches(self, toy: Toy) -> None:
         streamed(Shifted(toy), self.portions([8, 8, 8]), loss("bpr"))

@@ -111,6 +111,9 @@ class WassersteinBlock(nn.Module):
 
     def forward(self, events: Gaussian, history: History | None = None) -> Gaussian:
         """`[B, L, D]` to `[B, L, D]`; given whose history it is, to what speaks for the rows of scores `[N, D]`."""
+        if self.span is not None and history is not None and history.steps is None:
+            places, history = history.latest(self.span)
+            events = Gaussian(*(each.take_along_dim(places[..., None], 1) for each in events))
         q, k, v = self._heads(self.mean.qkv(events.mean))
         q_root, k_root, v_root = self._heads(deviation(self.covariance.qkv(events.covariance)))
         query, asking = torch.cat([q, q_root], -1), events
