@@ -16,7 +16,7 @@ from robustbench_rec.lookup import rows
 from robustbench_rec.shifted import Site
 
 PIECE = 2**19  # activations of the hidden layers at once, where no gradient is wanted: what a cache holds
-KEPT = 2**26  # the same where they are kept for a gradient: 256 MiB
+KEPT = 2**22  # the same where they are kept for a gradient: 16 MiB; more leaves the cache, which takes twice as long
 MOST = 2**29  # activations that may be shifted, pair by pair: 2 GiB
 
 
