@@ -143,6 +143,8 @@ def load(
     if noise is not None:
         tell_unread(noise, config, data)
     kind = None if noise is None else noises.build(noise)
+    if kind is not None and kind.level and not kind.finished:
+        raise RrecError(f"noise={kind.name}: drawn in each epoch of a training; a trained model is judged with another")
     trained, data = data, data if kind is None else cleanings.reread(data, kind(data))
     changed = data.train is not trained.train
     if data is not trained:

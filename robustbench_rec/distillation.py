@@ -131,6 +131,11 @@ class Term(Objective):
         if config.schedule not in SCHEDULES:
             raise unknown(f"schedule of distill '{name}'", config.schedule, SCHEDULES)
         self.name, self.weighted, self.lesson = name, config, lesson
+        self.histories = lesson.histories
+        """What the student reads of its users, as an epoch shows it."""
+
+    def show(self, data: Data) -> None:
+        self.histories = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         if self.weighted.weight:

@@ -33,6 +33,8 @@ class Noise(ABC):
     """What the dataset must have, of `Data.has`."""
     most: ClassVar[float] = 1.0
     """The highest level."""
+    finished: ClassVar[bool] = True
+    """Whether a model that is trained can be judged with it; else it is there for what an epoch shows alone."""
 
     def __init__(self, config: Level) -> None:
         if not 0 <= config.level <= self.most:
@@ -76,6 +78,10 @@ class Noise(ABC):
     @abstractmethod
     def change(self, data: Data, generator: torch.Generator) -> Data:
         """The data at a level above 0."""
+
+    def shown(self, data: Data, generator: torch.Generator) -> Data:
+        """What an epoch of a training shows in the place of the data, of a noise that is drawn in each."""
+        return data
 
     def delta(self, model: RecModel, generator: torch.Generator) -> dict[str, Tensor]:
         """What comes on top of tensors of a model, by name: anew for each step of a training, once for a finished one.

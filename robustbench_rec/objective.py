@@ -39,6 +39,9 @@ class Objective(nn.Module):
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
 
+    def show(self, data: Data) -> None:
+        """Called before an epoch whose batches show other training events than those that were introduced."""
+
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         raise NotImplementedError
 
@@ -89,6 +92,13 @@ def start_epoch(objective: Objective, epoch: int, generator: torch.Generator, *,
         if isinstance(each, Objective):
             each.batches = batches
             each.start_epoch(epoch, generator)
+
+
+def show(objective: Objective, data: Data) -> None:
+    """Tell every nested objective that an epoch shows the training events of these data."""
+    for each in objective.modules():
+        if isinstance(each, Objective):
+            each.show(data)
 
 
 def told(objective: Objective) -> dict[str, float]:

@@ -35,6 +35,10 @@ class Sampler(ABC):
         return self.data.train.users.device
 
     @abstractmethod
+    def over(self, data: Data) -> "Sampler":
+        """The same of other data."""
+
+    @abstractmethod
     def __len__(self) -> int:
         """Batches in an epoch."""
 
@@ -98,6 +102,9 @@ class Events(Sampler):
             if not len(self.events):
                 raise _no_step(data)
 
+    def over(self, data: Data) -> Sampler:
+        return Events(data, batch_size=self.batch_size, negatives=self.count, window=self.window)
+
     def __len__(self) -> int:
         return math.ceil(len(self.events) / self.batch_size)
 
@@ -128,6 +135,9 @@ class Labelled(Sampler):
         kept = data.train.values != 0 if len(liked) < len(data.train) else torch.ones_like(data.train.items)
         self.before = kept.cumsum(0) - kept.long()  # place of each event in the histories
         self.histories = Histories(liked, n_users=data.n_users, n_items=data.n_items)
+
+    def over(self, data: Data) -> Sampler:
+        return Labelled(data, batch_size=self.batch_size, window=self.window)
 
     def __len__(self) -> int:
         return math.ceil(len(self.data.train) / self.batch_size)
@@ -161,6 +171,9 @@ class Steps(Sampler):
         self.sizes = sizes[self.users]  # targets a user
         if not len(self.users):
             raise _no_step(data)
+
+    def over(self, data: Data) -> Sampler:
+        return Steps(data, batch_size=self.batch_size, negatives=self.count, window=self.window)
 
     def __len__(self) -> int:
         return math.ceil(int(self.sizes.sum()) / self.batch_size)

@@ -24,7 +24,7 @@ from robustbench_rec.hardware import autocast
 from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Noise
-from robustbench_rec.objective import Objective, start_epoch, told
+from robustbench_rec.objective import Objective, show, start_epoch, told
 from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
 from robustbench_rec.savepoint import SAVE_EVERY, load_state, moments, save_state, under, with_moments
@@ -61,10 +61,11 @@ class Trainer:
     where `smaller` says so. Every epoch draws
     its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
     one ends, bit for bit. A parameter that does not require a gradient is left alone. about: what else makes the run
-    what it is (data, model, defence); a state of another run is not continued. noise: what each step reads the model
-    with; the penalty of a model is that without it. run_directory, before: of a training that is one round of a run
-    (None: out is the run), where the run keeps its trajectory, and how many epochs of it came before. A model without
-    trainable parameters is only fitted and validated.
+    what it is (data, model, defence); a state of another run is not continued. noise: what each epoch shows in the
+    place of the training events, and what each step reads the model with; the penalty of a model is that without it.
+    run_directory, before: of a training that is one round of a run (None: out is the run), where the run keeps its
+    trajectory, and how many epochs of it came before. A model without trainable parameters is only fitted and
+    validated.
     """
 
     model: RecModel
@@ -149,10 +150,11 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.fit.lr * (0.1 if late else 1.0)
-        start_epoch(self.objective, epoch, self._stream(epoch, "objective"), batches=len(self.sampler))
         noisy = epoch_generator(self.noise.seed if self.noise else 0, epoch, "noise")
+        sampler = self._shown(noisy)
+        start_epoch(self.objective, epoch, self._stream(epoch, "objective"), batches=len(sampler))
         total, penalties, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
-        for batch in bar.each(epoch, self.sampler.epoch(self._stream(epoch, "batches"))):
+        for batch in bar.each(epoch, sampler.epoch(self._stream(epoch, "batches"))):
             with autocast(self.precision, device):
                 at = Shifted(self.model)
                 delta = self.noise.delta(self.model, noisy) if self.noise else {}
@@ -181,6 +183,15 @@ class Trainer:
         row |= self.validate()
         row["seconds"] = time.perf_counter() - start
         return row
+
+    def _shown(self, generator: torch.Generator) -> Sampler:
+        """What gives the batches of an epoch: of its own events, where a noise changes them in each."""
+        if self.noise is None or self.noise.finished or not self.noise.level:
+            return self.sampler
+        shown = self.noise.shown(self.sampler.data.to(torch.device("cpu")), generator)  # where noises draw
+        shown = shown.to(self.sampler.device)
+        show(self.objective, shown)
+        return self.sampler.over(shown)
 
     def _stream(self, epoch: int, name: str) -> torch.Generator:
         return epoch_generator(self.seed, epoch, name)

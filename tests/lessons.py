@@ -19,13 +19,14 @@ from robustbench_rec.shifted import Shifted
 from robustbench_rec.teacher import Taught, Teacher
 
 BPR = Plain(loss("bpr"))
-LISTS = ("boundary", "cd", "listwise", "pointwise", "rrd")
+LISTS = ("boundary", "cd", "finest", "listwise", "pointwise", "rrd")
 VECTORS = ("contrastive", "crd", "de", "topology")
 FEW: dict[str, dict[str, Any]] = {
     "listwise": {"top": 6, "uniform": 4},
     "pointwise": {"top": 6, "uniform": 4},
     "boundary": {"k": 3, "size": 5},
     "cd": {"count": 4, "top": 8},
+    "finest": {"top": 4},
     "rrd": {"interesting": 4, "uninteresting": 3, "top": 8},
     "de": {"experts": 2},
     "crd": {"negatives": 7, "dim": 6},

@@ -13,7 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Fixed, batch_for, build, buildable, compose, configured, gradients, make_data, question
+from conftest import (
+    Fixed,
+    batch_for,
+    build,
+    buildable,
+    compose,
+    configured,
+    gradients,
+    interactions,
+    make_data,
+    question,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,6 +43,7 @@ from robustbench_rec.graph import clicked, edges_of, normalised
 from robustbench_rec.losses import loss
 from robustbench_rec.metrics import detection
 from robustbench_rec.models import models
+from robustbench_rec.noises._events import joined
 from robustbench_rec.objective import Plain
 from robustbench_rec.poisons import poisons
 from robustbench_rec.shifted import Shifted
@@ -318,6 +330,22 @@ class TestDetectors:
             rows.append([own.mean(), own[-1] - own[0], own[int(np.ceil(0.75 * len(own))) - 1]])
         table = torch.tensor(np.array(rows), dtype=torch.double)
         torch.testing.assert_close(find("degree_sad", FAKED).scores, robust(table).abs().mean(1))
+
+    @pytest.mark.parametrize("name", ["degree_sad", "dense_block"])
+    def test_refusals_are_no_clicks(self, name: str) -> None:
+        train = replace(GENUINE.train, values=torch.ones(len(GENUINE.train)))
+        refused = replace(GENUINE.valid, values=torch.zeros(len(GENUINE.valid)))
+        only = interactions(torch.zeros(3, dtype=torch.long), torch.tensor([1, 2, 3]))
+        lone = replace(only, values=torch.zeros(3), times=torch.zeros(3, dtype=torch.long))
+        likes = replace(GENUINE, train=train.where(train.users > 0))
+        more = replace(likes, train=joined(joined(likes.train, refused.where(refused.users > 0)), lone))
+        found, expected = (step(name).find(each, None).scores for each in (more, likes))
+        torch.testing.assert_close(found[1:], expected if len(expected) < len(found) else expected[1:])
+        assert found[0].isfinite()
+
+    def test_who_has_an_item_twice_is_in_no_denser_block(self) -> None:
+        again = replace(GROUP, train=joined(GROUP.train, GROUP.train.where(GROUP.train.users < 5)))
+        torch.testing.assert_close(find("dense_block", again).scores, find("dense_block", GROUP).scores)
 
     def test_isolation_forest_is_that_of_scikit_learn_on_the_features(self) -> None:
         ensemble = pytest.importorskip("sklearn.ensemble")

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -144,6 +145,32 @@ class TestLists:
         expected = 1.7**2 * torch.stack(total).mean()
         torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("owned", [5, DATA.n_items - 5, DATA.n_items - 1])
+    def test_finest_is_the_hinge_of_neighbours_and_of_what_stands_k_behind(self, owned: int) -> None:
+        data = heavy(owned)
+        student, teacher = build("mf", data), teacher_of(data=data)
+        built = distil("finest", teacher=teacher, data=data, top=3, margin=0.05)
+        batch = batch_of(data)
+        order, above = [], []
+        for user in sorted(set(batch.users.tolist())):
+            best = Shifted(teacher.at.model)(Batch.unlabelled(torch.tensor([user]))).scores[0].argsort(descending=True)
+            had = data.train.items[data.train.users == user]
+            best = best[~torch.isin(best, had)][:6].tolist()
+            s = Shifted(student)(Batch.unlabelled(torch.tensor([user]))).scores[0]
+            order += [(0.05 - (s[i] - s[j])).clamp_min(0) for i, j in pairwise(best[:3])]
+            above += [(0.05 - (s[i] - s[j])).clamp_min(0) for i, j in zip(best, best[3:], strict=False)]
+        expected = torch.stack(order).mean() + torch.stack(above).mean()
+        torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
+
+    def test_a_student_that_keeps_every_order_by_the_margin_has_nothing_to_learn(self) -> None:
+        scores = torch.rand(DATA.n_users, DATA.n_items).argsort(1).argsort(1).float()
+        student = Fixed(scores)
+        for margin, least in ((1.0, 0.0), (1.5, 0.5)):
+            value = value_of(
+                distil("finest", teacher=fixed(5 * scores), student=student, margin=margin, top=1), student, batch_of()
+            )
+            assert (value.item() > 0) == (least > 0)
+
     @pytest.mark.parametrize("name", ["listwise", "pointwise", "boundary"])
     def test_a_student_that_agrees_with_its_teacher_has_nothing_to_learn(self, name: str) -> None:
         student, batch = build("mf", seed=9), batch_of()
@@ -179,6 +206,7 @@ class TestLists:
         hidden = Interactions(torch.tensor([0, 3]), torch.tensor([4, 7]), torch.ones(2))
         data, teacher = replace(DATA, hidden=hidden), teacher_of()
         few = {"boundary": {"k": 6, "size": 20, "delta": 9.0}, "cd": {"count": 8}, "rrd": {"sampled": False}}
+        few["finest"] = {"top": 4}
         changes = {"top": 8, "uniform": 60} if name in ("listwise", "pointwise") else few[name]
         built = distil(name, teacher=teacher, data=data, seen=True, **changes)
         scores = teacher.scores(torch.arange(DATA.n_users), None).clone()
@@ -277,6 +305,7 @@ class TestLists:
         lists = {
             "boundary": {"k": 3, "size": 6, "delta": 9.0},
             "cd": {"count": 4, "top": 6},
+            "finest": {"top": 3},
             "rrd": {"interesting": 6, "top": 6, "uninteresting": 0, "sampled": False},
         }
         changes = lists.get(name, {"top": 6, "uniform": 0})

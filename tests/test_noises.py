@@ -113,7 +113,7 @@ def changed(data: Data, clean: Data = CLEAN) -> int:
 
 
 def test_every_noise_says_what_it_touches() -> None:
-    assert {*TOUCHED, "none", "embedding"} == set(noises)
+    assert {*TOUCHED, "none", "embedding", "simulation"} == set(noises)
 
 
 @pytest.mark.parametrize(("name", "changes"), WAYS, ids=IDS)

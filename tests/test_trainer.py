@@ -332,6 +332,7 @@ RESUMED: list[tuple[str, dict[str, Any]]] = [
     ("kgat", {"optimizer": "sgd", "momentum": 0.9}),
     ("mf", {"patience": 2, "epochs": 12}),
     ("mf", {"noise": configured("noise", "embedding")}),
+    ("sasrec", {"noise": configured("noise", "simulation", level=0.3)}),
 ]
 
 

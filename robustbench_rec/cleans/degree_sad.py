@@ -13,7 +13,7 @@ class DegreeSAD(Detector):
     """Users whose items are unusually popular or unpopular: mean, range, upper quartile (W. Li et al., IEICE 2016).
 
     Suspicion is the mean of the three features' distances from the median user, in robust standard deviations. The
-    paper trains a classifier on these features with labelled users; here nobody has labels.
+    paper trains a classifier on these features with labelled users; here nobody has labels. Who likes nothing has 0.
     """
 
     @dataclass
@@ -21,13 +21,15 @@ class DegreeSAD(Detector):
         pass
 
     def suspicion(self, data: Data, users: Tensor, told: Tensor | None) -> Tensor:
-        owner, popularity = data.train.users, torch.bincount(data.train.items).double()[data.train.items]
+        train = data.train.liked()  # a refusal is no click
+        owner, popularity = train.users, torch.bincount(train.items).double()[train.items]
         order = popularity.argsort(stable=True)
         order = order[owner[order].argsort(stable=True)]
         counts = torch.bincount(owner, minlength=data.n_users)[users]
         ends = counts.cumsum(0)
-        line = popularity[order]
-        quartile = line[ends - counts + (0.75 * counts).ceil().long() - 1]
-        mean = torch.zeros(data.n_users, dtype=torch.double).index_add(0, owner, popularity)[users] / counts
-        features = torch.stack([mean, line[ends - 1] - line[ends - counts], quartile], 1)
-        return robust(features).abs().mean(1)
+        line, some = popularity[order], counts > 0
+        first, last, counts = (ends - counts)[some], ends[some] - 1, counts[some]
+        mean = torch.zeros(data.n_users, dtype=torch.double).index_add(0, owner, popularity)[users[some]] / counts
+        quartile = line[first + (0.75 * counts).ceil().long() - 1]
+        features = torch.stack([mean, line[last] - line[first], quartile], 1)
+        return torch.zeros(len(users), dtype=torch.double).masked_scatter(some, robust(features).abs().mean(1))

@@ -16,7 +16,7 @@ class DenseBlock(Detector):
     """Groups who have more items in common than their lengths and the items' popularity explain.
 
     How much two users share is the cosine of the Pearson residuals √((1 − π)/π) of what they have, where π, the chance
-    that a user has an item, is the user's length times the item's share of all events. Suspicion is the
+    that a user has an item, is the number of the user's items times the item's share of all pairs. Suspicion is the
     `group`-1-th largest of a user's values: what somebody shares with a whole group of that size at least, not with one
     friend. window: seconds, only the same item in the same stretch of time counts (null: at any time). Own
     construction, for the co-rating rule of group detection. It is for fake users who copy each other: those with random
@@ -38,8 +38,8 @@ class DenseBlock(Detector):
     def suspicion(self, data: Data, users: Tensor, told: Tensor | None) -> Tensor:
         there, _ = profiles(self._tokens(data), users, "clicks")
         there = there[:, there.sum(0) > 1]  # what one user has is shared with nobody
-        lengths = torch.bincount(data.train.users, minlength=data.n_users)[users].double()
-        chance = lengths[:, None] * there.sum(0) / len(data.train)
+        lengths = profiles(data, users, "clicks")[0].sum(1)
+        chance = lengths[:, None] * there.sum(0) / lengths.sum()
         chance = chance.clamp(1e-12, 1 - 1e-3)
         residual = there * ((1 - chance) / chance).sqrt()
         unit = F.normalize(residual, dim=1)

@@ -44,7 +44,7 @@ class OverLists(Term):
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         users = torch.unique(batch.users)
-        question = self.lesson.histories.question(users, self.lists[users], at.model.window)
+        question = self.histories.question(users, self.lists[users], at.model.window)
         there = None if self.there is None else self.there[users]
         return self.compare(at(question).scores.float(), self.taught[users], there)
 

@@ -74,7 +74,7 @@ class OverVectors(Term):
 
     def _entities(self, at: Shifted, batch: Batch) -> Iterator[Entities]:
         users, items = self._some(batch.users), self._some(batch.targets if batch.items is None else batch.items)
-        question = self.lesson.histories.question(users, None, at.model.window)
+        question = self.histories.question(users, None, at.model.window)
         yield Entities("user", users, at.user_states(question).float(), self.taught["user"][users])
         yield Entities("item", items, at.item_states(items).float(), self.taught["item"][items])
 

@@ -12,6 +12,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.noise import pairs, repeated
 
 BIASES = ("degree", "none")
+ITEMS = ("popular", "uniform", "unpopular")
 REDRAWS = 20
 
 
@@ -61,6 +62,41 @@ def spared(data: Data, generator: torch.Generator) -> Tensor:
     found = torch.zeros_like(last)
     found[order[last]] = True
     return found
+
+
+def spare(data: Data, places: Tensor, generator: torch.Generator) -> Tensor:
+    """Those of the places that can go, so that every user keeps an event, a liked one where there is one."""
+    train = data.train
+    gone = torch.zeros(len(train), dtype=torch.bool).index_fill(0, places, True)
+    liked = train.values != 0
+    able = torch.bincount(train.users[liked], minlength=data.n_users) > 0
+    counts = liked | ~able[train.users]
+    left = torch.bincount(train.users[counts & ~gone], minlength=data.n_users) > 0
+    return (gone & (left[train.users] | ~spared(data, generator))).nonzero().squeeze(1)
+
+
+def edited(data: Data, op: str, places: Tensor, items: str, generator: torch.Generator) -> Data:
+    """The data with training events at some places edited one by one.
+
+    op: delete, as far as every user keeps an event; replace, by an item that the user has in no part; insert, such an
+    item behind each. items: what is put in, drawn by its training events (popular), by the inverse of one more
+    (unpopular), or uniform.
+    """
+    train = data.train
+    if op == "delete":
+        return without(data, spare(data, places, generator))
+    popular = torch.bincount(train.items, minlength=data.n_items).float()
+    drawn_by = {"popular": popular, "unpopular": 1 / (1 + popular), "uniform": torch.ones(data.n_items)}[items]
+    origin = torch.arange(len(train))
+    false, places = added(data, places, drawn_by, generator)
+    if op == "insert":
+        order = torch.cat([origin, places]).argsort(stable=True)  # each behind the one that it is a copy of
+        return with_train(
+            data, rows(joined(train, false), order), torch.cat([origin, places])[order], order >= len(train)
+        )
+    others, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
+    others[places], noise[places] = false.items, True
+    return with_train(data, replace(train, items=others), origin, noise)
 
 
 def weights(data: Data, bias: str) -> Tensor:

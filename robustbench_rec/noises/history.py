@@ -10,11 +10,10 @@ from robustbench_rec.errors import unknown
 from robustbench_rec.histories import Histories
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import added, joined, rows, spared, with_train, without
+from robustbench_rec.noises._events import ITEMS, edited, rows, with_train
 
 OPS = ("crop", "delete", "insert", "replace", "reverse", "swap")
 PLACES = ("any", "end", "middle", "start")
-ITEMS = ("popular", "uniform", "unpopular")
 
 
 @noises.register
@@ -63,26 +62,10 @@ class HistoryNoise(Noise):
             found = edit(self.level, self.config.where, generator)
         else:
             found = self._chosen(data, generator)
-        if op in ("crop", "delete"):
-            return without(data, _spare(data, found, generator))
         if op in ("reverse", "swap"):
             origin = _shuffled(train.users, found, generator) if op == "swap" else found
             return with_train(data, replace(rows(train, origin), times=train.times), origin)
-        origin = torch.arange(len(train))
-        popular = torch.bincount(train.items, minlength=data.n_items).float()
-        weights = {"popular": popular, "unpopular": 1 / (1 + popular)}
-        false, places = added(data, found, weights.get(self.config.items, torch.ones(data.n_items)), generator)
-        if op == "insert":
-            order = torch.cat([origin, places]).argsort(stable=True)  # each behind the one that it is a copy of
-            return with_train(
-                data,
-                rows(joined(train, false), order),
-                torch.cat([origin, places])[order],
-                order >= len(train),
-            )
-        items, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
-        items[places], noise[places] = false.items, True
-        return with_train(data, replace(train, items=items), origin, noise)
+        return edited(data, "delete" if op == "crop" else op, found, self.config.items, generator)
 
     def _chosen(self, data: Data, generator: torch.Generator) -> Tensor:
         """Places of the events that are edited one by one."""
@@ -152,17 +135,6 @@ class Runs:
     def _within(self, first: Tensor, count: Tensor) -> Tensor:
         """Which events, in the order of the runs, have numbers from `first` on, `count` of a user, bool `[N]`."""
         return (self.nth >= first[self.owner]) & (self.nth < (first + count)[self.owner])
-
-
-def _spare(data: Data, places: Tensor, generator: torch.Generator) -> Tensor:
-    """Those of the places that can go, so that every user keeps an event, a liked one where there is one."""
-    train = data.train
-    gone = torch.zeros(len(train), dtype=torch.bool).index_fill(0, places, True)
-    liked = train.values != 0
-    able = torch.bincount(train.users[liked], minlength=data.n_users) > 0
-    counts = liked | ~able[train.users]
-    left = torch.bincount(train.users[counts & ~gone], minlength=data.n_users) > 0
-    return (gone & (left[train.users] | ~spared(data, generator))).nonzero().squeeze(1)
 
 
 def _several(users: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -187,6 +187,8 @@ def trainer_of(
         log.warning("noise=rating_noise changes ratings, which loss=%s reads as one like each: nothing differs", name)
     noise = noises.build(cfg.noise)
     noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
+    if noise.level and not (noise.finished or model.trainable):
+        raise RrecError(f"noise={noise.name}: model={cfg.model['name']} has no epochs to draw it in, it is computed")
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
     introduce(objective, model, data)
