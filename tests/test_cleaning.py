@@ -600,6 +600,15 @@ class TestSanitise:
         with pytest.raises(RrecError, match="unknown text column of dataset 'tiny' 'titel'"):
             find("sanitise", GENUINE, columns=["titel"])
 
+    @pytest.mark.parametrize(
+        ("names", "told"),
+        [(["year"], "has no column of prose; clean.columns takes any of year"), ([], "has no column of prose$")],
+    )
+    def test_data_without_prose_are_refused(self, names: list[str], told: str) -> None:
+        table = pd.DataFrame({name: ["1990s"] * GENUINE.n_items for name in names}, index=range(GENUINE.n_items))
+        with pytest.raises(RrecError, match=told):
+            find("sanitise", replace(GENUINE, item_table=table))
+
     def test_it_changes_nothing_when_done_again(self) -> None:
         once, _ = cleaned(GENUINE, [step("sanitise")])
         again, _ = cleaned(once, [step("sanitise")])

@@ -271,6 +271,10 @@ class TestPortions:
 
 
 class TestSampled:
+    def test_places_of_several_relevant_items_are_compared_in_full_rankings_alone(self) -> None:
+        with pytest.raises(RrecError, match="metric pru compares the relevant items of a list; protocol=sampled"):
+            evaluator(DATA, judge(protocol="sampled", n_negatives=5, metrics=["ndcg", "pru"]))
+
     def candidates(
         self, seed: int = 0, part: str = "test", n: int = 6, data: Data = DATA
     ) -> list[tuple[int, list[int]]]:

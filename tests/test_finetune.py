@@ -389,6 +389,7 @@ class TestTask:
             ("attack.surface=feature", "no feature surface"),
             ("epochs=0", "epochs=0: must be at least 1"),
             ("loss=dlr", "unknown loss 'dlr'"),
+            ("protocol=ratings monitor=rmse", "protocol=ratings judges ratings, and loss=bpr with negatives=1 learns none"),
             ("ckpt=/nowhere", "ckpt=/nowhere"),
         ],
     )
@@ -396,7 +397,7 @@ class TestTask:
         self, trained: dict[str, Path], tmp_path: Path, override: str, message: str
     ) -> None:
         key, _, value = override.partition("=")
-        cfg: Any = config(Path(value) if key == "ckpt" else trained["mf"], *([] if key == "ckpt" else [override]))
+        cfg: Any = config(Path(value) if key == "ckpt" else trained["mf"], *([] if key == "ckpt" else override.split()))
         with pytest.raises(RrecError, match=message):
             finetune.run(cfg, tmp_path)
 

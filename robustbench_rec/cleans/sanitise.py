@@ -40,6 +40,9 @@ class Sanitise(Clean):
             if name not in data.text_columns:
                 raise unknown(f"text column of dataset '{data.name}'", name, data.text_columns)
         chosen = list(filter(is_prose, data.text_columns)) if columns is None else columns
+        if not chosen:
+            others = f"; clean.columns takes any of {', '.join(data.text_columns)}" if data.text_columns else ""
+            raise RrecError(f"clean=sanitise: dataset '{data.name}' has no column of prose{others}")
         texts: dict[str, dict[int, str]] = {}
         counts = dict.fromkeys(RULES, 0)
         for name in chosen:

@@ -213,6 +213,8 @@ class Sampled(Ranking):
         self.n = 99 if judge.n_negatives is None else judge.n_negatives
         if self.n < 1:
             raise RrecError(f"n_negatives={self.n}: must be at least 1")
+        if "pru" in (judge.metrics or ()):
+            raise RrecError("metric pru compares the relevant items of a list; protocol=sampled has one in each")
         super().__init__(data, judge, seed=seed, alone=alone)
 
     @property

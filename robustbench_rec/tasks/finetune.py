@@ -35,7 +35,7 @@ from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted, label, surface
-from robustbench_rec.tasks.train import judge
+from robustbench_rec.tasks.train import check_rated, judge
 from robustbench_rec.trainer import Trainer, check
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     scoring = evaluator(data, cfg, alone=attack.alone)
     (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
     wanted = cfg.loss or model.loss
+    check_rated(cfg.protocol, wanted, model.negatives if cfg.negatives is None else cfg.negatives)
     climbed = trained(wanted)
     _tell_other_loss(cfg, model, loaded.training)
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)

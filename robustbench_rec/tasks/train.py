@@ -177,11 +177,8 @@ def trainer_of(
         )
     name = cfg.loss or model.loss
     count = model.negatives if cfg.negatives is None else cfg.negatives
-    if model.trainable and cfg.protocol == "ratings" and (name != "mse" or count):
-        raise RrecError(
-            f"protocol=ratings judges ratings, and loss={name} with negatives={count} learns none; use loss=mse "
-            "negatives=0, as model=biased_mf does"
-        )
+    if model.trainable:
+        check_rated(cfg.protocol, name, count)
     rated = cfg.noise["name"] == "rating_noise" and cfg.noise["level"]
     if rated and model.trainable and name != "mse" and bool((data.train.values != 0).all()):
         log.warning("noise=rating_noise changes ratings, which loss=%s reads as one like each: nothing differs", name)
@@ -222,6 +219,15 @@ def trainer_of(
         noise=noise,
     )
     return trainer, judging
+
+
+def check_rated(protocol: str, loss: str, negatives: int) -> None:
+    """RrecError where ratings are judged that a training does not learn."""
+    if protocol == "ratings" and (loss != "mse" or negatives):
+        raise RrecError(
+            f"protocol=ratings judges ratings, and loss={loss} with negatives={negatives} learns none; use loss=mse "
+            "negatives=0, as model=biased_mf does"
+        )
 
 
 def tell_late(defence: Objective, epochs: int) -> None:
