@@ -86,6 +86,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
+        self.steps = 0  # of the last epoch
         check(self.fit)
 
     def run(self) -> None:
@@ -113,7 +114,7 @@ class Trainer:
                 counting = epoch % COUNTED == 0 or not self.counted
                 with self.passes if counting else nullcontext():
                     row = self._epoch(epoch, bar)
-                self.counted += len(self.sampler) if counting else 0
+                self.counted += self.steps if counting else 0
                 if math.isnan(row[self.monitor]):
                     raise RrecError(
                         f"{self.monitor} is not defined on the validation part, so nothing tells which epoch is best; "
@@ -165,6 +166,7 @@ class Trainer:
             self._step(self.optimizers[0], loss)
             penalties += penalty.detach() if isinstance(penalty, Tensor) else penalty
             total, count = total + loss.detach(), count + 1
+        self.steps = count
         row = {"epoch": epoch + 1, "loss": total.item() / count, **told(self.objective)}
         if self.model.penalised:
             row["penalty"] = penalties.item() / count

@@ -389,7 +389,10 @@ class TestTask:
             ("attack.surface=feature", "no feature surface"),
             ("epochs=0", "epochs=0: must be at least 1"),
             ("loss=dlr", "unknown loss 'dlr'"),
-            ("protocol=ratings monitor=rmse", "protocol=ratings judges ratings, and loss=bpr with negatives=1 learns none"),
+            (
+                "protocol=ratings monitor=rmse",
+                "protocol=ratings judges ratings, and loss=bpr with negatives=1 learns none",
+            ),
             ("ckpt=/nowhere", "ckpt=/nowhere"),
         ],
     )

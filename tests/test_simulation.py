@@ -131,6 +131,13 @@ class TestTraining:
         assert alike(plain, none)
         assert not alike(plain, some)
 
+    @pytest.mark.parametrize("op", ["delete", "insert"])
+    def test_the_cost_of_a_step_counts_the_steps_there_were(self, tmp_path: Path, op: str) -> None:
+        config = configured("noise", "simulation", level=0.9, ops=[op])
+        built = run(tmp_path, model=build("mf", CLEAN), data=CLEAN, noise=config, epochs=2, batch_size=16)
+        assert built.passes.equivalents == 3 * built.counted
+        assert built.counted != len(built.sampler)
+
     def test_a_model_without_epochs_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="noise=simulation: model=ease has no epochs to draw it in"):
             trained("train", tmp_path / "run", "model=ease", "noise=simulation")
