@@ -16,8 +16,7 @@ from robustbench_rec.shifted import Shifted
 Scalar = Callable[[Shifted, Batch], Tensor]
 
 CELLS = 2**14
-"""Events or candidates that are differentiated at once on a CPU: what many more keep for the way back leaves its cache.
-"""
+"""Events or candidates that are asked about at once on a CPU: what a model holds of many more leaves its cache."""
 
 
 class Objective(nn.Module):
@@ -122,6 +121,7 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     The gradient is accumulated batch by batch, the batch-independent part (`encode`) is computed once.
     """
     leaves = [each for each in (*at.delta.values(), *at.model.parameters()) if each.requires_grad]
+    batches = chain.from_iterable(map(_pieces, batches))
     if not (torch.is_grad_enabled() and leaves):
         sums = [(loss(at(batch), batch).sum(), len(batch)) for batch in batches]
         return torch.stack([each for each, _ in sums]).sum() / sum(size for _, size in sums)
@@ -131,7 +131,7 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     wanted = [*copies, *leaves]
     sums_: list[Tensor | None] = [None] * len(wanted)
     value, count = torch.zeros((), device=leaves[0].device), 0
-    for batch in chain.from_iterable(map(_pieces, batches)):
+    for batch in batches:
         total = loss(held(batch), batch).sum()
         if total.requires_grad:
             _add(sums_, wanted, torch.autograd.grad(total, wanted, allow_unused=True))

@@ -238,7 +238,7 @@ class TestStreamed:
         assert any(each is not None and bool(each.any()) for each in gradient)
 
     @pytest.mark.parametrize("name", ["mf", "sasrec", "multi_intent_gaussian"])
-    def test_on_a_cpu_few_rows_at_a_time_are_differentiated(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_on_a_cpu_few_rows_at_a_time_are_asked_about(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model, asked = build(name).eval(), []
         judging = evaluator(DATA, judge(protocol="sampled", n_negatives=4))
         delta = {key: each.requires_grad_() for key, each in shift_of(model, "weight").items()}
@@ -261,6 +261,11 @@ class TestStreamed:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
         assert max(asked) == 3
         assert sum(asked) == len(batch)
+        asked.clear()
+        with torch.no_grad():
+            value = streamed(Shifted(model, delta), judging.batches(model, "test"), counting)
+        torch.testing.assert_close(value, whole[0])
+        assert max(asked) == 3
 
     def test_encode_runs_once_for_all_batches(self, toy: Toy) -> None:
         streamed(Shifted(toy), self.portions([8, 8, 8]), loss("bpr"))
