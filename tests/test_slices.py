@@ -608,6 +608,8 @@ class TestVerbs:
         assert found["between/score_rmse"] > 0
         assert 0 < found["between/overlap@10"] < 1
         assert 0 < found["between/lists@10"] <= 60
+        assert 0 < found["between/jaccard@10"] < found["between/overlap@10"]
+        assert {f"between/{name}" for name in ("frbo@20", "kendall@10", "top1")} <= found.keys()
         assert "test/fair/activity/gap/ndcg@10" in found
         assert "test/calibrated/ece@10" in found
         frame = pd.read_csv(tmp_path / "slices.csv")
@@ -629,6 +631,26 @@ class TestVerbs:
         found = run(evaluate, tmp_path, *words)
         assert found["divergence/score_rmse"] > 0
         assert (found["between/score_rmse"], found["between/overlap@10"], found["between/lists@10"]) == (0, 1, 0)
+        assert found["between/jaccard@10"] == found["between/kendall@20"] == found["between/top1"] == 1
+
+    def test_how_far_lists_move_with_a_few_training_events_is_told(self, runs: dict[str, Path], tmp_path: Path) -> None:
+        values = []
+        for share in (0.01, 0.5):
+            noise = ("noise=history", "noise.op=delete", f"noise.level={share}")
+            run(train, tmp_path / f"{share}", *SMALL, *noise)
+            words = f"ckpt='{tmp_path / str(share)}'", f"baseline='{runs['one']}'", "device=cpu"
+            found = run(evaluate, tmp_path / f"eval-{share}", *words)
+            other = run(
+                evaluate,
+                tmp_path / f"turned-{share}",
+                words[1].replace("baseline", "ckpt"),
+                words[0].replace("ckpt", "baseline"),
+                "device=cpu",
+            )
+            assert found["between/jaccard@10"] == pytest.approx(other["between/jaccard@10"])
+            assert found["test/difference/ndcg@10"] == pytest.approx(-other["test/difference/ndcg@10"])
+            values.append(found["between/jaccard@10"])
+        assert 1 > values[0] > values[1]
 
     def test_clicks_are_compared_and_calibrated_too(self, tmp_path: Path) -> None:
         clicks = ["prepare.label=4", "protocol=clicks", "loss=bce", "negatives=0"]
@@ -645,7 +667,7 @@ class TestVerbs:
     def test_other_data_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:
         other = tmp_path / "other"
         run(train, other, *(w for w in SMALL if "n_users" not in w), "dataset.n_users=50")
-        with pytest.raises(RrecError, match="there is nothing to compare"):
+        with pytest.raises(RrecError, match="use the baseline's dataset, prepare and split"):
             run(evaluate, tmp_path / "eval", f"ckpt='{runs['one']}'", f"baseline='{other}'", "device=cpu")
 
     def test_an_attack_tells_how_the_lists_changed_and_what_a_defence_gave_back(

@@ -10,7 +10,7 @@ from robustbench_rec.evaluation import Evaluator, evaluator
 
 
 def beside(
-    cfg: Attack | Eval | Gate, judging: Evaluator[Any], loaded: checkpoint.Loaded, other: checkpoint.Loaded, key: str
+    cfg: Attack | Gate, judging: Evaluator[Any], loaded: checkpoint.Loaded, other: checkpoint.Loaded, key: str
 ) -> Evaluator[Any]:
     """What a model that the key names is judged with: it reads its own training data, and is asked what `judging` asks.
 
@@ -31,7 +31,7 @@ def asked_alike(cfg: Attack | Eval | Gate, judging: Evaluator[Any], data: Data, 
     own = evaluator(data, cfg, alone=judging.alone)
     if not judging.asks_as(own, cfg.part):
         raise RrecError(
-            f"{key}={getattr(cfg, key)}: without the cleaning of ckpt={cfg.ckpt}, or with another one, other users, "
-            "candidates or events are judged: there is nothing to compare"
+            f"{key}={getattr(cfg, key)}: without the cleaning and the noise of ckpt={cfg.ckpt}, or with others, other "
+            "users, candidates or events are judged: there is nothing to compare"
         )
     return own

@@ -10,6 +10,7 @@ import torch
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
 from robustbench_rec.evaluation import Evaluator, Moved, Result, by_user, evaluator
+from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.evaluation.calibration import Calibrated
 from robustbench_rec.evaluation.divergence import Side, divergence
 from robustbench_rec.evaluation.slices import check, sliced
@@ -21,7 +22,7 @@ from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.significance import LEVEL, Comparison, holm, paired, paired_events
-from robustbench_rec.tasks.beside import beside
+from robustbench_rec.tasks.beside import asked_alike
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
 
@@ -58,6 +59,8 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
             theirs = None if other is None else judging.evaluate(other, cfg.part)
             calibrated = Calibrated(judging, at, cfg.part, result) if cfg.calibrate else None
         apart = _apart(judging, at, other, cfg)
+        if theirs is not None and (lists := alike(theirs, result, cfg.top_k)):
+            apart["between"] |= lists.metrics
         by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
         told = dict(result.metrics)
         if cfg.slices:
@@ -81,11 +84,15 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
 
 
 def _baseline(cfg: Eval, judging: Evaluator[Any], loaded: checkpoint.Loaded, device: torch.device) -> Moved | None:
-    """The baseline and what it reads, to be judged as the checkpoint is; None without one."""
+    """The baseline and what it reads, to be judged as the checkpoint is; None without one.
+
+    It may have learnt under another noise, or none: users, candidates and what is relevant are the same.
+    """
     if cfg.baseline is None:
         return None
     found = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline", noise=cfg.noise)
-    own, at = beside(cfg, judging, loaded, found, "baseline"), Shifted(found.model)
+    checkpoint.same_source(found, loaded.recipe, loaded.data, "baseline", cfg.baseline)
+    own, at = asked_alike(cfg, judging, found.data, "baseline"), Shifted(found.model)
     return [(at, batch) for batch in own.inputs(found.model, cfg.part)]
 
 
