@@ -20,6 +20,7 @@ from robustbench_rec.features import features
 from robustbench_rec.models import models
 from robustbench_rec.noise import cycle, drawn, pairs, repeated
 from robustbench_rec.noises import noises
+from robustbench_rec.noises.history import cascading
 from robustbench_rec.prepare import load
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import data as data_task
@@ -354,6 +355,38 @@ class TestEvents:
             assert len(after) == len(expected)
             for item, place in zip(after, expected, strict=True):
                 assert item not in before if place is None else item == before[place]
+
+    @pytest.mark.parametrize("level", [0.02, 0.2, 1.0])
+    def test_cascades_begin_with_the_events_that_most_others_follow_from(self, level: float) -> None:
+        train = CLEAN.train
+        assert train.times is not None
+        n, order = len(train), train.times.argsort(stable=True).tolist()
+        follow: list[set[int]] = [set() for _ in range(n)]
+        latest: dict[tuple[str, int], int] = {}
+        behind: list[list[int]] = [[] for _ in range(n)]
+        for event in order:
+            for key in (("user", int(train.users[event])), ("item", int(train.items[event]))):
+                if key in latest:
+                    behind[latest[key]].append(event)
+                latest[key] = event
+        for event in reversed(order):
+            follow[event] = {event}.union(*(follow[each] for each in behind[event]))
+        sizes = torch.tensor([len(each) for each in follow])
+        count = round(level * n)
+        found = cascading(CLEAN, count)
+        assert len(found.unique()) == count
+        assert torch.equal(sizes[found], sizes.sort(descending=True).values[:count])
+        data = noisy("history", op="delete", where="cascade", level=0.02)
+        gone = set(range(n)) - {int((pairs(train, CLEAN) == key).nonzero()) for key in pairs(data.train, data)}
+        assert gone == set(cascading(CLEAN, round(0.02 * n)).tolist())
+
+    def test_cascades_need_times_and_single_events(self) -> None:
+        with pytest.raises(
+            RrecError, match="noise.where=cascade is for delete, insert, replace, not for noise.op=swap"
+        ):
+            noisy("history", op="swap", where="cascade")
+        with pytest.raises(RrecError, match="noise.where=cascade: dataset 'tiny' has no times"):
+            noisy("history", replace(CLEAN, train=replace(CLEAN.train, times=None)), op="delete", where="cascade")
 
     @pytest.mark.parametrize("op", ["crop", "delete", "replace", "swap"])
     @pytest.mark.parametrize("level", [0.05, 0.33, 0.8])

@@ -1,19 +1,25 @@
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
 
 from robustbench_rec.data import Data
-from robustbench_rec.errors import unknown
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.histories import Histories
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
 from robustbench_rec.noises._events import ITEMS, edited, rows, with_train
 
 OPS = ("crop", "delete", "insert", "replace", "reverse", "swap")
-PLACES = ("any", "end", "middle", "start")
+PLACES = ("any", "cascade", "end", "middle", "start")
+ALONE = ("delete", "insert", "replace")
+"""What edits events one by one."""
 
 
 @noises.register
@@ -24,7 +30,8 @@ class HistoryNoise(Noise):
     reverse, runs of them are turned round (two of a user at least; times stay); replace, their items are others that
     the user has in no part (`train/noise` of the ground truth); insert, such an item comes behind each, at the same
     time; delete; crop, they go from the two ends. where: the first of a user's events, the latest, those in the middle,
-    each user's share of the level rounded up or down; or any. items: what is put in, drawn by its training events
+    each user's share of the level rounded up or down; any; or, for what edits events one by one, cascade: those from
+    which most others follow (CASPER: Oh et al., CIKM 2022). items: what is put in, drawn by its training events
     (popular), by the inverse of one more (unpopular), or uniform.
 
     Valid and test stay; what a model reads before a test event changes as well. Nothing is duplicated: a user has an
@@ -49,6 +56,8 @@ class HistoryNoise(Noise):
         ):
             if value not in choices:
                 raise unknown(f"noise.{key}", value, choices)
+        if config.where == "cascade" and config.op not in ALONE:
+            raise RrecError(f"noise.where=cascade is for {', '.join(ALONE)}, not for noise.op={config.op}")
         self.config = config
 
     @property
@@ -70,6 +79,8 @@ class HistoryNoise(Noise):
     def _chosen(self, data: Data, generator: torch.Generator) -> Tensor:
         """Places of the events that are edited one by one."""
         users, count, swap = data.train.users, self.count(len(data.train)), self.config.op == "swap"
+        if self.config.where == "cascade":
+            return cascading(data, count)
         if self.config.where != "any":
             return Runs(data).run(self.level, self.config.where, generator, least=2 if swap else 1)
         if swap:
@@ -135,6 +146,40 @@ class Runs:
     def _within(self, first: Tensor, count: Tensor) -> Tensor:
         """Which events, in the order of the runs, have numbers from `first` on, `count` of a user, bool `[N]`."""
         return (self.nth >= first[self.owner]) & (self.nth < (first + count)[self.owner])
+
+
+def cascading(data: Data, count: int) -> Tensor:
+    """Places of the `count` training events from which most others follow.
+
+    An event leads to the next one of its user, to the next one of its item, and to all that these lead to. In the
+    released code only events without one before them count, and those outside of the window of a model lead to nothing.
+    """
+    if data.train.times is None:
+        raise RrecError(f"noise.where=cascade: dataset '{data.name}' has no times, so nothing follows from anything")
+    n, order = len(data.train), data.train.times.argsort(stable=True)
+    edges = []
+    for owner in (data.train.users, data.train.items):
+        run = order[owner[order].argsort(stable=True)]
+        same = owner[run[1:]] == owner[run[:-1]]
+        edges.append(torch.stack([run[:-1][same], run[1:][same]]))
+    heads, tails = torch.cat(edges, 1).numpy()
+    graph = csr_matrix((np.ones(len(heads), dtype=np.int8), (heads, tails)), shape=(n, n))
+
+    def found(event: int) -> tuple[int, int]:
+        return -len(breadth_first_order(graph, event, return_predecessors=False)), event
+
+    # none leads to as much as what leads to it, so the next best stands behind one that is chosen, or behind none
+    waiting = [found(each) for each in np.setdiff1d(np.arange(n), tails).tolist()]
+    heapify(waiting)
+    seen, chosen = {event for _, event in waiting}, list[int]()
+    while len(chosen) < count:
+        _, event = heappop(waiting)
+        chosen.append(event)
+        for each in graph.indices[graph.indptr[event] : graph.indptr[event + 1]].tolist():
+            if each not in seen:
+                seen.add(each)
+                heappush(waiting, found(each))
+    return torch.tensor(chosen, dtype=torch.long)
 
 
 def _several(users: Tensor, count: int, generator: torch.Generator) -> Tensor:
