@@ -150,7 +150,8 @@ def _pieces(batch: Batch) -> Iterator[Batch]:
     read = 0 if batch.history is None else batch.history.items.shape[1]
     asked = 0 if batch.items is None else batch.items.shape[1]
     rows = max(1, CELLS // max(read, asked, 1))
-    if batch.users.device.type != "cpu" or len(batch) != len(batch.users) or len(batch) <= rows:
+    stepwise = batch.history is not None and batch.history.steps is not None
+    if batch.users.device.type != "cpu" or stepwise or len(batch) <= rows:
         yield batch
         return
     for start in range(0, len(batch), rows):

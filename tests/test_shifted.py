@@ -10,7 +10,7 @@ from conftest import DATA, Toy, batch_for, batch_of, build, gradients, judge, mo
 from torch import Tensor, nn
 
 from robustbench_rec import objective
-from robustbench_rec.batch import Batch, Output
+from robustbench_rec.batch import Batch, History, Output
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
@@ -266,6 +266,14 @@ class TestStreamed:
             value = streamed(Shifted(model, delta), judging.batches(model, "test"), counting)
         torch.testing.assert_close(value, whole[0])
         assert max(asked) == 3
+
+    def test_steps_of_histories_stay_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(objective, "CELLS", 1)
+        model, items, steps = build("sasrec").eval(), torch.randint(DATA.n_items, (3, 4)), torch.tensor([0, 5, 9])
+        history, targets = History(items, torch.full((3,), 4), steps), torch.tensor([1, 2, 3])
+        batch = Batch(torch.arange(3), None, torch.empty(3, 0), targets=targets, history=history)
+        value = streamed(Shifted(model), [batch], loss("softmax"))
+        torch.testing.assert_close(value, loss("softmax")(Shifted(model)(batch), batch).mean())
 
     def test_encode_runs_once_for_all_batches(self, toy: Toy) -> None:
         streamed(Shifted(toy), self.portions([8, 8, 8]), loss("bpr"))
