@@ -339,9 +339,15 @@ def alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return uncleaned(one) is not None and uncleaned(one) == uncleaned(other)
 
 
-def comparable(loaded: Loaded, other: Loaded, key: str, path: str, ckpt: str) -> None:
-    """RrecError where two models were trained on data that are not `alike`."""
-    if not alike(fingerprints(loaded.data), fingerprints(other.data)):
+def comparable(loaded: Loaded, other: Loaded, key: str, path: str, ckpt: str, *, noise: bool = False) -> None:
+    """RrecError where two models were trained on data that are not `alike`, or that differ in more than their noise."""
+    same = alike(fingerprints(loaded.data), fingerprints(other.data))
+    if not same and noise:
+        one, two = ([each.recipe.dataset, each.recipe.split, each.recipe.prepare] for each in (loaded, other))
+        fakes = [None if each.data.fakes is None else profiles.digest(each.data.fakes) for each in (loaded, other)]
+        ids = [[each.data.user_ids, each.data.item_ids] for each in (loaded, other)]
+        same = one == two and fakes[0] == fakes[1] and ids[0] == ids[1]
+    if not same:
         raise RrecError(
             f"{key}={path} was trained on data {other.data.fingerprint[:12]}, ckpt={ckpt} on "
             f"{loaded.data.fingerprint[:12]}: there is nothing to compare"

@@ -134,9 +134,6 @@ class Term(Objective):
         self.histories = lesson.histories
         """What the student reads of its users, as an epoch shows it."""
 
-    def show(self, data: Data) -> None:
-        self.histories = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
-
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         if self.weighted.weight:
             self.prepare(epoch, generator)
@@ -180,6 +177,11 @@ class Distillation(Objective):
         """Steps of this epoch."""
         self.first = 0
         """Steps before it."""
+
+    def show(self, data: Data) -> None:
+        histories = Histories(data.train.liked(), n_users=data.n_users, n_items=data.n_items)
+        for each in self.terms:
+            each.histories = histories
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.sums, self.count, self.first = {}, 0, epoch * self.batches

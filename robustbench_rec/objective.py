@@ -1,7 +1,6 @@
 """Objectives: scalars of (model at a point, batch) that wrap one another; trained down, attacked up."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +16,8 @@ Scalar = Callable[[Shifted, Batch], Tensor]
 
 CELLS = 2**14
 """Events or candidates that are asked about at once on a CPU: what a model holds of many more leaves its cache."""
+TABLES = 64
+"""Of each event or candidate: numbers of gradients of whole tables, so that these stay the smaller part of a piece."""
 
 
 class Objective(nn.Module):
@@ -97,7 +98,7 @@ def show(objective: Objective, data: Data) -> None:
     """Tell every nested objective that an epoch shows the training events of these data."""
     for each in objective.modules():
         if isinstance(each, Objective):
-            each.show(data)
+            each.show(data.known)
 
 
 def told(objective: Objective) -> dict[str, float]:
@@ -121,9 +122,8 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     The gradient is accumulated batch by batch, the batch-independent part (`encode`) is computed once.
     """
     leaves = [each for each in (*at.delta.values(), *at.model.parameters()) if each.requires_grad]
-    batches = chain.from_iterable(map(_pieces, batches))
     if not (torch.is_grad_enabled() and leaves):
-        sums = [(loss(at(batch), batch).sum(), len(batch)) for batch in batches]
+        sums = [(loss(at(each), each).sum(), len(each)) for batch in batches for each in _pieces(at.model, batch, 0)]
         return torch.stack([each for each, _ in sums]).sum() / sum(size for _, size in sums)
     roots = [each for each in _tensors(at.encoded) if each.requires_grad]
     copies = [each.detach().requires_grad_() for each in roots]
@@ -131,11 +131,12 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     wanted = [*copies, *leaves]
     sums_: list[Tensor | None] = [None] * len(wanted)
     value, count = torch.zeros((), device=leaves[0].device), 0
-    for batch in batches:
-        total = loss(held(batch), batch).sum()
+    tables = sum(each.numel() for each in wanted)
+    for piece in (each for batch in batches for each in _pieces(at.model, batch, tables)):
+        total = loss(held(piece), piece).sum()
         if total.requires_grad:
             _add(sums_, wanted, torch.autograd.grad(total, wanted, allow_unused=True))
-        value, count = value + total.detach(), count + len(batch)
+        value, count = value + total.detach(), count + len(piece)
     direct = sums_[len(copies) :]
     upstream = [(root, each) for root, each in zip(roots, sums_, strict=False) if each is not None]
     if upstream:
@@ -145,13 +146,17 @@ def streamed(at: Shifted, batches: Iterable[Batch], loss: Loss) -> Tensor:
     return known(value / count, [leaf for leaf, _ in reached], [each for _, each in reached])
 
 
-def _pieces(batch: Batch) -> Iterator[Batch]:
-    """The same rows, few enough at a time to stay in the cache of a CPU where what they read or ask of is listed."""
+def _pieces(model: RecModel, batch: Batch, tables: int) -> Iterator[Batch]:
+    """The same rows, so many at a time that what they read or are asked about stays in a CPU's cache.
+
+    tables: numbers in the gradients that each piece costs, whatever its rows.
+    """
     read = 0 if batch.history is None else batch.history.items.shape[1]
-    asked = 0 if batch.items is None else batch.items.shape[1]
-    rows = max(1, CELLS // max(read, asked, 1))
+    asked = 0 if batch.items is None or model.inner_product else batch.items.shape[1]
     stepwise = batch.history is not None and batch.history.steps is not None
-    if batch.users.device.type != "cpu" or stepwise or len(batch) <= rows:
+    width = max(read, asked)
+    rows = max(1, CELLS // max(width, 1), tables // max(TABLES * width, 1))
+    if batch.users.device.type != "cpu" or stepwise or not width or len(batch) <= rows:
         yield batch
         return
     for start in range(0, len(batch), rows):

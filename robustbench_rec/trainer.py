@@ -152,7 +152,8 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = self.fit.lr * (0.1 if late else 1.0)
         noisy = epoch_generator(self.noise.seed if self.noise else 0, epoch, "noise")
-        sampler = self._shown(noisy)
+        sampler = self._shown(epoch, noisy)
+        bar.steps = len(sampler)
         start_epoch(self.objective, epoch, self._stream(epoch, "objective"), batches=len(sampler))
         total, penalties, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
         for batch in bar.each(epoch, sampler.epoch(self._stream(epoch, "batches"))):
@@ -186,14 +187,18 @@ class Trainer:
         row["seconds"] = time.perf_counter() - start
         return row
 
-    def _shown(self, generator: torch.Generator) -> Sampler:
+    def _shown(self, epoch: int, generator: torch.Generator) -> Sampler:
         """What gives the batches of an epoch: of its own events, where a noise changes them in each."""
         if self.noise is None or self.noise.finished or not self.noise.level:
             return self.sampler
-        shown = self.noise.shown(self.sampler.data.to(torch.device("cpu")), generator)  # where noises draw
-        shown = shown.to(self.sampler.device)
+        known = self.sampler.data.known.to(torch.device("cpu"))  # where noises draw
+        shown = self.noise.shown(known, generator).to(self.sampler.device)
         show(self.objective, shown)
-        return self.sampler.over(shown)
+        try:
+            return self.sampler.over(shown)
+        except RrecError as error:
+            told = f"noise={self.noise.name} noise.level={self.noise.level:g}, in epoch {epoch + 1}"
+            raise RrecError(f"{told}: {error}") from error
 
     def _stream(self, epoch: int, name: str) -> torch.Generator:
         return epoch_generator(self.seed, epoch, name)

@@ -609,6 +609,10 @@ class TestSanitise:
         with pytest.raises(RrecError, match=told):
             find("sanitise", replace(GENUINE, item_table=table))
 
+    def test_no_column_at_all_is_refused(self) -> None:
+        with pytest.raises(RrecError, match=r"clean.columns=\[\]: a column at least, or null for those of prose"):
+            step("sanitise", columns=[])
+
     def test_it_changes_nothing_when_done_again(self) -> None:
         once, _ = cleaned(GENUINE, [step("sanitise")])
         again, _ = cleaned(once, [step("sanitise")])

@@ -145,22 +145,23 @@ class TestLists:
         expected = 1.7**2 * torch.stack(total).mean()
         torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("top", [3, 100])
     @pytest.mark.parametrize("owned", [5, DATA.n_items - 5, DATA.n_items - 1])
-    def test_finest_is_the_hinge_of_neighbours_and_of_what_stands_k_behind(self, owned: int) -> None:
+    def test_finest_is_the_hinge_of_neighbours_and_of_what_stands_k_behind(self, owned: int, top: int) -> None:
         data = heavy(owned)
         student, teacher = build("mf", data), teacher_of(data=data)
-        built = distil("finest", teacher=teacher, data=data, top=3, margin=0.05)
+        built = distil("finest", teacher=teacher, data=data, top=top, margin=0.05)
         batch = batch_of(data)
         order, above = [], []
         for user in sorted(set(batch.users.tolist())):
             best = Shifted(teacher.at.model)(Batch.unlabelled(torch.tensor([user]))).scores[0].argsort(descending=True)
             had = data.train.items[data.train.users == user]
-            best = best[~torch.isin(best, had)][:6].tolist()
+            best = best[~torch.isin(best, had)][: 2 * top].tolist()
             s = Shifted(student)(Batch.unlabelled(torch.tensor([user]))).scores[0]
-            order += [(0.05 - (s[i] - s[j])).clamp_min(0) for i, j in pairwise(best[:3])]
-            above += [(0.05 - (s[i] - s[j])).clamp_min(0) for i, j in zip(best, best[3:], strict=False)]
-        expected = torch.stack(order).mean() + torch.stack(above).mean()
-        torch.testing.assert_close(value_of(built, student, batch), expected, rtol=1e-4, atol=1e-6)
+            order += [(0.05 - (s[i] - s[j])).clamp_min(0) for i, j in pairwise(best[:top])]
+            above += [(0.05 - (s[i] - s[j])).clamp_min(0) for i, j in zip(best, best[top:], strict=False)]
+        means = [torch.stack(each).mean() if each else torch.zeros(()) for each in (order, above)]
+        torch.testing.assert_close(value_of(built, student, batch), sum(means), rtol=1e-4, atol=1e-6)
 
     def test_a_student_that_keeps_every_order_by_the_margin_has_nothing_to_learn(self) -> None:
         scores = torch.rand(DATA.n_users, DATA.n_items).argsort(1).argsort(1).float()

@@ -237,35 +237,61 @@ class TestStreamed:
             torch.testing.assert_close(g, torch.zeros_like(x) if r is None else r, rtol=1e-4, atol=1e-7)
         assert any(each is not None and bool(each.any()) for each in gradient)
 
-    @pytest.mark.parametrize("name", ["mf", "sasrec", "multi_intent_gaussian"])
+    @pytest.mark.parametrize("name", ["neumf", "sasrec", "multi_intent_gaussian"])
     def test_on_a_cpu_few_rows_at_a_time_are_asked_about(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        model, asked = build(name).eval(), []
+        model, seen = build(name).eval(), []
         judging = evaluator(DATA, judge(protocol="sampled", n_negatives=4))
         delta = {key: each.requires_grad_() for key, each in shift_of(model, "weight").items()}
 
         def counting(output: Output, batch: Batch) -> Tensor:
-            asked.append(len(batch))
+            seen.append(len(batch))
             return loss("margin")(output, batch)
 
         def found() -> tuple[Tensor, ...]:
-            asked.clear()
+            seen.clear()
             value = streamed(Shifted(model, delta), judging.batches(model, "test"), counting)
             return value.detach(), *torch.autograd.grad(value, list(delta.values()))
 
         whole = found()
-        assert len(asked) == 1
+        assert len(seen) == 1
         (batch,) = judging.batches(model, "test")
-        width = max(batch.labels.shape[1], 0 if batch.history is None else batch.history.items.shape[1])
+        asked = 0 if model.inner_product else batch.labels.shape[1]
+        width = max(asked, 0 if batch.history is None else batch.history.items.shape[1])
+        monkeypatch.setattr(objective, "TABLES", 2**40)
         monkeypatch.setattr(objective, "CELLS", 3 * width + 1)
         for one, other in zip(found(), whole, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-        assert max(asked) == 3
-        assert sum(asked) == len(batch)
-        asked.clear()
+        assert max(seen) == 3
+        assert sum(seen) == len(batch)
+        seen.clear()
         with torch.no_grad():
             value = streamed(Shifted(model, delta), judging.batches(model, "test"), counting)
         torch.testing.assert_close(value, whole[0])
-        assert max(asked) == 3
+        assert max(seen) == 3
+
+    def test_what_a_piece_costs_whatever_its_rows_bounds_how_many_there_are(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(objective, "CELLS", 1)
+        monkeypatch.setattr(objective, "TABLES", 16)
+        judging, least = evaluator(DATA, judge(protocol="sampled", n_negatives=4)), {}
+        for name in ("mf", "neumf"):
+            model, sizes = build(name).eval(), []
+            delta = {key: each.requires_grad_() for key, each in shift_of(model, "embedding").items()}
+            model.requires_grad_(False)
+            for each, numel in ((delta, sum(each.numel() for each in delta.values())), ({}, 0)):
+                sizes.clear()
+                at, batches = Shifted(model, each), judging.batches(model, "test")
+                streamed(
+                    at,
+                    batches,
+                    lambda output, batch, sizes=sizes: sizes.append(len(batch)) or loss("margin")(output, batch),
+                )
+                least[name, bool(each)] = max(sizes), max(1, numel // (objective.TABLES * 5))
+        users = len(next(iter(judging.portions("test"))).users)
+        assert least["mf", True][0] == least["mf", False][0] == users  # products hold nothing of a candidate
+        assert 1 < least["neumf", True][0] == min(users, least["neumf", True][1])
+        assert least["neumf", False][0] == 1
 
     def test_steps_of_histories_stay_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(objective, "CELLS", 1)

@@ -1,5 +1,6 @@
 """Training events that change in every epoch, and students that learn to bear it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,11 @@ class Watching(Objective):
         super().__init__()
         self.seen: list[list[Tensor]] = []
         self.shown: list[Data] = []
+        self.counts: list[int] = []
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.seen.append([])
+        self.counts.append(self.batches)
 
     def show(self, data: Data) -> None:
         self.shown.append(data)
@@ -116,6 +119,9 @@ class TestTraining:
             )
             assert len(watching.shown) == 3
             epochs[seed] = [torch.cat(each).sort().values for each in watching.seen]
+            if name != "sasrec":
+                assert watching.counts == [len(each) for each in watching.seen]
+            assert not any(len(each.part(part)) for each in watching.shown for part in ("valid", "test"))
             for keys, data in zip(epochs[seed], watching.shown, strict=True):
                 had = pairs(data.train, data)
                 assert torch.isin(keys, had).all()
@@ -137,6 +143,39 @@ class TestTraining:
         built = run(tmp_path, model=build("mf", CLEAN), data=CLEAN, noise=config, epochs=2, batch_size=16)
         assert built.passes.equivalents == 3 * built.counted
         assert built.counted != len(built.sampler)
+
+    @pytest.mark.parametrize(("name", "more"), [("comirec", {}), ("sasrec", {"loss": "bce", "negatives": 0})])
+    def test_every_epoch_shows_the_histories_before_its_events(
+        self, tmp_path: Path, name: str, more: dict[str, Any]
+    ) -> None:
+        lengths: list[int] = []
+
+        class Reading(Objective):
+            def forward(self, at: Shifted, batch: Batch) -> Tensor:
+                assert batch.history is not None
+                lengths.append(int(batch.history.lengths.max()))
+                return at(batch).scores.sum()
+
+        data = replace(CLEAN, train=replace(CLEAN.train, values=(CLEAN.train.items % 2).float())) if more else CLEAN
+        config = configured("noise", "simulation", level=0.2)
+        run(tmp_path, model=build(name, data), data=data, objective=Reading(), noise=config, epochs=2, **more)
+        assert max(lengths) > 1
+
+    def test_refusals_are_read_by_no_student(self) -> None:
+        clicks = replace(CLEAN, train=replace(CLEAN.train, values=(CLEAN.train.items % 2).float()))
+        built = distil("finest", teacher=teacher_of(data=CLEAN), data=CLEAN)
+        show(built, clicks)
+        assert len(built.terms[0].histories) == int(clicks.train.values.sum())
+
+    def test_a_guarantee_of_privacy_is_refused(self, tmp_path: Path) -> None:
+        pytest.importorskip("opacus")
+        with pytest.raises(RrecError, match="defense=dp_sgd: noise=simulation shows an event in more places than one"):
+            trained("train", tmp_path / "run", "model=mf", "model.l2=0", "defense=dp_sgd", "noise=simulation")
+
+    def test_an_epoch_without_an_example_names_the_noise(self, tmp_path: Path) -> None:
+        config = configured("noise", "simulation", level=1.0, ops=["delete"])
+        with pytest.raises(RrecError, match="noise=simulation noise.level=1, in epoch 1: .* there is no step to learn"):
+            run(tmp_path, model=build("sasrec", CLEAN), data=CLEAN, noise=config)
 
     def test_a_model_without_epochs_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(RrecError, match="noise=simulation: model=ease has no epochs to draw it in"):

@@ -667,8 +667,15 @@ class TestVerbs:
     def test_other_data_is_no_baseline(self, runs: dict[str, Path], tmp_path: Path) -> None:
         other = tmp_path / "other"
         run(train, other, *(w for w in SMALL if "n_users" not in w), "dataset.n_users=50")
-        with pytest.raises(RrecError, match="use the baseline's dataset, prepare and split"):
+        with pytest.raises(RrecError, match="there is nothing to compare"):
             run(evaluate, tmp_path / "eval", f"ckpt='{runs['one']}'", f"baseline='{other}'", "device=cpu")
+
+    def test_other_fake_users_are_no_baseline(self, tmp_path: Path) -> None:
+        for seed in (0, 1):
+            run(train, tmp_path / f"{seed}", *SMALL, "poison=random", f"poison.seed={seed}")
+        words = f"ckpt='{tmp_path / '0'}'", f"baseline='{tmp_path / '1'}'", "device=cpu"
+        with pytest.raises(RrecError, match="there is nothing to compare"):
+            run(evaluate, tmp_path / "eval", *words)
 
     def test_an_attack_tells_how_the_lists_changed_and_what_a_defence_gave_back(
         self, runs: dict[str, Path], tmp_path: Path

@@ -32,6 +32,8 @@ class Sanitise(Clean):
         super().__init__(config)
         if config.words is not None and config.words < 1:
             raise RrecError(f"clean.words={config.words}: must be at least 1")
+        if config.columns == []:
+            raise RrecError("clean.columns=[]: a column at least, or null for those of prose")
         self.rules = TextRules(config.words)
 
     def find(self, data: Data, fake: Tensor | None) -> Finding:

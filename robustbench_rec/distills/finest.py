@@ -41,7 +41,7 @@ class FINEST(OverLists):
         return self.best(2 * self.config.top)
 
     def compare(self, student: Tensor, taught: Tensor, there: Tensor | None) -> Tensor:
-        k = self.config.top
+        k = min(self.config.top, student.shape[1])
         first, behind = student[:, :k], student[:, k:]
         order = self._kept(first[:, :-1], first[:, 1:], _both(there, slice(0, k - 1), slice(1, k)))
         above = self._kept(first[:, : behind.shape[1]], behind, _both(there, slice(0, behind.shape[1]), slice(k, None)))

@@ -16,7 +16,8 @@ from robustbench_rec.lookup import rows
 from robustbench_rec.shifted import Site
 
 PIECE = 2**19  # activations of the hidden layers at once, where no gradient is wanted: what a cache holds
-KEPT = 2**22  # the same where they are kept for a gradient: 16 MiB; more leaves the cache, which takes twice as long
+KEPT = 2**22  # the same where they are kept for a gradient on a CPU: 16 MiB; more leaves the cache, at twice the time
+KEPT_BESIDE = 2**26  # on another device: 256 MiB
 MOST = 2**29  # activations that may be shifted, pair by pair: 2 GiB
 
 
@@ -61,7 +62,8 @@ class Pairs(nn.Module):
             check_size(len(users), count, self.width)
             return self._piece(users, table, items, readout)
         gradient = torch.is_grad_enabled()
-        size = max(1, (KEPT if gradient else PIECE) // (len(users) * self.width))
+        kept = KEPT if users.device.type == "cpu" else KEPT_BESIDE
+        size = max(1, (kept if gradient else PIECE) // (len(users) * self.width))
         if count <= size:
             return self._piece(users, table, items, readout)
         parts = [slice(first, first + size) for first in range(0, count, size)]

@@ -153,6 +153,7 @@ def cascading(data: Data, count: int) -> Tensor:
 
     An event leads to the next one of its user, to the next one of its item, and to all that these lead to. In the
     released code only events without one before them count, and those outside of the window of a model lead to nothing.
+    It takes as many walks through all events as are chosen, or twice: seconds for a thousandth of 100,000.
     """
     if data.train.times is None:
         raise RrecError(f"noise.where=cascade: dataset '{data.name}' has no times, so nothing follows from anything")

@@ -86,12 +86,12 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
 def _baseline(cfg: Eval, judging: Evaluator[Any], loaded: checkpoint.Loaded, device: torch.device) -> Moved | None:
     """The baseline and what it reads, to be judged as the checkpoint is; None without one.
 
-    It may have learnt under another noise, or none: users, candidates and what is relevant are the same.
+    It may have learnt under another noise, or none, where that leaves users, candidates and what is relevant alike.
     """
     if cfg.baseline is None:
         return None
     found = checkpoint.load(cfg.baseline, data_dir=cfg.data_dir, device=device, key="baseline", noise=cfg.noise)
-    checkpoint.same_source(found, loaded.recipe, loaded.data, "baseline", cfg.baseline)
+    checkpoint.comparable(loaded, found, "baseline", cfg.baseline, cfg.ckpt, noise=True)
     own, at = asked_alike(cfg, judging, found.data, "baseline"), Shifted(found.model)
     return [(at, batch) for batch in own.inputs(found.model, cfg.part)]
 

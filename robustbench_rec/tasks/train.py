@@ -190,6 +190,9 @@ def trainer_of(
     objective = wrap(inner, model, data).to(data.train.users.device)
     introduce(objective, model, data)
     tell_late(inner, cfg.epochs)
+    if inner.alone and noise.level and not noise.finished:
+        told = "shows an event in more places than one, which its privacy does not count"
+        raise RrecError(f"defense={cfg.defense['name']}: noise={noise.name} {told}")
     if inner.alone and objective is not inner:
         raise RrecError(f"defense={cfg.defense['name']}: nothing may be added to its loss, as rrec {task} does")
     judging = evaluator(data, cfg)
