@@ -304,9 +304,8 @@ def same_source(loaded: Loaded, recipe: Recipe, data: Data, key: str, path: str)
     """RrecError where a run was trained on other data than these; noise may differ, users and items may not."""
     if loaded.data.fingerprint == data.fingerprint:
         return
-    mine, theirs = ([each.dataset, each.split, each.prepare] for each in (recipe, loaded.recipe))
-    named = [[each.user_ids, each.item_ids] for each in (data, loaded.data)]
-    if mine == theirs and named[0] != named[1]:
+    mine, theirs = _source(recipe), _source(loaded.recipe)
+    if mine == theirs and _named(data) != _named(loaded.data):
         raise RrecError(
             f"{key}={path} was trained on data {loaded.data.fingerprint[:12]}, these are {data.fingerprint[:12]}, with "
             "other users or items, as fake users of a poison are: poison=file poison.path=<run> takes those of a run"
@@ -343,15 +342,23 @@ def comparable(loaded: Loaded, other: Loaded, key: str, path: str, ckpt: str, *,
     """RrecError where two models were trained on data that are not `alike`, or that differ in more than their noise."""
     same = alike(fingerprints(loaded.data), fingerprints(other.data))
     if not same and noise:
-        one, two = ([each.recipe.dataset, each.recipe.split, each.recipe.prepare] for each in (loaded, other))
         fakes = [None if each.data.fakes is None else profiles.digest(each.data.fakes) for each in (loaded, other)]
-        ids = [[each.data.user_ids, each.data.item_ids] for each in (loaded, other)]
-        same = one == two and fakes[0] == fakes[1] and ids[0] == ids[1]
+        same = _source(loaded.recipe) == _source(other.recipe) and fakes[0] == fakes[1]
+        same = same and _named(loaded.data) == _named(other.data)
     if not same:
         raise RrecError(
             f"{key}={path} was trained on data {other.data.fingerprint[:12]}, ckpt={ckpt} on "
             f"{loaded.data.fingerprint[:12]}: there is nothing to compare"
         )
+
+
+def _source(recipe: Recipe) -> list[Any]:
+    """What data are made of, before noise, poison and cleaning."""
+    return [recipe.dataset, recipe.split, recipe.prepare]
+
+
+def _named(data: Data) -> list[list[str]]:
+    return [data.user_ids, data.item_ids]
 
 
 def _card(path: str, key: str) -> dict[str, Any]:

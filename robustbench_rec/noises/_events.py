@@ -12,6 +12,8 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.noise import pairs, repeated
 
 BIASES = ("degree", "none")
+EDITS = ("delete", "insert", "replace")
+"""What changes events one by one."""
 ITEMS = ("popular", "uniform", "unpopular")
 REDRAWS = 20
 

@@ -14,12 +14,10 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.histories import Histories
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import ITEMS, edited, rows, with_train
+from robustbench_rec.noises._events import EDITS, ITEMS, edited, rows, with_train
 
 OPS = ("crop", "delete", "insert", "replace", "reverse", "swap")
 PLACES = ("any", "cascade", "end", "middle", "start")
-ALONE = ("delete", "insert", "replace")
-"""What edits events one by one."""
 
 
 @noises.register
@@ -56,8 +54,8 @@ class HistoryNoise(Noise):
         ):
             if value not in choices:
                 raise unknown(f"noise.{key}", value, choices)
-        if config.where == "cascade" and config.op not in ALONE:
-            raise RrecError(f"noise.where=cascade is for {', '.join(ALONE)}, not for noise.op={config.op}")
+        if config.where == "cascade" and config.op not in EDITS:
+            raise RrecError(f"noise.where=cascade is for {', '.join(EDITS)}, not for noise.op={config.op}")
         self.config = config
 
     @property

@@ -7,9 +7,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import ITEMS, edited
-
-OPS = ("delete", "insert", "replace")
+from robustbench_rec.noises._events import EDITS, ITEMS, edited
 
 
 @noises.register
@@ -32,10 +30,10 @@ class PerturbationSimulation(Noise):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         if not config.ops:
-            raise RrecError(f"noise.ops=[]: at least one is needed, of {', '.join(OPS)}")
+            raise RrecError(f"noise.ops=[]: at least one is needed, of {', '.join(EDITS)}")
         for op in config.ops:
-            if op not in OPS:
-                raise unknown("noise.ops", op, OPS)
+            if op not in EDITS:
+                raise unknown("noise.ops", op, EDITS)
         if config.items not in ITEMS:
             raise unknown("noise.items", config.items, ITEMS)
         self.config = config
