@@ -26,10 +26,12 @@ def fill(
     """Train, fine-tune, attack and add every combination; what is there is not done again, what was killed goes on.
 
     What is there with other settings is not taken for what is asked for: that combination fails.
-    words: overrides of the training; those that say where it runs count for every step. Each step is a process of its
-    own. Returns a line for each that failed; the others go on.
+    words: overrides of the training; those that say where it runs, and what the standard leaves open, count for every
+    step. Each step is a process of its own. Returns a line for each that failed; the others go on.
     """
-    shared = [each for each in words if each.partition("=")[0] in {field.name for field in fields(Base)} - {"seed"}]
+    left_open = {key for key, each in STANDARD.items() if isinstance(each, tuple)}
+    everywhere = {field.name for field in fields(Base)} - {"seed"} | left_open
+    shared = [each for each in words if each.partition("=")[0] in everywhere]
     wanted = [(m, d, s) for m in chosen or models.names() for d in defenses for s in seeds]
     failed = []
     with Bar("leaderboard", total=len(wanted), steps=1) as bar:
@@ -55,7 +57,7 @@ def _entry(
         ckpt = work / f"{model}-{defense}-{seed}"
         _run("finetune", ckpt, [f"ckpt={_quoted(start)}", f"finetune={defense}", f"seed={seed}", *shared])
     attacked = work / f"{model}-{defense}-{seed}-attack"
-    standard = [f"{key}={_said(each)}" for key, each in STANDARD.items() if not isinstance(each, Mapping)]
+    standard = [f"{k}={_said(each)}" for k, each in STANDARD.items() if not isinstance(each, Mapping | tuple)]
     inner = {key: each for key, each in STANDARD["attack"].items() if key not in ("name", "eps")}
     standard += [f"attack={STANDARD['attack']['name']}", *(f"attack.{key}={_said(e)}" for key, e in inner.items())]
     _run("attack", attacked, [f"ckpt={_quoted(ckpt)}", *standard, *shared])

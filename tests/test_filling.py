@@ -54,6 +54,15 @@ def test_filling_does_not_take_a_run_of_other_settings_for_what_is_asked(
     assert finished or went_on[1] == f"resume='{out}'"
 
 
+def test_what_an_event_is_ranked_against_is_said_to_every_step(tmp_path: Path, began: list[list[str]]) -> None:
+    out = tmp_path / "work" / "mf-none-0"
+    judged = [*WORDS, "dataset.n_items=200", "epochs=1", "protocol=sampled", "split=leave_one_out"]
+    assert launch("train", ["model=mf", "defense=none", "seed=0", *judged, f"hydra.run.dir={out}"]) == 0
+    fill(tmp_path / "cards", tmp_path / "work", ["mf"], ["none", "rawp_ft"], [0], judged)
+    assert [each[0] for each in began] == ["attack", "finetune"]
+    assert all("protocol=sampled" in each and "split=leave_one_out" not in each for each in began)
+
+
 @pytest.mark.slow
 def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

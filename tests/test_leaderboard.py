@@ -55,7 +55,7 @@ def carded(there: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of(folder: Path, defense: str) -> Path:
-    (path,) = folder.glob(f"synthetic-mf-{defense}-*.json")
+    (path,) = folder.glob(f"synthetic-full-mf-{defense}-*.json")
     return path
 
 
@@ -236,6 +236,24 @@ def test_cards_of_other_data_or_settings_are_not_seeds_of_one_entry_and_other_sp
     assert boards(tmp_path) == [[("mf", 1)]] * 3
 
 
+def test_sampled_negatives_have_a_table_of_their_own(carded: Path, tmp_path: Path) -> None:
+    trained = tmp_path / "trained"
+    done("train", trained, *DATA, "dataset.n_items=200", *MODEL["mf"], "epochs=1", "protocol=sampled")
+    done("attack", tmp_path / "attack", f"ckpt='{trained}'", "protocol=sampled", *BUDGET)
+    path = add(tmp_path / "attack", tmp_path / "cards")
+    assert path.name.startswith("synthetic-sampled-mf-none-")
+    shutil.copytree(carded, tmp_path / "cards", dirs_exist_ok=True)
+    page = cards.board(cards.load_all(tmp_path / "cards"))
+    assert {each.title: len(each.rows) for each in page.tables if not each.folded} == {
+        "synthetic, full ranking, ndcg@10": 2,
+        "synthetic, 99 sampled negatives, ndcg@10": 1,
+    }
+    boast = json.loads(path.read_text()) | {"protocol": "full"}
+    path.write_text(json.dumps(boast))
+    with pytest.raises(RrecError, match="'protocol' of the card is full, its attack had sampled"):
+        cards.load(path)
+
+
 def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(of(carded, "none"), tmp_path))
     verify(path, there / "plain")
@@ -259,6 +277,8 @@ def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_pat
         ({"flags": {k: v for k, v in GOOD.items() if k != "random"}}, "'flags' of the card do not tell of random"),
         ({"config": {**SMALL, "eps": 1e-4}}, r"not attacked with the standard budget: eps=0\.0001 instead of 0\.1"),
         ({"config": {**SMALL, "attack": {"name": "fgm"}}}, r"attack\.name=fgm instead of rank_autoattack"),
+        ({"config": {**SMALL, "protocol": "clicks"}}, "protocol=clicks instead of full or sampled"),
+        ({"config": {**SMALL, "n_negatives": 9}}, "n_negatives=9 instead of None or 99"),
     ],
 )
 def test_a_bad_card_is_one_line(carded: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -288,7 +308,7 @@ def test_the_board_is_sorted_by_what_is_left_and_escapes_what_cards_say(
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
-    rows = columns(reader, "synthetic_ndcg_10")
+    rows = columns(reader, "synthetic_full_ndcg_10")
     robust = [float(row["robust ndcg@10"][1] or "nan") for row in rows]
     assert robust == sorted(robust, reverse=True)
     values = {row["defence"][0]: row["robust ndcg@10"][1] for row in rows}

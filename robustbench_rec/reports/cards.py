@@ -23,8 +23,9 @@ STANDARD: dict[str, Any] = {
     "eps": 0.1,
     "loss": None,
     "labels": "true",
-    "protocol": "full",
+    "protocol": ("full", "sampled"),
     "seen": False,
+    "n_negatives": (None, 99),
     "goal": {"name": "untargeted"},
     "attack": {
         "name": "rank_autoattack",
@@ -41,13 +42,14 @@ STANDARD: dict[str, Any] = {
         "rivals": 9,
     },
 }
-"""What every entry is attacked with, the defaults of `rrec attack attack=rank_autoattack`."""
+"""What every entry is attacked with, the defaults of `rrec attack attack=rank_autoattack`; a tuple: one of these."""
 LIMITS = {"zero_gradients": 0.0, "random": 0.0, "saturated": 0.5, "black_box": 0.1}
 """The most that the flags of masked gradients of an eligible entry may be."""
 RULES = (
     "Every entry went through the same attack, rank_autoattack with eps 0.1 of each embedding row's norm on the true "
-    "labels of the test part, full ranking. It is eligible if gradients are not 0, if judging it twice gives the same "
-    "numbers, if nothing is optimised or changed while it ranks, and if the checkpoint is the one whose hash is named. "
+    "labels of the test part. Full rankings and 99 sampled negatives an event have tables of their own: values of one "
+    "say nothing about the other. It is eligible if gradients are not 0, if judging it twice gives the same numbers, "
+    "if nothing is optimised or changed while it ranks, and if the checkpoint is the one whose hash is named. "
     "Verified: somebody ran the attack again on that checkpoint and found the same."
 )
 
@@ -84,7 +86,7 @@ class Card:
     @property
     def name(self) -> str:
         """Of its file."""
-        words = (self.dataset, self.model, self.defense, self.checkpoint[:12])
+        words = (self.dataset, self.protocol, self.model, self.defense, self.checkpoint[:12])
         return "-".join(re.sub(r"[^\w+]", "_", each) for each in words) + ".json"
 
     @property
@@ -119,6 +121,8 @@ def load(path: Path) -> Card:
     card = Card(**content)
     if other := unlike(card.config, STANDARD):
         raise RrecError(f"{path}: not attacked with the standard budget: {', '.join(other)}")
+    if card.protocol != (said := card.config["protocol"]):
+        raise RrecError(f"{path}: 'protocol' of the card is {card.protocol}, its attack had {said}")
     eligible(path, card.flags)
     if f"attacked/{card.metric}" not in card.reported:
         raise RrecError(f"{path}: 'reported' of the card has no attacked/{card.metric}, the metric that it is about")
@@ -176,24 +180,24 @@ def unlike(config: Mapping[str, Any], standard: Mapping[str, Any], prefix: str =
         if isinstance(wanted, Mapping):
             inner = value if isinstance(value, Mapping) else {}
             found += unlike(inner, wanted, f"{prefix}{key}.")
-        elif value != wanted:
-            found.append(f"{prefix}{key}={value} instead of {wanted}")
+        elif value not in (options := wanted if isinstance(wanted, tuple) else (wanted,)):
+            found.append(f"{prefix}{key}={value} instead of {' or '.join(map(str, options))}")
     return found
 
 
 def board(cards: Sequence[Card]) -> Page:
-    """The page of a leaderboard, a table for each data and metric; checkpoints that differ in seeds are one entry."""
+    """The page of a leaderboard, a table for each data, protocol and metric; what differs in seeds is one entry."""
     data = _data(cards)
     boards: dict[str, list[Card]] = {}
     titles: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for card, judged_on in zip(cards, data, strict=True):
-        key = _exact([card.dataset, card.metric, judged_on])
+        key = _exact([card.dataset, card.protocol, card.metric, judged_on])
         boards.setdefault(key, []).append(card)
-        titles[key] = f"{card.dataset}, {card.metric}", judged_on
+        titles[key] = f"{card.dataset}, {PROTOCOLS[card.protocol]}, {card.metric}", judged_on
     sections: list[Section] = []
     for key, title in in_words(titles).items():
         together = boards[key]
-        dataset, metric = together[0].dataset, together[0].metric
+        dataset, protocol, metric = together[0].dataset, together[0].protocol, together[0].metric
         groups: dict[str, list[Card]] = {}
         entries: dict[str, tuple[str, Mapping[str, Any]]] = {}
         for card in together:
@@ -216,7 +220,7 @@ def board(cards: Sequence[Card]) -> Page:
             cells += [Cell(None if each != each else round(each)) for each in cost]
             rows.append(cells)
         head = ["place", "model", "defence", f"clean {metric}", f"robust {metric}", "drop", "seeds", "state"]
-        name = re.sub(r"\W", "_", f"{dataset}_{metric}")
+        name = re.sub(r"\W", "_", f"{dataset}_{protocol}_{metric}")
         name += f"_{len(sections) + 1}" if any(each.name == name for each in sections) else ""
         table = Table(name, title, [*head, *COSTS.values()], rows, NOISE, choices=("model", "defence"))
         single = [
@@ -279,6 +283,7 @@ def _exact(value: Any) -> str:
 
 CHANGES = (*RECIPE, "noise", "poison", "clean")
 """Of a recipe, what decides the fingerprint of the data, together with these seeds."""
+PROTOCOLS = {"full": "full ranking", "sampled": "99 sampled negatives"}
 DATA_SEEDS = ("split.seed", "noise.seed", "poison.seed", "clean.seed")
 SIDES = ("clean", "attacked")
 COSTS = {"train_seconds": "training (s)", "parameters": "parameters"}
