@@ -70,17 +70,21 @@ def weight_ascent(gamma: float, per: str, steps: int) -> Ascent:
     return Ascent(surface="weight", ball=ball, steps=steps, step_size=1.0 if steps == 1 else 2.5 / steps)
 
 
+MOMENTS = ("first", "second")
+
+
 class AdamProxy(torch.nn.Module):
     """Ascent directions as a persistent Adam proxy gives them: the preconditioned running gradient, not today's.
 
     The released RAWP code steps a proxy network with Adam whose moments outlive the proxy's weights; after
     normalisation its learning rate cancels and this direction remains. Rows without a current gradient keep moving. The
-    moments of a layer that a mask leaves out rest; the released code updates them all.
+    moments of a layer that a mask leaves out rest; the released code updates them all. learning: whether they take in
+    the gradients that they are asked about.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        self.index = {name: str(number) for number, name in enumerate(tensors)}
+        self.index, self.learning = {name: str(number) for number, name in enumerate(tensors)}, True
         self.register_buffer("steps", torch.zeros(len(tensors)))
         for name, each in tensors.items():
             self.register_buffer(f"first_{self.index[name]}", torch.zeros_like(each))
@@ -89,10 +93,10 @@ class AdamProxy(torch.nn.Module):
     @torch.no_grad()
     def forward(self, name: str, gradient: Tensor) -> Tensor:
         index = self.index[name]
-        first, second = self.get_buffer(f"first_{index}"), self.get_buffer(f"second_{index}")
-        steps = self.get_buffer("steps")
-        steps[int(index)] += 1
+        kept = self.get_buffer("steps")[int(index)], *(self.get_buffer(f"{moment}_{index}") for moment in MOMENTS)
+        steps, first, second = kept if self.learning else [each.clone() for each in kept]
+        steps += 1
         first.lerp_(gradient, 0.1)
         second.lerp_(gradient.square(), 0.001)
-        mean, size = first / (1 - 0.9 ** steps[int(index)]), (second / (1 - 0.999 ** steps[int(index)])).sqrt()
+        mean, size = first / (1 - 0.9**steps), (second / (1 - 0.999**steps)).sqrt()
         return mean / (size + 1e-8)

@@ -312,13 +312,14 @@ IDS = {"recommend": ("user", "liked"), "explain": ("user", "item")}
 
 @dataclass
 class Criticality:
-    """Module robustness: steps of ascent within eps, row by row, on the loss of so many training pairs.
+    """Module robustness: steps of ascent within eps, on the loss of so many training pairs.
 
-    embedding_eps: the pairs are read through embeddings that ten steps of PGD have moved before, each row by this share
-    of its norm; 0 leaves them clean.
+    per: what norms are of, each row of a matrix, its whole layer or each element. embedding_eps: the pairs are read
+    through embeddings that ten steps of PGD have moved before, each row by this share of its norm; 0 leaves them clean.
     """
 
     eps: float = MISSING
+    per: str = MISSING
     steps: int = MISSING
     pairs: int = MISSING
     embedding_eps: float = MISSING

@@ -14,11 +14,18 @@ from robustbench_rec.shifted import Shifted, label, surface
 
 
 def criticality(
-    at: Shifted, batch: Batch, objective: Scalar, *, eps: float, steps: int, names: Sequence[str] | None = None
+    at: Shifted,
+    batch: Batch,
+    objective: Scalar,
+    *,
+    eps: float,
+    per: str,
+    steps: int,
+    names: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """MRC of every weight matrix by its module's name: max over ‖δ_r‖ ≤ eps‖w_r‖ of L(θ + δ) − L(θ), largest first.
 
-    names: of the matrices; None for all.
+    per: what r is, a row as in the released code, or a whole layer as in RiFT. names: of the matrices; None for all.
     All modules are measured on the same batch; every step is projected and the largest loss seen counts, the start
     included, so a value is never negative and grows with eps and, by and large, with steps, whose size depends on their
     number. It is an estimate from below of a maximum. A module that does not reach the loss has 0. After RiFT (Zhu et
@@ -29,7 +36,7 @@ def criticality(
     delta = {name: torch.zeros_like(each).requires_grad_() for name, each in at.tensors(names).items()}
     start = objective(at.shift(delta), batch)
     reached: tuple[Tensor | None, ...] = torch.autograd.grad(start, [*delta.values()], allow_unused=True)
-    ball = Ball(eps=eps, norm="l2", per="row", relative="own")
+    ball = Ball(eps=eps, norm="l2", per=per, relative="own")
     ascent = Ascent(surface="weight", ball=ball, steps=steps, step_size=2.5 / max(steps, 1), best=True)
     found = {label(name): 0.0 for name in names}
     for name, gradient in zip(names, reached, strict=True):

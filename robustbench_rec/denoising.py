@@ -32,9 +32,9 @@ class Denoiser(Objective):
         super().__init__()
         name = type(self).__module__.rpartition(".")[2]
         if not isinstance(inner, Plain):
+            around = type(inner).__module__.rpartition(".")[2]
             raise RrecError(
-                f"defense '{name}' acts on the losses of single events: it is the innermost defence, not around "
-                f"{type(inner).__name__}"
+                f"defense '{name}' acts on the losses of single events: it is innermost, not around '{around}'"
             )
         found = [each for each in self.supported if inner.loss is LOSSES[each]]
         if not found:

@@ -29,7 +29,7 @@ class Objective(nn.Module):
 
     alone: ClassVar[bool] = False
     batches: int = 1
-    """Of an epoch, known when it starts; each of them is asked about once."""
+    """Of an epoch, known when it starts."""
     waits: int = 0
     """Epochs of plain training before it does anything."""
 
@@ -38,6 +38,9 @@ class Objective(nn.Module):
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         """Called before the batches of an epoch, counted from 0; all its randomness comes from `generator`."""
+
+    def start_batch(self) -> None:
+        """Called before every batch of an epoch, which a defence around this one may ask about several times."""
 
     def show(self, data: Data) -> None:
         """Called before an epoch whose batches show other training events than those that were introduced."""
@@ -79,32 +82,39 @@ def innermost(objective: Objective) -> Plain:
     return next(each for each in objective.modules() if isinstance(each, Plain))
 
 
+def nested(objective: Objective) -> list[Objective]:
+    """It and all that it is around, the outermost first."""
+    return [each for each in objective.modules() if isinstance(each, Objective)]
+
+
 def introduce(objective: Objective, model: RecModel, data: Data) -> None:
     """Tell every nested objective of the model and the data of its training, but of no more than that may know."""
-    for each in objective.modules():
-        if isinstance(each, Objective):
-            each.introduce(model, data.known)
+    for each in nested(objective):
+        each.introduce(model, data.known)
 
 
 def start_epoch(objective: Objective, epoch: int, generator: torch.Generator, *, batches: int = 1) -> None:
     """Tell every nested objective that an epoch of so many batches begins, the outermost first."""
-    for each in objective.modules():
-        if isinstance(each, Objective):
-            each.batches = batches
-            each.start_epoch(epoch, generator)
+    for each in nested(objective):
+        each.batches = batches
+        each.start_epoch(epoch, generator)
+
+
+def start_batch(objective: Objective) -> None:
+    """Tell every nested objective that another batch begins."""
+    for each in nested(objective):
+        each.start_batch()
 
 
 def show(objective: Objective, data: Data) -> None:
     """Tell every nested objective that an epoch shows the training events of these data."""
-    for each in objective.modules():
-        if isinstance(each, Objective):
-            each.show(data.known)
+    for each in nested(objective):
+        each.show(data.known)
 
 
 def told(objective: Objective) -> dict[str, float]:
     """What every nested objective tells."""
-    nested = [each.told() for each in objective.modules() if isinstance(each, Objective)]
-    return {name: value for each in nested for name, value in each.items()}
+    return {name: value for each in nested(objective) for name, value in each.told().items()}
 
 
 def known(value: Tensor, tensors: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:

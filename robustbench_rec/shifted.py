@@ -179,7 +179,8 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
         raise RrecError(f"unknown surface '{kind}' (choices: {', '.join(SURFACES)})")
     names = SURFACES[kind](model)
     if modules is not None:
-        wanted = list(modules)
+        if not (wanted := list(modules)):
+            raise RrecError(f"{_name(model)}: of no module of the {kind} surface; name one, or null for all")
         labels = {label(name): name for name in names}
         missing = sorted(set(wanted) - labels.keys())
         if missing:
@@ -190,6 +191,17 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
         has = ", ".join(each for each, find in SURFACES.items() if find(model))
         told = f"it has: {has}" if has else "it has none: poison=… attacks what it is trained on"
         raise RrecError(f"{_name(model)} has no {kind} surface to attack ({told})")
+    return names
+
+
+def tunable(model: RecModel, modules: Iterable[str] | None = None) -> list[str]:
+    """Names of the weight matrices that training changes, optionally of exactly the named modules.
+
+    RrecError where there are none, as where an adaptation has frozen all.
+    """
+    names = [name for name in surface(model, "weight", modules) if model.get_parameter(name).requires_grad]
+    if not names:
+        raise RrecError(f"{_name(model)}: all its weight matrices are frozen (adaptation), training changes none")
     return names
 
 

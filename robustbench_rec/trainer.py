@@ -24,7 +24,7 @@ from robustbench_rec.hardware import autocast
 from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Noise
-from robustbench_rec.objective import Objective, show, start_epoch, told
+from robustbench_rec.objective import Objective, show, start_batch, start_epoch, told
 from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
 from robustbench_rec.savepoint import SAVE_EVERY, load_state, moments, save_state, under, with_moments
@@ -157,6 +157,7 @@ class Trainer:
         start_epoch(self.objective, epoch, self._stream(epoch, "objective"), batches=len(sampler))
         total, penalties, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
         for batch in bar.each(epoch, sampler.epoch(self._stream(epoch, "batches"))):
+            start_batch(self.objective)
             with autocast(self.precision, device):
                 at = Shifted(self.model)
                 delta = self.noise.delta(self.model, noisy) if self.noise else {}

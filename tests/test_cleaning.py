@@ -535,13 +535,36 @@ class TestSanitise:
         found, counts = self.texts(disguised)
         assert found == ["Toy & Story", "see now", "Toy", "full", "good film"]
         assert counts == {
+            "disguises": 3,
             "html_or_links": 2,
-            "disguises": 2,
+            "repeated_signs": 0,
             "contacts": 0,
             "repeated_words": 1,
             "too_long": 0,
             "texts": 5,
         }
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "see http://evil.com now",
+            "see ht\u200btp://evil.com now",
+            "see \uff48\uff54\uff54\uff50\uff1a\uff0f\uff0fevil.com now",
+            "see htt\u0440://evil.com now",
+            "see \uff57\uff57\uff57.evil.com now",
+            "see \uff1cb\uff1enow",
+            "see &amp;lt;b&amp;gt;now",
+            "see \uff06lt;b\uff06gt;now",
+            "see jo@@mail.example.org now",
+        ],
+    )
+    def test_a_disguise_hides_nothing_from_the_rules(self, text: str) -> None:
+        assert TextRules(None)(text) == "see now"
+
+    @given(st.text(st.sampled_from("abp \u0440\u200b\uff1c\uff1e\uff06<>&;lt/:.@w!+1-5"), max_size=24))
+    def test_no_text_changes_when_it_passes_again(self, text: str) -> None:
+        clear = TextRules(None)(text)
+        assert TextRules(None)(clear) == clear
 
     @pytest.mark.parametrize(
         ("text", "left"),
@@ -639,12 +662,11 @@ class TestSanitise:
         assert cleanings.load(str(tmp_path), "ckpt") == replace(found.cleaning, kept=ANY, rules={})
 
     def test_a_text_that_is_written_later_passes_them_and_one_that_stands_there_does_not(self) -> None:
-        table = pd.DataFrame({"title": ["x &amp;amp; y", *["x"] * 49], "genres": "<b>z</b>"})
+        table = pd.DataFrame({"title": ["x &amp; y", *["x"] * 49], "genres": "<b>z</b>"})
         data, _ = cleaned(replace(GENUINE, item_table=table), [step("sanitise", words=None)])
         assert data.item_table is not None
-        standing = data.item_table["title"][0]
-        assert standing == "x &amp; y"  # another pass would go on
-        assert cleanings.as_read(data, "title", [0, 0, 1], [standing, "a a b", standing]) == [standing, "a b", "x & y"]
+        data.item_table.loc[0, "title"] = standing = "x x y"  # which the rules would change
+        assert cleanings.as_read(data, "title", [0, 0, 1], [standing, "a a b", standing]) == [standing, "a b", "x y"]
         assert cleanings.as_read(data, "genres", [0], ["<i>z</i>"]) == ["<i>z</i>"]
         assert cleanings.as_read(GENUINE, "title", [0], ["a a b"]) == ["a a b"]
 

@@ -35,7 +35,7 @@ from robustbench_rec.losses import lead, loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.norms import Ball
-from robustbench_rec.objective import Objective, Plain, start_epoch
+from robustbench_rec.objective import Objective, Plain, start_batch, start_epoch
 from robustbench_rec.shifted import Shifted, surface
 
 BPR = Plain(loss("bpr"))
@@ -239,6 +239,7 @@ class TestRAWP:
         objective = defended("rawp", model, resample=resample)
         seen = set()
         for _ in range(5):
+            start_batch(objective)
             objective(Shifted(model), batch_of())
             assert isinstance(objective.attack, Ascent)
             seen.add((objective.attack.names, objective.attack.ball.eps))

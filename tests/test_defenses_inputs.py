@@ -33,7 +33,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.hardware import autocast
 from robustbench_rec.losses import bce, bpr, divergence, margin, mse, softmax, squared_hinge
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain, start_epoch
+from robustbench_rec.objective import Objective, Plain, start_batch, start_epoch
 from robustbench_rec.shifted import SURFACES, Shifted, inputs
 
 TITLES = ["sea", "old sea house", None, "red night song", "winter", "song sea"]
@@ -403,17 +403,20 @@ class TestRAT:
         assert before[name] is not None
         moved = {name: objective.attack.ball.steepest(before[name], torch.tensor(0.2))}
         expected = plain(Shifted(model), two) + plain(Shifted(model, moved), two)
+        start_batch(objective)
         torch.testing.assert_close(objective(Shifted(model), two), expected)
 
     def test_it_forgets_between_epochs_and_leaves_batches_of_another_shape_alone(self) -> None:
         model = learner("toy")
         objective = defended("rat", model, p=1.0, stale=True, modules=["hidden"])
         objective(Shifted(model), batch_of())
+        start_batch(objective)
         short = batch_of(size=7)
         assert objective(Shifted(model), short).item() == pytest.approx(2 * usual(model)(Shifted(model), short).item())
         start_epoch(objective, 1, torch.Generator())
         assert isinstance(objective.attack.direction, Previous)
-        assert not objective.attack.direction.gradients
+        start_batch(objective)
+        assert not objective.attack.direction.before
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -14,7 +14,7 @@ from robustbench_rec.config import Attack, Train
 from robustbench_rec.defenses import defended, defenses
 from robustbench_rec.denoising import Denoiser
 from robustbench_rec.errors import RrecError
-from robustbench_rec.objective import start_epoch
+from robustbench_rec.objective import start_batch, start_epoch
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, train
 
@@ -124,10 +124,43 @@ class TestObjective:
         assert all(each.isfinite().all() for each in found.values())
         assert any(each.any() for each in found.values())
 
+    @pytest.mark.parametrize("outer", ["awp", "sam"])  # both ask first where nothing is moved yet
+    @pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            ("rat", {"stale": True, "p": 1.0}),
+            ("rawp", {"proxy": "adam", "p": 1.0}),
+            ("rawp", {"resample": "batch"}),
+            ("rwp", {"variant": "fisher", "clean_weight": 1.0}),
+        ],
+        ids=str,
+    )
+    def test_what_goes_from_batch_to_batch_does_so_however_often_it_is_asked(
+        self, outer: str, name: str, changes: dict[str, Any]
+    ) -> None:
+        model = Toy(dtype=torch.float32)
+
+        def after_two(around: bool) -> dict[str, Any]:
+            objective = defenses.build(configured("defense", name, **changes), usual(model), model)
+            whole = defenses.build(configured("defense", outer), objective, model) if around else objective
+            start_epoch(whole, 0, torch.Generator().manual_seed(0))
+            for seed in range(2):
+                start_batch(whole)
+                gradients(model, whole(Shifted(model), batch_of(seed=seed)))
+            found = dict(objective.named_buffers()) | (objective.previous.now if name == "rat" else {})
+            return {key: each.clone() for key, each in found.items()} | {
+                "mask": (objective.attack.names, objective.attack.ball) if name == "rawp" else None
+            }
+
+        alone, nested = after_two(around=False), after_two(around=True)
+        assert alone.pop("mask") == nested.pop("mask")
+        assert alone.keys() == nested.keys()
+        assert all(torch.equal(each, nested[key]) for key, each in alone.items())
+
     @pytest.mark.parametrize("outer", sorted(set(NESTING) - set(AROUND)))
     def test_a_denoiser_is_innermost(self, outer: str) -> None:
         config = {**configured("defense", outer), "inner": configured("defense", "apr")}
-        with pytest.raises(RrecError, match="it is the innermost defence, not around APR"):
+        with pytest.raises(RrecError, match="it is innermost, not around 'apr'"):
             defended(config, usual(Toy()), Toy())
 
     @pytest.mark.parametrize("other", ["none", "awp", "sam"])

@@ -25,7 +25,7 @@ from robustbench_rec.batch import Batch, Output
 from robustbench_rec.defenses.rwp import SCALES
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import start_epoch
+from robustbench_rec.objective import start_batch, start_epoch
 from robustbench_rec.shifted import Shifted, surface
 
 NAMES = ["toy", "mf", "kgat", "neumf", "sasrec", "lstm_text"]
@@ -107,6 +107,27 @@ def test_asam_does_not_see_a_rescaling_that_changes_nothing_and_sam_does() -> No
     assert at("sam", 1.0) != pytest.approx(at("sam", 5.0), rel=1e-2)
 
 
+@pytest.mark.parametrize("name", ["awp", "rawp", "rwp"])
+@pytest.mark.parametrize("changes", [{}, {"direction": "random"}], ids=str)
+def test_frozen_weights_do_not_move(name: str, changes: dict[str, str]) -> None:
+    if changes and name != "awp":
+        pytest.skip("awp alone has a direction")
+    model, batch = learner("toy"), batch_of()
+    model.get_parameter("first.weight").requires_grad_(False)
+    moved = {
+        key
+        for _ in range(9)
+        for key, each in delta_of(defended(name, model, **changes), model, batch).items()
+        if each.any()
+    }
+    assert moved
+    assert "first.weight" not in moved
+    for each in model.parameters():
+        each.requires_grad_(False)
+    with pytest.raises(RrecError, match=r"all its weight matrices are frozen \(adaptation\)"):
+        defended(name, model, **changes)
+
+
 class TestRWP:
     def scale(self, variant: str, weight: Tensor) -> Tensor:
         rows = weight.square().sum(-1, keepdim=True).sqrt()
@@ -175,6 +196,7 @@ class TestRWP:
         objective = defended("rwp", model, **changes)
         running = torch.zeros_like(model.get_parameter("first.weight"))
         for _ in range(3):
+            start_batch(objective)
             found = gradients(model, objective(Shifted(model), batch))
             running = 0.5 * running + 0.5 * found["first.weight"].square()
         (number,) = [each for name, each in objective.index.items() if name == "first.weight"]

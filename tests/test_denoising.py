@@ -104,7 +104,7 @@ def test_a_training_that_ends_before_a_defence_begins_says_so(
 def test_it_stands_innermost(name: str) -> None:
     model = build("mf")
     around = defenses.build(configured("defense", "apr"), Plain(loss("bpr")), model)
-    with pytest.raises(RrecError, match=f"defense '{name}' acts on the losses of single events.* not around APR"):
+    with pytest.raises(RrecError, match=f"defense '{name}' acts on the losses of single events.* not around 'apr'"):
         defenses.build(configured("defense", name), around, model)
     inner = denoiser(name, "bpr", model)
     outer = defenses.build(configured("defense", "awp"), inner, model)

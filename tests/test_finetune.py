@@ -41,7 +41,7 @@ SMALL = {"mf": ("model=mf", "model.dim=8"), "kgat": ("model=kgat", "model.dim=8"
 
 
 def measured(model: RecModel, eps: float = 0.05, steps: int = 10, objective: Plain = BPR) -> dict[str, float]:
-    return criticality(Shifted(model), batch_of(size=40), objective, eps=eps, steps=steps)
+    return criticality(Shifted(model), batch_of(size=40), objective, eps=eps, per="row", steps=steps)
 
 
 class Exact(Plain):
@@ -108,7 +108,7 @@ class TestCriticality:
     def test_it_is_the_rise_within_a_ball_of_that_module_alone(self) -> None:
         """No random point of the ball is worse, and every step of the budget counts."""
         model, batch, eps = Toy(), batch_of(size=40), 0.1
-        found = criticality(Shifted(model), batch, Exact(), eps=eps, steps=30)
+        found = criticality(Shifted(model), batch, Exact(), eps=eps, per="row", steps=30)
         start = Exact()(Shifted(model), batch).item()
         for name in surface(model, "weight"):
             weight = model.get_parameter(name)
@@ -118,21 +118,22 @@ class TestCriticality:
                 rise = Exact()(Shifted(model, {name: delta}), batch).item() - start
                 assert rise <= found[label(name)] + 1e-9
 
-    def test_it_is_the_largest_loss_of_an_ascent_of_that_module_alone_row_by_row(self) -> None:
+    @pytest.mark.parametrize(("per", "over"), [("row", (1,)), ("layer", (0, 1))])
+    def test_it_is_the_largest_loss_of_an_ascent_of_that_module_alone(self, per: str, over: tuple[int, ...]) -> None:
         """Reference: the ascent written out, with projected steps of 2.5 radii / steps and the loss of every point."""
         model, batch, eps, steps = Toy(), batch_of(size=40), 0.5, 4
-        found = criticality(Shifted(model), batch, Exact(), eps=eps, steps=steps)
+        found = criticality(Shifted(model), batch, Exact(), eps=eps, per=per, steps=steps)
         for name in surface(model, "weight"):
-            radius = eps * model.get_parameter(name).detach().norm(dim=1, keepdim=True)
+            radius = eps * model.get_parameter(name).detach().norm(dim=over, keepdim=True)
             delta, losses = torch.zeros_like(model.get_parameter(name)), []
             for _ in range(steps + 1):
                 there = moved(model, {name: delta})
                 value = Exact()(Shifted(there), batch)
                 losses.append(value.item())
                 slope = gradients(there, value)[name]
-                size = slope.norm(dim=1, keepdim=True)
+                size = slope.norm(dim=over, keepdim=True)
                 delta = delta + 2.5 / steps * radius * torch.where(size > 0, slope / size, 0.0)
-                delta = delta * (radius / delta.norm(dim=1, keepdim=True).clamp_min(1e-30)).clamp_max(1)
+                delta = delta * (radius / delta.norm(dim=over, keepdim=True).clamp_min(1e-30)).clamp_max(1)
             assert found[label(name)] == pytest.approx(max(losses) - losses[0], rel=1e-6, abs=1e-12)
 
     def test_the_worst_point_counts_and_not_the_last(self) -> None:
@@ -144,7 +145,7 @@ class TestCriticality:
             t = (at.tensors(["item.weight"])["item.weight"][0] @ row / row.norm() - row.norm()) / (0.1 * row.norm())
             return -(t - 0.8).square()
 
-        found = criticality(Shifted(model), batch_of(), objective, eps=0.1, steps=2)
+        found = criticality(Shifted(model), batch_of(), objective, eps=0.1, per="row", steps=2)
         assert found == {"item": pytest.approx(0.64 - 0.04, rel=1e-3), "user": 0.0}
 
     def test_the_model_is_left_as_it_was(self) -> None:
@@ -314,6 +315,19 @@ class TestTask:
         finetune.run(config(trained["mf"], "finetune.gamma=0.1", "epochs=1"), tmp_path)
         assert max(sizes) > 0
 
+    @pytest.mark.parametrize("name", ["rawp_ft", "pdaf", "soft"])
+    @pytest.mark.parametrize(("per", "over"), [("row", 1), ("layer", (0, 1))])
+    def test_gamma_is_a_share_of_the_norm_of_what_per_says(self, name: str, per: str, over: Any) -> None:
+        model, batch, name_ = Toy(), batch_of(), "item.weight"
+        tuning = finetunes.build(
+            configured("finetune", name, gamma=0.3, per=per, **({"ramp": 1} if name == "pdaf" else {}))
+        )
+        attack = tuning.objective(BPR, {name_: 1.0}, (name_,)).attack  # type: ignore[union-attr]
+        worse, _ = attack(Shifted(model), batch, Exact())
+        moves, weight = worse.delta[name_].norm(dim=over), model.get_parameter(name_).detach().norm(dim=over)
+        assert torch.allclose(moves[moves > 0], 0.3 * weight[moves > 0])
+        assert moves.any()
+
     def test_gamma_matters(self, trained: dict[str, Path], tmp_path: Path) -> None:
         ends = []
         for gamma in ("0", "0.3"):
@@ -379,6 +393,8 @@ class TestTask:
             ("tolerance=1.0", "tolerance=1.0"),
             ("finetune.modules=0", "finetune.modules=0: the model has 2 .*user, item"),
             ("finetune.gamma=-0.1", "gamma=-0.1: a budget"),
+            ("finetune.per=column", "unknown per 'column'"),
+            ("criticality.per=column", "unknown per 'column'"),
             ("criticality.eps=-1", "eps=-1"),
             ("criticality.embedding_eps=-1", "embedding_eps=-1"),
             ("criticality.steps=-1", "steps=-1"),

@@ -1,5 +1,4 @@
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,15 +49,13 @@ class Sanitise(Clean):
         for name in chosen:
             assert data.item_table is not None
             for row, text in enumerate(data.item_table[name].tolist()):
-                if isinstance(text, str) and (clear := self._clear(text, counts)) != text:
+                if not isinstance(text, str):
+                    continue
+                clear, broken = self.rules.judged(text)
+                if clear != text:
                     texts.setdefault(name, {})[row] = clear
+                for rule in broken:
+                    counts[rule] += 1
         counts["texts"] = sum(map(len, texts.values()))
         removed = torch.zeros(len(data.train), dtype=torch.bool)
         return Finding(removed, counts, texts=texts, rules=dict.fromkeys(chosen, self.rules))
-
-    def _clear(self, text: str, counts: dict[str, int]) -> str:
-        """The text after all rules, each of which is counted where it changed something."""
-        steps = self.rules.steps(text)
-        for rule, (old, new) in zip(RULES, pairwise(steps), strict=True):
-            counts[rule] += old != new
-        return steps[-1]

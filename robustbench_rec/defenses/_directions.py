@@ -6,6 +6,7 @@ from robustbench_rec.ascent import Ascent
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks.noise import Noise
 from robustbench_rec.errors import unknown
+from robustbench_rec.shifted import label
 
 log = logging.getLogger(__name__)
 
@@ -21,4 +22,5 @@ def directed(direction: str, ascent: Ascent) -> Attack:
     if ascent.steps > 1:
         log.warning("defense.steps=%s says nothing beside defense.direction=random: noise takes none", ascent.steps)
     size = vars(ascent.ball)
-    return Noise(Noise.Config(surface=ascent.surface, modules=None, scope=ascent.reach, seed=ascent.seed, **size))
+    modules = None if ascent.names is None else [label(name) for name in ascent.names]
+    return Noise(Noise.Config(surface=ascent.surface, modules=modules, scope=ascent.reach, seed=ascent.seed, **size))

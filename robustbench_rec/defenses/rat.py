@@ -14,17 +14,23 @@ from robustbench_rec.shifted import surface
 
 
 class Previous:
-    """Ascent directions that are the gradients of the batch before, of rows that have nothing to do with each other."""
+    """Ascent directions that are the gradients of the batch before, of rows that have nothing to do with each other.
+
+    Of a batch that is asked about several times the first gradient counts.
+    """
 
     def __init__(self) -> None:
-        self.gradients: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}
+        self.now: dict[str, Tensor] = {}
+
+    def turn(self) -> None:
+        """To the next batch."""
+        self.before, self.now = self.now, {}
 
     def __call__(self, name: str, gradient: Tensor) -> Tensor:
-        before = self.gradients.get(name)
-        self.gradients[name] = gradient
-        if before is None or before.shape != gradient.shape:
-            return torch.zeros_like(gradient)
-        return before
+        self.now.setdefault(name, gradient)
+        before = self.before.get(name)
+        return torch.zeros_like(gradient) if before is None or before.shape != gradient.shape else before
 
 
 @defenses.register
@@ -65,8 +71,14 @@ class RAT(Adversarial):
         ascent = Ascent(surface="activation", ball=ball, steps=config.steps, step_size=1 / config.steps)
         super().__init__(inner, ascent, clean=1.0, robust=config.weight)
         self.config, self.full, self.names = config, ascent, names
+        self.previous: Previous | None = None
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         coins = torch.rand(len(self.names), generator=generator) < self.config.p
         chosen = tuple(name for name, coin in zip(self.names, coins.tolist(), strict=True) if coin)
-        self.attack = replace(self.full, names=chosen, direction=Previous() if self.config.stale else None)
+        self.previous = Previous() if self.config.stale else None
+        self.attack = replace(self.full, names=chosen, direction=self.previous)
+
+    def start_batch(self) -> None:
+        if self.previous is not None:
+            self.previous.turn()

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +10,7 @@ from robustbench_rec.defenses import defenses
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.objective import Objective
-from robustbench_rec.shifted import Shifted, surface
+from robustbench_rec.shifted import Shifted, tunable
 
 PROXIES = ("sgd", "adam")
 RESAMPLE = ("epoch", "batch")
@@ -20,9 +21,9 @@ class RAWP(Adversarial):
     """Random adversarial weight perturbation: AWP on random layers with a jittered γ (Qian et al., KBS 2025).
 
     Each layer is perturbed with probability p; γ is multiplied by a factor uniform in jitter; both are drawn every
-    epoch or every batch (resample). modules: of which layers, null for all. gamma, per, steps, clean_weight: as in AWP.
-    proxy: sgd follows the true gradient, adam the running preconditioned one of the released code. Where no layer is
-    chosen, the step is a plain one.
+    epoch or every batch (resample). modules: of which layers, null for all that are trained. gamma, per, steps,
+    clean_weight: as in AWP. proxy: sgd follows the true gradient, adam the running preconditioned one of the released
+    code. Where no layer is chosen, the step is a plain one.
 
     Reconstructed from the laboratory's released code, not from the paper's text. Its defects are left out: one coin for
     all layers, model selection on test users, a perturbation that is restored under another mask than it was added
@@ -42,7 +43,9 @@ class RAWP(Adversarial):
         modules: list[str] | None
 
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
-        if not (0 <= config.p <= 1 and len(config.jitter) == 2 and 0 <= config.jitter[0] <= config.jitter[1]):
+        if not (
+            0 <= config.p <= 1 and len(config.jitter) == 2 and 0 <= config.jitter[0] <= config.jitter[1] < math.inf
+        ):
             raise RrecError(
                 f"defense.p={config.p}, defense.jitter={config.jitter}: a probability and a range [low, high] needed"
             )
@@ -52,20 +55,26 @@ class RAWP(Adversarial):
         clean, robust = shares(config.clean_weight)
         ascent = weight_ascent(config.gamma, config.per, config.steps)
         super().__init__(inner, ascent, clean=clean, robust=robust)
-        self.config, self.names = config, surface(model, "weight", config.modules)
-        if config.proxy == "adam":
-            self.proxy = AdamProxy({name: model.get_parameter(name) for name in self.names})
-            ascent = replace(ascent, direction=self.proxy)
-        self.full = ascent
+        self.config, self.names = config, tunable(model, config.modules)
+        adam = config.proxy == "adam"
+        self.proxy = AdamProxy({name: model.get_parameter(name) for name in self.names}) if adam else None
+        self.full = replace(ascent, direction=self.proxy)
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.generator = generator
         self._draw()
 
-    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+    def start_batch(self) -> None:
         if self.config.resample == "batch":
             self._draw()
-        return super().forward(at, batch)
+        if self.proxy is not None:
+            self.proxy.learning = True
+
+    def forward(self, at: Shifted, batch: Batch) -> Tensor:
+        value = super().forward(at, batch)
+        if self.proxy is not None:
+            self.proxy.learning = False  # once a batch, however often what is around asks
+        return value
 
     def _draw(self) -> None:
         low, high = self.config.jitter

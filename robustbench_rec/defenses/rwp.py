@@ -13,7 +13,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball, budget
 from robustbench_rec.objective import Objective, Scalar, known
-from robustbench_rec.shifted import Shifted, surface
+from robustbench_rec.shifted import Shifted, tunable
 
 
 def _row(weight: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class RWP(Adversarial):
     growth: epochs in which σ grows from 0 as a half cosine, 0 for at once. eta: η. decay: of the running mean.
     clean_weight: c in c · L(θ) + (1 − c) · L(θ + v).
 
-    Only parameters with at least two dimensions move. ARWP has no F̄: squared gradients of a mean loss are so small here
-    (below 1e-4) that an η of 1 would do nothing. The two terms see the same batch; m-RWP takes half a batch for each.
-    For noise of exactly the norm of AWP use defense=awp defense.direction=random.
+    Only parameters with at least two dimensions that are trained move. ARWP has no F̄: squared gradients of a mean loss
+    are so small here (below 1e-4) that an η of 1 would do nothing. The two terms see the same batch; m-RWP takes half a
+    batch for each. For noise of exactly the norm of AWP use defense=awp defense.direction=random.
     """
 
     @dataclass
@@ -83,13 +83,11 @@ class RWP(Adversarial):
                 "decay in [0, 1) needed"
             )
         clean, robust = shares(config.clean_weight)
-        names, ball = (
-            surface(model, "weight"),
-            Ball(eps=budget("sigma", config.sigma), norm="l2", per="element", relative="no"),
-        )
-        noise = Gaussian(surface="weight", ball=ball, scale=self._scale)
+        names = tunable(model)
+        ball = Ball(eps=budget("sigma", config.sigma), norm="l2", per="element", relative="no")
+        noise = Gaussian(surface="weight", ball=ball, names=tuple(names), scale=self._scale)
         super().__init__(inner, noise, clean=clean, robust=robust)
-        self.config, self.full, self.waits = config, noise, min(config.growth, 1)
+        self.config, self.full, self.waits, self.learning = config, noise, min(config.growth, 1), True
         self.index = {name: str(number) for number, name in enumerate(names if config.variant == "fisher" else ())}
         for name, number in self.index.items():
             self.register_buffer(f"fisher_{number}", torch.zeros_like(model.get_parameter(name)))
@@ -100,6 +98,9 @@ class RWP(Adversarial):
         grown = replace(self.full, ball=replace(self.full.ball, eps=sigma))
         self.attack = grown.drawing_from(generator)
 
+    def start_batch(self) -> None:
+        self.learning = True
+
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         # the gradient below takes the graph away that a penalty would still want of the output at `at`
         value: Tensor = super().forward(replace(at) if self.index else at, batch)
@@ -109,9 +110,10 @@ class RWP(Adversarial):
         leaves = [*parameters.values(), *(each for each in at.delta.values() if each.requires_grad)]
         found = torch.autograd.grad(value, leaves, allow_unused=True)
         for name, gradient in zip(parameters, found, strict=False):
-            if name in self.index and gradient is not None:
+            if self.learning and name in self.index and gradient is not None:
                 running = self.get_buffer(f"fisher_{self.index[name]}")
                 running.lerp_(gradient.to_dense().square(), 1 - self.config.decay)
+        self.learning = False  # once a batch, however often what is around asks
         used = [(leaf, each) for leaf, each in zip(leaves, found, strict=True) if each is not None]
         return known(value, [leaf for leaf, _ in used], [each for _, each in used])
 

@@ -15,8 +15,8 @@ from robustbench_rec.objective import Objective
 class PDAF(Finetuning):
     """PDAF: RAWP-FT in rounds, the least robust modules chosen anew in each (Periodic Dynamic Adversarial Fine-Tuning).
 
-    rounds: a round that does not raise the attacked quality on validation is undone. modules, gamma: as in RAWP-FT, but
-    gamma grows evenly over `ramp` epochs of each round.
+    rounds: a round that does not raise the attacked quality on validation is undone. modules, gamma, per: as in
+    RAWP-FT, but gamma grows evenly over `ramp` epochs of each round.
 
     Reconstructed from the authors' released code (a submission to AAAI 2026); unlike there, rounds are judged on
     validation.
@@ -27,12 +27,13 @@ class PDAF(Finetuning):
         rounds: int
         modules: int
         gamma: float
+        per: str
         ramp: int
 
     def __init__(self, config: Config) -> None:
         if config.rounds < 1 or config.ramp < 1:
             raise RrecError(f"finetune.rounds={config.rounds}, finetune.ramp={config.ramp}: at least 1 is needed")
-        self.config, self.ascent = config, weight_ascent(config.gamma, "row", 1)
+        self.config, self.ascent = config, weight_ascent(config.gamma, config.per, 1)
 
     @property
     def rounds(self) -> int:

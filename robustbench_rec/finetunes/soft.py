@@ -18,7 +18,7 @@ class Soft(Finetuning):
     """Experimental: all modules under weight perturbation, the radius of each by its criticality.
 
     γ_l = γ · L · softmax(c_l / τ), with L modules and c_l the criticality as a share of the largest one; gamma: γ, the
-    mean radius. temperature: τ; large: all alike, small: the most critical one alone.
+    mean radius, per: as in RAWP-FT. temperature: τ; large: all alike, small: the most critical one alone.
 
     A reconstruction in the spirit of vulnerability-guided layer-wise training, of which only an abstract could be read.
     """
@@ -26,12 +26,14 @@ class Soft(Finetuning):
     @dataclass
     class Config:
         gamma: float
+        per: str
         temperature: float
 
     def __init__(self, config: Config) -> None:
         if not config.temperature > 0:
             raise RrecError(f"finetune.temperature={config.temperature}: must be above 0")
-        self.config, self.ball = config, Ball(eps=budget("gamma", config.gamma), norm="l2", per="row", relative="own")
+        gamma = budget("gamma", config.gamma)
+        self.config, self.ball = config, Ball(eps=gamma, norm="l2", per=config.per, relative="own")
 
     def modules(self, criticality: Mapping[str, float]) -> list[str]:
         return list(criticality)

@@ -34,7 +34,7 @@ from robustbench_rec.reports import plots
 from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import Sampler, epoch_generator, sampler
-from robustbench_rec.shifted import Shifted, label, surface
+from robustbench_rec.shifted import Shifted, label, tunable
 from robustbench_rec.tasks.train import check_rated, judge
 from robustbench_rec.trainer import Trainer, check
 
@@ -74,7 +74,7 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     for part in PARTS:
         judging.portions(part)
     attack = single(cfg.attack).prepared(model, data)
-    tuning.modules(dict.fromkeys(map(label, _tunable(model)), 0.0))
+    tuning.modules(dict.fromkeys(map(label, tunable(model)), 0.0))
     scoring = evaluator(data, cfg, alone=attack.alone)
     (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
     wanted = cfg.loss or model.loss
@@ -145,7 +145,7 @@ class Rounds:
         self.noise = noise
         self.cfg, self.out, self.tuning, self.model = cfg, out, tuning, model
         self.batches, self.climbed, self.score = batches, climbed, score
-        self.tunable, self.trained = _tunable(model), {n for n, each in model.named_parameters() if each.requires_grad}
+        self.tunable, self.trained = tunable(model), {n for n, each in model.named_parameters() if each.requires_grad}
         self.trainers: list[Trainer] = []
         self.tuned: set[str] = set()
 
@@ -208,7 +208,9 @@ class Rounds:
                 start, _ = Ascent(surface="embedding", ball=ball, steps=10, step_size=0.25)(
                     start, batches[0], objective
                 )
-            return criticality(start, batches[0], objective, eps=asked.eps, steps=asked.steps, names=self.tunable)
+            return criticality(
+                start, batches[0], objective, eps=asked.eps, per=asked.per, steps=asked.steps, names=self.tunable
+            )
 
 
 def _tell_other_loss(cfg: Finetune, model: RecModel, before: Mapping[str, Any] | None) -> None:
@@ -221,14 +223,6 @@ def _tell_other_loss(cfg: Finetune, model: RecModel, before: Mapping[str, Any] |
     )
     if learnt != now:
         log.warning("ckpt=%s was trained with %s, it is tuned with %s", cfg.ckpt, learnt, now)
-
-
-def _tunable(model: RecModel) -> list[str]:
-    """The weight matrices that training may change: where a body is frozen, those of the rest."""
-    found = [name for name in surface(model, "weight") if model.get_parameter(name).requires_grad]
-    if not found:
-        raise RrecError("finetune: the weight matrices of this model are all frozen (adaptation), none can be tuned")
-    return found
 
 
 def _show_criticality(found: Mapping[str, float], chosen: Sequence[str], folder: Path) -> None:

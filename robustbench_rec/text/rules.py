@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass
 from html import unescape
+from itertools import pairwise
 
-from robustbench_rec.text.sanitise import sanitise
+from robustbench_rec.text.sanitise import compatible, latin, once, visible
 
-RULES = ("html_or_links", "disguises", "contacts", "repeated_words", "too_long")
+RULES = ("disguises", "html_or_links", "repeated_signs", "contacts", "repeated_words", "too_long")
 TAG = re.compile(r"<[!/a-zA-Z][^<>]*>")
 LINK = re.compile(r"\b(?:https?://|www\.)\S+", re.IGNORECASE)
 MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
@@ -19,20 +20,33 @@ REPEATED = re.compile(r"\b((?!\d+\b)\w+)(?:[\s,;!?]+\1\b)+", re.IGNORECASE)  # n
 
 @dataclass(frozen=True)
 class TextRules:
-    """All of `RULES`, one after the other. words: at most so many are left (None: all of them)."""
+    """All of `RULES`, one after the other, disguises first. words: at most so many are left (None: all of them).
+
+    disguises: HTML's names of characters, characters of no width, lookalikes and other variants of plain characters.
+    They are gone through again until nothing changes: what one takes away can have hidden something from those before.
+    """
 
     words: int | None
 
     def __call__(self, text: str) -> str:
         """The text after all of them."""
-        return self.steps(text)[-1]
+        return self.judged(text)[0]
 
-    def steps(self, text: str) -> list[str]:
-        """The text before the first of `RULES`, with single spaces, and after each of them."""
-        plain = " ".join(LINK.sub(" ", TAG.sub(" ", unescape(text))).split())
-        honest = sanitise(plain)
-        nobody = " ".join(PHONE.sub(" ", MAIL.sub(" ", honest)).split())
-        once = REPEATED.sub(r"\1", nobody)
-        words = once.split()
-        short = " ".join(words if self.words is None else words[: self.words])
-        return [" ".join(text.split()), plain, honest, nobody, once, short]
+    def judged(self, text: str) -> tuple[str, set[str]]:
+        """The text after all of them, and which of them changed it by more than spaces."""
+        clear, broken = " ".join(text.split()), set[str]()
+        while True:
+            steps = [clear, *self._steps(clear)]
+            broken.update(rule for rule, (old, new) in zip(RULES, pairwise(steps), strict=True) if old != new)
+            if steps[-1] == clear:
+                return clear, broken
+            clear = steps[-1]
+
+    def _steps(self, text: str) -> list[str]:
+        honest = " ".join(latin(compatible(visible(unescape(text)))).split())
+        plain = " ".join(LINK.sub(" ", TAG.sub(" ", honest)).split())
+        calm = once(plain)
+        nobody = " ".join(PHONE.sub(" ", MAIL.sub(" ", calm)).split())
+        said = REPEATED.sub(r"\1", nobody)
+        words = said.split()
+        return [honest, plain, calm, nobody, said, " ".join(words if self.words is None else words[: self.words])]
