@@ -690,8 +690,12 @@ class TestGraph:
             own = (share[:, matrix[user] > 0]).sum(1) - share[:, item]
             audience[user] = 0
             expected.append(torch.nn.functional.cosine_similarity(audience, own, dim=0))
-        found = structural(users, items, 60, 50, 20_000, 0)
-        torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=0.05)
+        torch.testing.assert_close(structural(users, items, 60, 50), torch.stack(expected))
+
+    def test_the_portions_of_its_likeness_fit_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = structural(*clicked(GENUINE), 60, 50)
+        monkeypatch.setattr("robustbench_rec.cleans.rgcf.CELLS", 7 * 60)
+        torch.testing.assert_close(structural(*clicked(GENUINE), 60, 50), whole)
 
     def test_it_finds_edges_across_communities(self) -> None:
         draw = torch.Generator().manual_seed(0)
