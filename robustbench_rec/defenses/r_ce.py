@@ -16,8 +16,8 @@ class ReweightedLoss(Denoiser):
     """R-CE: a loss weighs as much as its event is likely, p^β, so that hard ones count less (Wang et al., WSDM 2021).
 
     beta: β; 0 is plain training. p is the probability that the model gives the label of an event, exp(−loss): σ(s) of a
-    positive and 1 − σ(s) of a negative with bce as in the paper, the softmax with softmax, σ of
-    the margin with bpr, of several negatives the geometric mean. Weights are constants for the gradient and are not normalised.
+    positive and 1 − σ(s) of a negative with bce as in the paper, the softmax with softmax, σ of the margin with bpr, of
+    several negatives the geometric mean. Weights are constants for the gradient and are not normalised.
     """
 
     @dataclass
