@@ -225,11 +225,16 @@ def test_cards_of_other_data_or_settings_are_not_seeds_of_one_entry_and_other_sp
     write("b", seeds=seeds | {"split.seed": 7}, fingerprint="1" * 64)
     assert boards(tmp_path) == [[("mf", 2)]]
     write("c", recipe=recipe | {"epochs": 99})
-    assert boards(tmp_path) == [[("mf (epochs=4)", 2), ("mf (epochs=99)", 1)]]
+    assert boards(tmp_path) == [[("mf", 2)], [("mf", 1)]]  # not on the same splits
+    write("c2", recipe=recipe | {"epochs": 99}, seeds=seeds | {"split.seed": 7}, fingerprint="1" * 64)
+    assert boards(tmp_path) == [[("mf (epochs=4)", 2), ("mf (epochs=99)", 2)]]
+    (tmp_path / "c2.json").unlink()
+    (tmp_path / "b.json").unlink()
     write("d", recipe=recipe | {"prepare": {"user_core": 9}}, fingerprint="2" * 64)
     assert boards(tmp_path)[1] == [("mf", 1)]
     write("e", recipe=None, fingerprint="3" * 64)
     assert boards(tmp_path)[2] == [("mf", 1)]
+    write("b", seeds=seeds | {"split.seed": 7}, fingerprint="1" * 64)
     for name in "cde":
         (tmp_path / f"{name}.json").unlink()
     write("f", fingerprint="4" * 64)

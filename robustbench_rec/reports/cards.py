@@ -186,26 +186,31 @@ def unlike(config: Mapping[str, Any], standard: Mapping[str, Any], prefix: str =
 
 
 def board(cards: Sequence[Card]) -> Page:
-    """The page of a leaderboard, a table for each data, protocol and metric; what differs in seeds is one entry."""
-    data = _data(cards)
-    boards: dict[str, list[Card]] = {}
+    """The page of a leaderboard, a table for each data, protocol and metric; what differs in seeds is one entry.
+
+    Entries on other splits are in tables of their own: which is easier says nothing about a model.
+    """
+    entries: dict[tuple[str, str], list[Card]] = {}
+    judged_on = {}
+    for card, told in zip(cards, _data(cards), strict=True):
+        where = _exact([card.dataset, card.protocol, card.metric, told])
+        judged_on[where] = told
+        entries.setdefault((where, _exact([card.model, card.defense, card.recipe])), []).append(card)
+    boards: dict[str, dict[str, list[Card]]] = {}
     titles: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for card, judged_on in zip(cards, data, strict=True):
-        key = _exact([card.dataset, card.protocol, card.metric, judged_on])
-        boards.setdefault(key, []).append(card)
-        titles[key] = f"{card.dataset}, {PROTOCOLS[card.protocol]}, {card.metric}", judged_on
+    for (where, entry), found in entries.items():
+        card, splits = found[0], ", ".join(sorted({str(each.seeds.get("split.seed")) for each in found}))
+        key = _exact([where, splits])
+        boards.setdefault(key, {})[entry] = found
+        title = f"{card.dataset}, {PROTOCOLS[card.protocol]}, {card.metric}"
+        titles[key] = title, judged_on[where] | {"split.seed": splits}
     sections: list[Section] = []
     for key, title in in_words(titles).items():
-        together = boards[key]
+        here = list(boards[key].items())
+        together = [card for _, found in here for card in found]
         dataset, protocol, metric = together[0].dataset, together[0].protocol, together[0].metric
-        groups: dict[str, list[Card]] = {}
-        entries: dict[str, tuple[str, Mapping[str, Any]]] = {}
-        for card in together:
-            entry = _exact([card.model, card.defense, card.recipe])
-            groups.setdefault(entry, []).append(card)
-            entries[entry] = _exact([card.model, card.defense]), card.recipe or {}
-        apart = {entry: words.removeprefix(entries[entry][0]) for entry, words in in_words(entries).items()}
-        here = list(groups.items())
+        named = {entry: (_exact([found[0].model, found[0].defense]), found[0].recipe or {}) for entry, found in here}
+        apart = {entry: words.removeprefix(named[entry][0]) for entry, words in in_words(named).items()}
         way = sign(metric)
         here.sort(key=lambda pair: -way * _spread(pair[1], f"attacked/{metric}").mean)
         columns = [marked([_spread(found, f"{side}/{metric}") for _, found in here], metric) for side in SIDES]
@@ -223,11 +228,12 @@ def board(cards: Sequence[Card]) -> Page:
         name = re.sub(r"\W", "_", f"{dataset}_{protocol}_{metric}")
         name += f"_{len(sections) + 1}" if any(each.name == name for each in sections) else ""
         table = Table(name, title, [*head, *COSTS.values()], rows, NOISE, choices=("model", "defence"))
+        seeds = ["seed", *(each for each in DATA_SEEDS if len({c.seeds.get(each) for c in together}) > 1)]
         single = [
             [
                 Cell(c.model),
                 Cell(c.defense),
-                Cell(str(c.seeds.get("seed"))),
+                Cell(", ".join(f"{each.rpartition('.')[0]} {c.seeds.get(each)}".strip() for each in seeds)),
                 Cell(c.reported.get(f"attacked/{metric}")),
                 Cell((c.verified or {}).get(f"attacked/{metric}")),
                 Cell(c.state),

@@ -197,7 +197,9 @@ def _pairs(
 
 def _as_trained(run: Found, made: Found, book: Book) -> bool:
     """Whether a model was judged again as its training judged it."""
-    same = place_of(run, book) == place_of(made, book) and run.config.get("precision") == made.config.get("precision")
+    same = place_of([run], book) == place_of([made], book) and run.config.get("precision") == made.config.get(
+        "precision"
+    )
     return same and run.config.get("part") == "test" and run.named("noise") == "none"
 
 

@@ -83,10 +83,8 @@ def grouped(done: Sequence[Found], book: Book) -> dict[str, list[Found]]:
 
 def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     """Attacks on a model as it is, those that differ in seeds alone together, by budget."""
-    found: dict[tuple[str, str, str, float | None], list[Found]] = {}
-    attacks = [run for run in done if run.verb == "attack" or _struck(run)]
-    names = place_names(attacks, book)
-    for run in attacks:
+    groups: dict[tuple[str, str, str, float | None, str], list[Found]] = {}
+    for run in (each for each in done if each.verb == "attack" or _struck(each)):
         if not run.poisoned and run.config.get("frontier") is None:
             struck = _struck(run)
             settings = settings_of(run, "eps")
@@ -96,9 +94,15 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
             kind = f"{kind_of(run)} at the end of training" if struck else kind_of(run)
-            kind = f"{kind}, {names[place_of(run, book)]}" if len(names) > 1 else kind
-            victim = book.label(run) if struck else book.victim(run)
-            found.setdefault((victim, exact, kind, run.eps), []).append(_beside_clean(run) if struck else run)
+            victim, one = book.label(run) if struck else book.victim(run), place_of([run], book, splits=False)
+            groups.setdefault((victim, exact, kind, run.eps, one), []).append(_beside_clean(run) if struck else run)
+    where = {key: place_of(runs, book) for key, runs in groups.items()}
+    names = place_names(where.values())
+    found: dict[tuple[str, str, str, float | None], list[Found]] = {}
+    for key, runs in groups.items():
+        victim, exact, kind, eps, _ = key
+        kind = f"{kind}, {names[where[key]]}" if len(names) > 1 else kind
+        found.setdefault((victim, exact, kind, eps), []).extend(runs)
     kinds: dict[str, list[str]] = {}
     for _, exact, words, _ in found:
         same = kinds.setdefault(words, [])
@@ -148,15 +152,27 @@ def kind_of(run: Found) -> str:
     return " ".join(words) + ("" if part == "test" else f" on {part}")
 
 
-def place_of(run: Found, book: Book) -> str:
-    """The data, how they are prepared and split, and the judging, as JSON: numbers of two places cannot be compared."""
+def root_of(run: Found, book: Book) -> Found:
+    """The run that decided which data a run is about."""
     root = run
     for _ in range(5):
         source = book.source(root)
         if source is None or root.named("dataset") != "none":
             break
         root = source
+    return root
+
+
+def place_of(runs: Sequence[Found], book: Book, *, splits: bool = True) -> str:
+    """The data, how they are prepared and split, and the judging, as JSON: numbers of two places cannot be compared.
+
+    runs: what is told as one number. splits: with the seeds of all their splits.
+    """
+    run, root = runs[0], root_of(runs[0], book)
     told: dict[str, Any] = without_seeds({key: root.config.get(key) for key in RECIPE}, ())
+    if splits:
+        cuts = [split for each in runs if isinstance(split := root_of(each, book).config.get("split"), Mapping)]
+        told["split.seed"] = ", ".join(sorted({str(each.get("seed")) for each in cuts}))
     told["protocol"] = str(run.config.get("protocol", "full"))
     if told["protocol"] == "full":
         told["seen"] = bool(run.config.get("seen"))
@@ -165,9 +181,9 @@ def place_of(run: Found, book: Book) -> str:
     return json.dumps([root.named("dataset"), told], sort_keys=True, default=str)
 
 
-def place_names(runs: Iterable[Found], book: Book) -> dict[str, str]:
+def place_names(places: Iterable[str]) -> dict[str, str]:
     """Places in words: the dataset, the protocol, and only so much more that all are told apart."""
-    known = {key: json.loads(key) for key in dict.fromkeys(place_of(run, book) for run in runs)}
+    known = {key: json.loads(key) for key in dict.fromkeys(places)}
     plain = {
         key: name if told["protocol"] == "full" else f"{name}, {told['protocol']}"
         for key, (name, told) in known.items()
@@ -204,10 +220,11 @@ def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], lis
 
 def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
     """Labels and their runs, by where they were judged, in words."""
-    names = place_names([runs[0] for runs in trained.values()], book)
+    where = {label: place_of(runs, book) for label, runs in trained.items()}
+    names = place_names(where.values())
     found: dict[str, dict[str, Sequence[Found]]] = {}
     for label, runs in trained.items():
-        found.setdefault(names[place_of(runs[0], book)], {})[label] = runs
+        found.setdefault(names[where[label]], {})[label] = runs
     return found
 
 
