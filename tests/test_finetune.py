@@ -253,14 +253,14 @@ class TestTask:
         finetune.run(config(trained[name], "lr=0.3"), tmp_path)
         trace = rows(tmp_path / "alpha.csv")
         assert [float(row["alpha"]) for row in trace] == [0.0, 0.5, 1.0]
-        scores = [float(row["score"]) for row in trace]
+        scores = [float(row["score"] or "-inf") for row in trace]
         assert max(scores) >= scores[0] == float(trace[0]["attacked_ndcg@5"])  # α = 0 is feasible
 
     def test_the_best_of_the_interpolation_is_what_is_kept(self, trained: dict[str, Path], tmp_path: Path) -> None:
         """With steps that ruin the model the best is the start, and that is what is saved and judged."""
         found = finetune.run(config(trained["mf"], "lr=5", "tolerance=0"), tmp_path)
         trace = rows(tmp_path / "alpha.csv")
-        scores = [float(row["score"]) for row in trace]
+        scores = [float(row["score"] or "-inf") for row in trace]
         assert scores.index(max(scores)) == 0 > scores[-1] - scores[0]
         assert found["valid/ndcg@5"] == pytest.approx(float(trace[0]["ndcg@5"]))
         before, after = (load_file(each / "model.safetensors") for each in (trained["mf"], tmp_path))
@@ -432,7 +432,7 @@ class TestRiFT:
         reached = [row for row in table if float(row["criticality"]) > 0]
         assert chosen == min(reached, key=lambda row: float(row["criticality"]))["module"]
         trace = rows(tmp_path / "alpha.csv")
-        best = max(trace, key=lambda row: float(row["score"]))
+        best = max(trace, key=lambda row: float(row["score"] or "-inf"))
         assert float(best["score"]) == float(best["ndcg@5"]) >= float(trace[0]["ndcg@5"])
         assert float(best["attacked_ndcg@5"]) >= 0.8 * float(trace[0]["attacked_ndcg@5"])
 
@@ -441,7 +441,7 @@ class TestRiFT:
         trace = rows(tmp_path / "alpha.csv")
         floor = float(trace[0]["attacked_ndcg@5"])
         for row in trace:
-            assert (float(row["score"]) > -1) == (float(row["attacked_ndcg@5"]) >= floor)
+            assert (float(row["score"] or "-inf") > -1) == (float(row["attacked_ndcg@5"]) >= floor)
 
 
 class TestPDAF:

@@ -27,8 +27,9 @@ from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
 from robustbench_rec.reports import plots
-from robustbench_rec.reports.page import Cell
+from robustbench_rec.reports.page import Cell, Page, Section, Table
 from robustbench_rec.reports.reading import Book, Found, filled, read, runs, told_apart
+from robustbench_rec.reports.render import latex
 from robustbench_rec.reports.sections import page as page_of
 from robustbench_rec.reports.sections.cells import change, marked
 from robustbench_rec.reports.sections.compared import Pair
@@ -338,6 +339,10 @@ def test_poisons_that_differ_in_seeds_are_one_row(there: Path, tmp_path: Path) -
     assert row["runs"] == "2"
     assert float(row["change"]) == pytest.approx(mean(changes))
     assert float(row["change sd"]) == pytest.approx(stdev(changes))
+    done("attack", tmp_path / "more", *words[:-2], "poison.size=0.2", "poison.seed=0")
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = list(csv.DictReader((tmp_path / "r" / "poisoned.csv").open()))
+    assert {each["poison"]: each["runs"] for each in rows} == {"random (size=0.1)": "2", "random (size=0.2)": "1"}
 
 
 def test_gates_say_which_limits_were_kept(there: Path, tmp_path: Path) -> None:
@@ -405,9 +410,30 @@ def test_the_other_formats_have_the_same_numbers(written: Path, page: Reader, th
     text = shown["mf"]["ndcg@10"][0].removesuffix(" best").removesuffix(" ≈ best")
     assert text in markdown
     assert text.replace("±", r"$\pm$") in latex
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == len(list(folder.glob("*.csv")))
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") > 5
+    labels = set(re.findall(r"\\label\{tab:(.*?)\}", latex))
+    assert {"clean", "robust", "compared"} <= labels < {each.stem for each in folder.glob("*.csv")}
+    assert not {"clean_all", "robust_all"} & labels
     for image in re.findall(r"!\[.*?\]\((.*?)\)", markdown):
         assert (folder / image).stat().st_size > 1000
+
+
+def test_a_paper_has_the_marks_of_seed_noise_too() -> None:
+    cells = [*marked([Spread(0.30, 0.02, 3), Spread(0.31, 0.02, 3), Spread(0.2, 0.01, 3)], "ndcg@10")]
+    cells += [change(Spread(0.01, 0.02, 3)), Cell("a film", "hit")]
+    told = latex(
+        Page("", "", [], [Section("s", "", "", [Table("t", "", ["x"], [[each] for each in cells], "As good.")])])
+    )
+    lines = [line.removesuffix(r" \\") for line in told.splitlines()]
+    for wanted in (
+        r"0.3000 $\pm$ 0.0200$^{\approx}$",
+        r"\textbf{0.3100 $\pm$ 0.0200}",
+        r"0.2000 $\pm$ 0.0100",
+        r"0.0100 $\pm$ 0.0200$^{\approx}$",
+        "a film",
+    ):
+        assert wanted in lines
+    assert r"\par\smallskip As good. Bold: best; $\approx$: as good as the best" in told
 
 
 def test_a_difference_within_seed_noise_ismarked() -> None:
@@ -748,6 +774,49 @@ def test_models_of_other_splits_candidates_and_preparation_have_a_table_each(tmp
     assert any("split.name=leave_one_out" in each for each in titles)
     assert any("prepare.user_core=3" in each and "seen=False" in each for each in titles)
     assert not any("best clean quality" in each for each in made.summary)
+
+
+def test_models_on_other_splits_are_not_ranked_against_each_other(tmp_path: Path) -> None:
+    """Which split is easier says nothing about a model."""
+    for name, split in (("pop", 0), ("pop", 1), ("itemknn", 0), ("ease", 1), ("ease", 0)):
+        words = (f"model={name}", "split=random", f"split.seed={split}")
+        done("train", tmp_path / f"{name}{split}", *DATA, *JUDGED, *words)
+    made = page_of(Book(runs([tmp_path])), [], [])
+    clean = {each.title: each for each in made.tables if each.name.startswith("clean") and not each.folded}
+    assert {title: [row[0].text for row in each.rows] for title, each in clean.items()} == {
+        "Quality on test: synthetic (split.seed=0, 1)": ["ease", "pop"],
+        "Quality on test: synthetic (split.seed=0)": ["itemknn"],
+    }
+    (table,) = (each for each in made.tables if each.name == "runs")
+    assert {row[0].text.partition("/")[2]: row[4].text for row in table.rows}["pop1"] == "0, split 1"
+
+
+def test_attacks_on_other_splits_are_rows_of_their_own(there: Path, tmp_path: Path) -> None:
+    done("train", tmp_path / "train", *TRAINED, "split.seed=1", "defense=apr")
+    done("attack", tmp_path / "apr", f"ckpt='{tmp_path}/train'", *JUDGED, "eps=0.2", "attack.steps=2")
+    report([tmp_path, there / "attack" / "plain0-0.2"], tmp_path / "r.html", ["csv"], 0, None)
+    rows = list(csv.DictReader((tmp_path / "r" / "robust.csv").open()))
+    assert {(row["model"], row["attack"]) for row in rows} == {
+        ("mf", "pgd embedding l2, synthetic (split.seed=0)"),
+        ("mf + apr", "pgd embedding l2, synthetic (split.seed=1)"),
+    }
+
+
+def test_certificates_are_shown_and_how_models_were_judged_is_said(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "plain")
+    words = (f"ckpt='{tmp_path}/plain'", *JUDGED)
+    told = done("eval", tmp_path / "proven", *words, "certify=radius", "certify.budgets=[0,0.01]")
+    done("eval", tmp_path / "noisy", *words, "noise=label_flip", "noise.level=0.2")
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    rows = {
+        row["metric"]: row for row in csv.DictReader((tmp_path / "r" / "certified_1.csv").open()) if row["certified"]
+    }
+    assert float(rows["ndcg@10"]["certified"]) == pytest.approx(told["certified/ndcg@10@0.01"])
+    how = {row["run"].partition("/")[2]: row["how"] for row in csv.DictReader((tmp_path / "r" / "runs.csv").open())}
+    assert how["proven"] == "test, full, radius"
+    assert how["noisy"] == "test, full, label_flip 0.2"
+    cost = {row["verb"] for row in csv.DictReader((tmp_path / "r" / "cost.csv").open())}
+    assert {"eval", "eval radius"} <= cost
 
 
 @pytest.mark.slow

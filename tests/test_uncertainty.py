@@ -200,11 +200,14 @@ class TestRobustness:
         assert undefined.tolist() == [0, 0, 0, 0]
 
     def test_improvement_is_not_defined_where_the_attack_had_no_effect_and_is_never_0_there(self) -> None:
-        clean = torch.tensor([0.4, 0.4, 0.0, 0.4], dtype=torch.double)
-        undefended = torch.tensor([0.4, 0.4 - 3.9e-4, 0.0, 0.4 - 4.1e-4], dtype=torch.double)
+        clean = torch.tensor([0.4, 0.4, 0.0, 0.4, 0.4], dtype=torch.double)
+        undefended = torch.tensor([0.4, 0.4 - 3.9e-4, 0.0, 0.4 - 4.1e-4, 0.5], dtype=torch.double)
         value, undefined = robustness.improvement(clean, undefended, clean)
-        assert undefined.tolist() == [1, 1, 1, 0]
-        assert value.isnan().tolist() == [True, True, True, False]
+        assert undefined.tolist() == [1, 1, 1, 0, 1]  # the last one rose
+        assert value.isnan().tolist() == [True, True, True, False, True]
+        value, undefined = robustness.improvement(clean, undefended, clean, smaller=True)
+        assert undefined.tolist() == [1, 1, 1, 1, 0]
+        assert value[-1] == 1
 
     @given(st.lists(st.tuples(st.integers(0, 50), st.floats(0, 1)), min_size=2, max_size=8, unique_by=lambda e: e[0]))
     def test_the_area_is_numpys_over_the_span(self, points: list[tuple[int, float]]) -> None:

@@ -26,15 +26,16 @@ class Improvement(NamedTuple):
     undefined: Tensor
 
 
-def improvement(defended: Tensor, undefended: Tensor, clean: Tensor) -> Improvement:
+def improvement(defended: Tensor, undefended: Tensor, clean: Tensor, *, smaller: bool = False) -> Improvement:
     """Robustness improvement: the share of what the attack took from the undefended model that the defence gives back.
 
     (defended - undefended) / (clean - undefended) of the attacked qualities, and the clean one of the *undefended*
-    model. 1: full repair, 0: none, below 0: worse. Not defined where the attack had no effect on the undefended model,
-    |clean - undefended| < 1e-3 |clean|.
+    model. 1: full repair, 0: none, below 0: worse. smaller: less is better. Not defined where the attack took nothing
+    from the undefended model, less than 1e-3 |clean|, or made it better.
     """
     taken = clean - undefended
-    undefined = (taken.abs() < NO_EFFECT * clean.abs()) | (taken == 0)
+    harm = -taken if smaller else taken
+    undefined = (harm < NO_EFFECT * clean.abs()) | (harm == 0)
     value = torch.where(undefined, float("nan"), (defended - undefended) / taken)
     return Improvement(value, undefined.double())
 

@@ -12,7 +12,7 @@ from typing import Any
 from robustbench_rec import __version__
 from robustbench_rec.files import write_text
 from robustbench_rec.reports import plots
-from robustbench_rec.reports.page import Figure, Page, Table
+from robustbench_rec.reports.page import Cell, Figure, Page, Table
 from robustbench_rec.significance import Spread
 
 FORMATS = ("html", "md", "csv", "tex")
@@ -115,14 +115,12 @@ def _md(text: str) -> str:
 
 
 def latex(page: Page) -> str:
-    """The tables, for `booktabs`; the best value of a column is bold."""
+    """The tables, for `booktabs`, without those that are folded; the best value of a column is bold."""
     parts = ["% Tables of rrec report: \\usepackage{booktabs}"]
-    for table in page.tables:
+    for table in (each for each in page.tables if not each.folded):
         columns = "".join("l" if all(row[at].number is None for row in table.rows) else "r" for at in _places(table))
         rows = [" & ".join(map(_tex, table.columns)) + r" \\", r"\midrule"]
-        for row in table.rows:
-            cells = [rf"\textbf{{{_tex(cell.text)}}}" if cell.mark == "best" else _tex(cell.text) for cell in row]
-            rows.append(" & ".join(cells) + r" \\")
+        rows += [" & ".join(map(_tex_cell, row)) + r" \\" for row in table.rows]
         parts += [
             "",
             r"\begin{table}",
@@ -132,9 +130,19 @@ def latex(page: Page) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
+            *([rf"\par\smallskip {_tex(f'{table.note} {MARKS}')}"] if table.note else []),
             r"\end{table}",
         ]
     return "\n".join(parts) + "\n"
+
+
+MARKS = "Bold: best; ≈: as good as the best, or no more than nothing, within seed noise."
+
+
+def _tex_cell(cell: Cell) -> str:
+    if cell.mark == "best":
+        return rf"\textbf{{{_tex(cell.text)}}}"
+    return _tex(cell.text) + (r"$^{\approx}$" if cell.mark in ("≈ best", "within noise") else "")
 
 
 def _places(table: Table) -> range:

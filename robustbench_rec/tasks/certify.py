@@ -52,7 +52,8 @@ def certified(proof: Certificate, cfg: Eval, loaded: Loaded, judging: Evaluator[
         what += ", of models trained here; ckpt names the data"
     show(what, ["threat", ""], [list(each) for each in proof.declared.words().items()])
     shown = [row for row in rows if str(row[0]).partition("@")[0] in SHOWN] or rows
-    show("proven, and what the best attack left", header, [[row[0], f"{row[1]:g}", *row[2:]] for row in shown])
+    told_of, least = ("proven, and what the best attack left", 6) if proof.attacked else ("proven", 4)
+    show(told_of, header[:least], [[row[0], f"{row[1]:g}", *row[2:least]] for row in shown])
     if found.notes:
         show("beside", ["", ""], [[each, value] for each, value in found.notes.items()])
     write_text(out / "certified.csv", "\n".join(",".join(map(_cell, row)) for row in [header, *rows]) + "\n")

@@ -61,7 +61,8 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         apart = _apart(judging, at, other, cfg)
         if theirs is not None and (lists := alike(theirs, result, cfg.top_k)):
             apart["between"] |= lists.metrics
-        by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}", {cfg.part: result.metrics})
+        noisy = "" if cfg.noise["name"] == "none" else f", {cfg.noise['name']} {cfg.noise['level']:g}"
+        by_metric(f"{cfg.ckpt} on {title(loaded.data, cfg)}{noisy}", {cfg.part: result.metrics})
         told = dict(result.metrics)
         if cfg.slices:
             found = sliced(judging, cfg.part, result, cfg.slices, anonymity=cfg.anonymity)

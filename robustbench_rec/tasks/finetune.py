@@ -234,6 +234,11 @@ def _show_criticality(found: Mapping[str, float], chosen: Sequence[str], folder:
     plots.bars(found, chosen, title, "rise of the loss, the module alone moved", folder / "criticality.png")
 
 
+def _keeps(row: Mapping[str, float]) -> bool:
+    """Whether a state keeps enough of what is to be kept."""
+    return row["score"] > -WORSE / 2
+
+
 def _interpolate(cfg: Finetune, model: RecModel, start: State, score: _Score, out: Path) -> None:
     """Set the model to the best (1 − α) start + α tuned; ties go to the smaller α."""
     end = _state(model)
@@ -243,12 +248,10 @@ def _interpolate(cfg: Finetune, model: RecModel, start: State, score: _Score, ou
         rows.append({"alpha": step / (cfg.alphas - 1), **score()})
     best = max(rows, key=lambda row: row["score"])
     _set(model, _blend(start, end, best["alpha"]))
-    columns = list(rows[0])
-    show(
-        "interpolation on validation, α = 0 is the start",
-        [*columns, ""],
-        [[*row.values(), "chosen" if row is best else ""] for row in rows],
-    )
+    notes = ["chosen" if row is best else "" if _keeps(row) else "loses more than the tolerance" for row in rows]
+    rows = [row if _keeps(row) else {**row, "score": float("nan")} for row in rows]
+    told: list[Row] = [[*row.values(), note] for row, note in zip(rows, notes, strict=True)]
+    show("interpolation on validation, α = 0 is the start", [*rows[0], ""], told)
     frame = pd.DataFrame(rows)
     write_text(out / "alpha.csv", frame.to_csv(index=False))
     plots.lines(
@@ -274,7 +277,7 @@ def _budget(cfg: Finetune, model: RecModel, start: State, rounds: Rounds) -> dic
     if before is not None:
         told["budget/epochs_before"] = float(len(before))
         seconds = sum(row["train_seconds"] for row in history)
-        rows += [["epochs", len(history), len(before)], ["seconds", seconds, before["train_seconds"].sum()]]
+        rows += [["epochs", len(history), len(before)], ["seconds of training", seconds, before["train_seconds"].sum()]]
     show("budget: frozen tensors are unchanged, bit for bit", ["", "fine-tuning", "training before"], rows)
     return told
 

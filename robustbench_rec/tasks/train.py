@@ -338,7 +338,8 @@ def exposure(judging: Evaluator[Any], at: Shifted, part: str) -> dict[str, float
 
 def title(data: Data, cfg: Judge) -> str:
     """What a table of metrics is about."""
-    return f"{data.name}, {cfg.protocol}{' ranking' if cfg.protocol in ('full', 'sampled') else ''}"
+    drawn = "" if cfg.n_negatives is None else f", {cfg.n_negatives} negatives"
+    return f"{data.name}, {cfg.protocol}{' ranking' if cfg.protocol in ('full', 'sampled') else ''}{drawn}"
 
 
 def keep(result: Result, data: Data, path: Path) -> None:

@@ -141,7 +141,7 @@ def repaired(
         if name.startswith(EXPOSURE):
             found, note = exposure_improvement(*_numbers(value - clean[name], left - before)), ""
         elif is_quality(name, judging):
-            found = improvement(*_numbers(value, left, before))
+            found = improvement(*_numbers(value, left, before), smaller=name.partition("@")[0] in judging.smaller)
             taken = drop(*_numbers(before, left)).abs().item()
             note = f"of only {taken:.1%}" if taken < LITTLE else ""
         else:

@@ -9,7 +9,7 @@ from robustbench_rec.reports.sections.attacks import curves, robust, threats
 from robustbench_rec.reports.sections.compared import compared, pairs
 from robustbench_rec.reports.sections.defences import finetuned, frontiers
 from robustbench_rec.reports.sections.grouping import attacked, grouped, main_metric, once
-from robustbench_rec.reports.sections.quality import clean, gates, judged, poisoned
+from robustbench_rec.reports.sections.quality import certified, clean, gates, judged, poisoned
 from robustbench_rec.reports.sections.runs import cost, failed, ran
 from robustbench_rec.reports.sections.summary import subtitle, summary
 from robustbench_rec.reports.sections.users import lists, slices
@@ -34,6 +34,7 @@ def page(book: Book, shown: Sequence[Before], notes: Sequence[str]) -> Page:
         slices(done, book),
         poisoned(done, book, main),
         judged(done, book, main),
+        certified(done, book),
         gates(done, book),
         lists(shown),
         ran(asked, book),

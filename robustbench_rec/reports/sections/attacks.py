@@ -58,8 +58,10 @@ def robust(attacks: Sequence[Attacked], main: str) -> Section | None:
     flags = [name for name in every if name.startswith("flag/") and not name.startswith("flag/improvement_undefined/")]
     if flags:
         flagged = [each for each in attacks if any(each.spread(name).n for name in flags)]
-        weak = [[Cell(e.victim), *(Cell(e.spread(name)) for name in flags)] for e in flagged]
-        columns = ["model", *(name.partition("/")[2].replace("_", " ") for name in flags)]
+        weak = [
+            [Cell(e.victim), Cell(e.kind), budget(e.eps), *(Cell(e.spread(name)) for name in flags)] for e in flagged
+        ]
+        columns = ["model", "attack", "eps", *(name.partition("/")[2].replace("_", " ") for name in flags)]
         told = "All 0 means that nothing suggests masked gradients."
         blocks.append(Table("flags", "Signs of a weak attack", columns, weak, told))
     return Section("robust", "Quality under attack", "", blocks)

@@ -29,7 +29,8 @@ def finetuned(done: Sequence[Found], book: Book) -> Section | None:
             blocks.append(Table(name, title, ["module", "criticality", "tuned"], rows, folded=True))
         frame = frame_of(run.path / "alpha.csv", ["alpha", "score"], None)
         if frame is not None and len(frame):
-            best = float(frame["alpha"].to_numpy()[frame["score"].to_numpy().argmax()])
+            scores = frame["score"].fillna(float("-inf")).to_numpy()
+            best = float(frame["alpha"].to_numpy()[scores.argmax()])
             draw = partial(plots.lines, frame.drop(columns="score"), "alpha", "", marked=best)
             title = f"{label}: from the start (α = 0) to the tuned model (α = 1), on validation"
             blocks.append(Figure(f"alpha_{number + 1}", title, draw))

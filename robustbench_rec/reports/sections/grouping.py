@@ -201,6 +201,16 @@ def in_words(named: Mapping[str, tuple[str, Mapping[str, Any]]]) -> dict[str, st
     return found
 
 
+def judging_of(run: Found) -> str:
+    """How a finished model was judged, in words."""
+    words = [str(run.config.get("part", "test")), str(run.config.get("protocol"))]
+    for key in ("noise", "certify", "attack"):
+        if run.named(key) != "none":
+            told = run.config[key]
+            words.append(f"{run.named(key)} {told.get('level', told.get('eps', ''))}".strip())
+    return ", ".join(words)
+
+
 def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], list[Found]]:
     """Runs of `rrec eval`, by the label of the model and how it was judged, in words; seeds alone may differ."""
     judging: dict[str, tuple[str, Mapping[str, Any]]] = {}
@@ -209,10 +219,7 @@ def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], lis
         if run.verb == "eval":
             settings = settings_of(run)
             exact = json.dumps(settings, sort_keys=True, default=str)
-            level = run.config["noise"].get("level", "") if run.named("noise") != "none" else ""
-            noise = "" if run.named("noise") == "none" else f"{run.named('noise')} {level}".strip()
-            where = f"{run.config.get('part')}, {run.config.get('protocol')}"
-            judging[exact] = (f"{where}, {noise}" if noise else where, settings)
+            judging[exact] = (judging_of(run), settings)
             found.setdefault((book.victim(run), exact), []).append(run)
     names = in_words(judging)
     return {(victim, names[exact]): merged(runs, book) for (victim, exact), runs in found.items()}

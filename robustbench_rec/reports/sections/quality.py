@@ -2,11 +2,20 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found
-from robustbench_rec.reports.sections.cells import NOISE, change, frame_of, marked
-from robustbench_rec.reports.sections.grouping import NAN, chosen_metrics, judged_again, places, settings_of
+from robustbench_rec.reports.sections.cells import NOISE, change, frame_of, marked, table_of
+from robustbench_rec.reports.sections.grouping import (
+    NAN,
+    chosen_metrics,
+    in_words,
+    judged_again,
+    judging_of,
+    places,
+    settings_of,
+)
 from robustbench_rec.significance import over_seeds
 
 CHECK = ["check", "wanted", "found", "verdict"]
@@ -47,11 +56,17 @@ def poisoned(done: Sequence[Found], book: Book, main: str) -> Section | None:
     here = [each for each in done if each.poisoned]
     if not here:
         return None
-    groups: dict[str, list[Found]] = {}
+    groups: dict[tuple[str, str], list[Found]] = {}
+    named: dict[str, tuple[str, dict[str, Any]]] = {}
     for run in here:
-        groups.setdefault(json.dumps([book.victim(run), settings_of(run)], sort_keys=True, default=str), []).append(run)
+        how = settings_of(run)
+        exact = json.dumps(how, sort_keys=True, default=str)
+        poison = how.get("poison")
+        named[exact] = run.named("poison"), poison if isinstance(poison, dict) else {}
+        groups.setdefault((book.victim(run), exact), []).append(run)
+    words = in_words(named)
     rows = []
-    for runs in groups.values():
+    for (victim, exact), runs in groups.items():
         names = [key.partition("/")[2] for key in runs[0].metrics or () if key.startswith("clean/")]
         for name in chosen_metrics(names, main) + [each for each in names if each.startswith("t_")]:
             spreads = [
@@ -59,9 +74,7 @@ def poisoned(done: Sequence[Found], book: Book, main: str) -> Section | None:
                 for side in ("clean", "poisoned", "change")
             ]
             cells = [*map(Cell, spreads[:2]), change(spreads[2])]
-            rows.append(
-                [Cell(book.victim(runs[0])), Cell(runs[0].named("poison")), Cell(name), Cell(len(runs)), *cells]
-            )
+            rows.append([Cell(victim), Cell(words[exact]), Cell(name), Cell(len(runs)), *cells])
     columns = ["model", "poison", "metric", "runs", "clean", "poisoned", "change"]
     told = "Trained again with fake users; t_… are about the items that these are to push, for users without them."
     return Section("poisoned", "Poisoned training data", told, [Table("poisoned", "Retrained", columns, rows)])
@@ -81,6 +94,20 @@ def judged(done: Sequence[Found], book: Book, main: str) -> Section | None:
         rows.append([Cell(label), Cell(where), Cell(len(runs)), *map(Cell, spreads)])
     table = Table("judged", "Judged again", ["model", "on", "runs", *chosen], rows)
     return Section("judged", "Other parts, protocols and noise", "", [table])
+
+
+def certified(done: Sequence[Found], book: Book) -> Section | None:
+    """What `rrec eval certify=…` proved."""
+    blocks = []
+    for number, run in enumerate(each for each in done if each.named("certify") != "none"):
+        frame = frame_of(run.path / "certified.csv", ["metric", "clean", "certified"], ["clean", "certified"])
+        if frame is not None:
+            title = f"{book.victim(run)}, {judging_of(run)}"
+            blocks.append(table_of(f"certified_{number + 1}", title, frame, folded=len(frame) > 24))
+    told = (
+        "A certified value holds against every attacker of that budget; an empirical one is what the best attack left."
+    )
+    return Section("certified", "Certificates", told, blocks) if blocks else None
 
 
 def gates(done: Sequence[Found], book: Book) -> Section | None:

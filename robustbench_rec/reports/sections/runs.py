@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found, is_number, parameters
-from robustbench_rec.reports.sections.grouping import NAN, kind_of
+from robustbench_rec.reports.sections.grouping import NAN, judging_of, kind_of, root_of
 from robustbench_rec.significance import over_seeds
 
 
@@ -15,19 +15,18 @@ def ran(asked: Sequence[Found], book: Book) -> Section:
         what = book.label(run) if run.verb in ("train", "distill", "finetune") else book.victim(run)
         how = f"{kind_of(run)}, eps {run.config.get('eps')}" if run.verb == "attack" and not run.poisoned else ""
         how = f"poison {run.named('poison')}" if run.poisoned else how
-        seed, state = run.config.get("seed"), "done" if run.metrics is not None else "failed"
-        cells = [run.name, run.verb, what, how, seed, state, run.record.get("start")]
+        how = judging_of(run) if run.verb in ("eval", "gate") else how
+        state = "done" if run.metrics is not None else "failed"
+        cells = [run.name, run.verb, what, how, _seeds(run, book), state, run.record.get("start")]
         rows.append([Cell(each if each is None or is_number(each) else str(each)) for each in cells])
-    columns = ["run", "verb", "model", "attack", "seed", "state", "started"]
+    columns = ["run", "verb", "model", "how", "seed", "state", "started"]
     blocks = [Table("runs", "Runs", columns, rows, folded=len(rows) > 24)]
     words = [[Cell(run.name), Cell(" ".join(run.overrides))] for run in asked if run.overrides]
     if words:
         blocks.append(Table("overrides", "What they were told", ["run", "overrides"], words, folded=True))
     data: dict[tuple[str, ...], int] = {}
     for run in asked:
-        name = run.named("dataset")
-        source = book.source(run)
-        name = source.named("dataset") if name == "none" and source is not None else name
+        name = root_of(run, book).named("dataset")
         name = str(run.record.get("dataset", "unknown")) if name == "none" else name
         key = (name, str(run.record.get("fingerprint", "–"))[:16])
         data[key] = data.get(key, 0) + 1
@@ -45,12 +44,21 @@ def ran(asked: Sequence[Found], book: Book) -> Section:
     return Section("ran", "What was run", "", blocks)
 
 
+def _seeds(run: Found, book: Book) -> str:
+    """Of the training that it is about, and of the split."""
+    root = root_of(run, book)
+    split = root.config.get("split")
+    return f"{root.config.get('seed')}, split {split.get('seed') if isinstance(split, Mapping) else None}"
+
+
 def cost(done: Sequence[Found], book: Book) -> Section | None:
     """Time and memory of each kind of run."""
     groups: dict[tuple[str, str], list[Found]] = {}
     for run in done:
         label = book.label(run) if run.verb in ("train", "distill", "finetune") else book.victim(run)
         verb = f"{run.verb} {run.named('poison' if run.poisoned else 'attack')}" if run.verb == "attack" else run.verb
+        verb += " along a frontier" if run.config.get("frontier") is not None else ""
+        verb += f" {run.named('certify')}" if run.named("certify") != "none" else ""
         groups.setdefault((label, verb), []).append(run)
     rows = []
     for (label, verb), runs in groups.items():

@@ -48,7 +48,7 @@ def summary(
             words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
             same = [e for e in clean if e != best and e not in near and clean[e].mean == clean[best].mean]
             told.append(f"{words}; so {'has' if len(same) == 1 else 'have'} {_and(same)}." if same else f"{words}.")
-    if way and (here := typical(attacks, main)):
+    if way and len(here := typical(attacks, main)) > 1:
         most = max(here, key=lambda each: way * each.spread(f"attacked/{main}").mean)
         left = most.spread(f"attacked/{main}")
         drop = Cell(most.spread(f"drop/{main}"), share=True).text
@@ -57,8 +57,11 @@ def summary(
         words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
         told.append(f"{words}.")
         worst = min(here, key=lambda each: way * each.spread(f"attacked/{main}").mean)
-        if worst is not most:
-            least, lost = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
+        least, lost = Cell(worst.spread(f"attacked/{main}")), Cell(worst.spread(f"drop/{main}"), share=True)
+        same = [e.victim for e in here if Cell(e.spread(f"attacked/{main}")).text == least.text]
+        if len(same) > 1:
+            told.append(f"{_and(same)} are left with the least, {least.text}.")
+        elif worst is not most:
             told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
         told += _beside([each for each in beside if each.on == worded(here[0])], worded(here[0]))
     told += _beside([each for each in beside if each.side == "test" and each.on == "test"], "")
