@@ -16,6 +16,8 @@ from robustbench_rec.files import write_bytes
 
 TIP = "tip: "
 """Begins the id of what tells about itself where the pointer rests on it."""
+FEW = 7
+"""Curves whose names fit among them; those of more stand beside."""
 LABEL = 48
 """Characters of the longest label."""
 
@@ -150,7 +152,8 @@ def curves(
         axes.set_xscale("log")
     if from_zero and lowest >= 0:
         axes.set_ylim(bottom=0)
-    axes.legend(fontsize="small")
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(found) > FEW else {}
+    axes.legend(fontsize="small", **beside)
     return _kept(drawn, path)
 
 

@@ -43,9 +43,10 @@ def report(found: Summary, directory: Path, console: Console) -> None:
     for path in (*(directory / name for name in PLOTS), *directory.glob(f"{Path(CURVE).stem}_*.png")):
         if path.name not in drawn:
             path.unlink(missing_ok=True)  # of a report with fewer jobs
-    console.print(_table(found, shown, console.width))
+    bold, word = (("[bold]", "[/bold]"), "bold") if console.is_terminal else (("", "*"), "*")
+    console.print(_table(found, shown, console.width, bold))
     if any(found.best(metric)[0] for metric in shown):
-        console.print(_legend(found, "bold"), style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(_legend(found, word), style="dim", markup=False, highlight=False, soft_wrap=True)
     if found.resilience:
         console.print(_resilience_table(found))
     for line in _selected(found):
@@ -98,11 +99,14 @@ def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 
 def _interleaved(found: Summary) -> list[str]:
-    """The metrics that differ: the first of each prefix, then the second, …; where none does, the main one."""
+    """The metrics that differ: the first of each prefix, then the second, …; where none does, the main one.
+
+    Not the offset, which is the drop without its sign.
+    """
     by_prefix: dict[str, list[str]] = defaultdict(list)
     done = [job.metrics for job in found.jobs if job.metrics is not None]
     for key in found.metrics:
-        if len(done) < 2 or len({each.get(key) for each in done}) > 1:
+        if not key.startswith("offset/") and (len(done) < 2 or len({each.get(key) for each in done}) > 1):
             by_prefix[key.rpartition("/")[0]].append(key)
     apart = [key for row in zip_longest(*by_prefix.values()) for key in row if key is not None]
     return apart or [each for each in (found.primary,) if each is not None]
@@ -132,10 +136,10 @@ def _seeds(found: Summary, done: int, jobs: int) -> list[str]:
     return [str(jobs) if done == jobs else f"{done} of {jobs}"]
 
 
-def _table(found: Summary, metrics: Sequence[str], width: int) -> Table:
+def _table(found: Summary, metrics: Sequence[str], width: int, bold: tuple[str, str]) -> Table:
     """A row a group, with as many of the metrics as the console is wide."""
     several = bool(found.seeds)
-    rows = _rows(found, metrics, ("[bold]", "[/bold]"))
+    rows = _rows(found, metrics, bold)
     left = [*(["job"] if not several else []), *found.settings, *(["seeds"] if several else [])]
     if not several:  # a group is a job
         rows = [[group.jobs[0].name, *row] for group, row in zip(found.groups, rows, strict=True)]
