@@ -1,6 +1,7 @@
 """Components by name: `models["kgat"]` is the class registered in `models/kgat.py`."""
 
 import ast
+import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
@@ -56,10 +57,13 @@ class Registry(Generic[T]):
         return self._classes[name]
 
     def config(self, config: Mapping[str, Any]) -> Any:
-        """The component's typed `Config`, filled from a mapping; unknown keys and wrong types are refused."""
+        """The component's typed `Config`, filled from a mapping; unknown keys, wrong types, nan and inf are refused."""
         values = dict(config)
         name = str(values.pop("name", "???"))
         cls: Any = self[name]
+        for key, value in _leaves(values):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise RrecError(f"{self.kind}.{key}={value}: not a finite number")
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
         except OmegaConfBaseException as error:
@@ -94,6 +98,18 @@ class Registry(Generic[T]):
             raise RrecError(f"{self.kind} '{name}': module {modules[name]} cannot be found")
         with open(spec.origin, encoding="utf-8") as file:
             return file.read()
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a config and their values."""
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _leaves(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _leaves(each, key)
+    else:
+        yield key, value
 
 
 @cache

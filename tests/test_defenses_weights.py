@@ -1,5 +1,6 @@
 """SAM, ASAM and random weight perturbation against their definitions; random directions as a control."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -268,7 +269,8 @@ class TestConformanceOfRandomControls:
     )
     @pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
     def test_what_is_no_budget_is_refused_by_its_own_name(self, defense: str, key: str, value: float) -> None:
-        with pytest.raises(RrecError, match=f"^{key}={value}: a budget is a finite number"):
+        told = f"{key}={value}: a budget" if math.isfinite(value) else f"defense.{key}={value}: not a finite number"
+        with pytest.raises(RrecError, match=f"^{told}"):
             defended(defense, learner("toy"), **{key: value})
 
     @pytest.mark.parametrize("defense", ["awp", "apr"])

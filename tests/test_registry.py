@@ -63,6 +63,8 @@ def test_the_description_is_the_first_docstring_line_without_an_import(toys: Reg
     [
         ({"name": "lime"}, ["unknown toy 'lime'", "did you mean 'line'", "curve, line"]),
         ({"name": "line", "slope": "steep", "steps": []}, ["toy 'line' at 'slope'", "steep"]),
+        ({"name": "line", "slope": float("nan")}, ["toy.slope=nan: not a finite number"]),
+        ({"name": "line", "slope": {"a": [1, float("inf")]}}, ["toy.slope.a=inf: not a finite number"]),
         ({"name": "line", "slop": 1}, ["unknown key of toy 'line' 'slop'", "did you mean 'slope'", "slope, steps"]),
     ],
 )
