@@ -38,7 +38,7 @@ from robustbench_rec.evaluation.ranking import Full
 from robustbench_rec.hardware import setup
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
-from robustbench_rec.objective import Objective, Plain, start_epoch
+from robustbench_rec.objective import Objective, Plain, start_batch, start_epoch
 from robustbench_rec.prepare import load
 from robustbench_rec.sampling import Events, Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted
@@ -377,6 +377,7 @@ def _turn(job: Result, defense: str, batches: list[Batch]) -> Callable[[int], No
     def turn(number: int) -> None:
         start_epoch(objective, LATE + number, epoch_generator(cfg.seed, number, "objective"))
         for index in range(number * job["steps"], (number + 1) * job["steps"]):
+            start_batch(objective)
             value = objective(Shifted(model), batches[index % len(batches)])
             optimizer.zero_grad()
             value.backward()

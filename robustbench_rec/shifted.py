@@ -197,12 +197,15 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
 def tunable(model: RecModel, modules: Iterable[str] | None = None) -> list[str]:
     """Names of the weight matrices that training changes, optionally of exactly the named modules.
 
-    RrecError where there are none, as where an adaptation has frozen all.
+    RrecError where there are none, as where an adaptation has frozen all, or where a named one is frozen.
     """
-    names = [name for name in surface(model, "weight", modules) if model.get_parameter(name).requires_grad]
-    if not names:
-        raise RrecError(f"{_name(model)}: all its weight matrices are frozen (adaptation), training changes none")
-    return names
+    names = surface(model, "weight", modules)
+    learning = [name for name in names if model.get_parameter(name).requires_grad]
+    if not learning or (modules is not None and len(learning) < len(names)):
+        frozen = next(label(name) for name in names if name not in learning)
+        which = "all its weight matrices are" if modules is None else f"its module '{frozen}' is"
+        raise RrecError(f"{_name(model)}: {which} frozen (adaptation), no training changes that")
+    return learning
 
 
 def inputs(model: RecModel) -> tuple[str, list[str]]:

@@ -611,6 +611,10 @@ class TestSanitise:
         assert data.item_table is not None
         assert data.item_table["title"][0] == left
 
+    def test_what_the_rules_take_away_does_not_count_for_the_cap(self) -> None:
+        assert TextRules(3).judged("&amp;lt;b one two&amp;gt; Toy Story Two")[0] == "Toy Story Two"
+        assert TextRules(2).judged("Toy Story Two") == ("Toy Story", {"too_long"})
+
     def test_a_cap_cuts_and_an_honest_text_stays(self) -> None:
         table = pd.DataFrame({"title": ["one two three", "a < b and c > d", None, *["x"] * 47]})
         data, [(_, finding)] = cleaned(replace(GENUINE, item_table=table), [step("sanitise", words=5)])

@@ -123,6 +123,9 @@ def test_frozen_weights_do_not_move(name: str, changes: dict[str, str]) -> None:
     }
     assert moved
     assert "first.weight" not in moved
+    if name == "rawp":
+        with pytest.raises(RrecError, match=r"its module 'first' is frozen \(adaptation\)"):
+            defended(name, model, modules=["first", "last"])
     for each in model.parameters():
         each.requires_grad_(False)
     with pytest.raises(RrecError, match=r"all its weight matrices are frozen \(adaptation\)"):

@@ -55,7 +55,7 @@ def carded(there: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of(folder: Path, defense: str) -> Path:
-    (path,) = folder.glob(f"synthetic-full-mf-{defense}-*.json")
+    (path,) = folder.glob(f"synthetic-mf-{defense}-*.json")
     return path
 
 

@@ -342,7 +342,10 @@ def test_poisons_that_differ_in_seeds_are_one_row(there: Path, tmp_path: Path) -
     done("attack", tmp_path / "more", *words[:-2], "poison.size=0.2", "poison.seed=0")
     report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
     rows = list(csv.DictReader((tmp_path / "r" / "poisoned.csv").open()))
-    assert {each["poison"]: each["runs"] for each in rows} == {"random (size=0.1)": "2", "random (size=0.2)": "1"}
+    assert {each["poison"]: each["runs"] for each in rows} == {
+        "random (poison.size=0.1)": "2",
+        "random (poison.size=0.2)": "1",
+    }
 
 
 def test_gates_say_which_limits_were_kept(there: Path, tmp_path: Path) -> None:
@@ -434,6 +437,12 @@ def test_a_paper_has_the_marks_of_seed_noise_too() -> None:
     ):
         assert wanted in lines
     assert r"\par\smallskip As good. Bold: best; $\approx$: as good as the best" in told
+    marks = {
+        mark: latex(Page("", "", [], [Section("s", "", "", [Table("t", "", ["x"], [[Cell(1.0, mark)]])])]))
+        for mark in ("within noise", "hit")
+    }
+    assert "within seed noise" in marks["within noise"]
+    assert "smallskip" not in marks["hit"]
 
 
 def test_a_difference_within_seed_noise_ismarked() -> None:
@@ -797,9 +806,29 @@ def test_attacks_on_other_splits_are_rows_of_their_own(there: Path, tmp_path: Pa
     report([tmp_path, there / "attack" / "plain0-0.2"], tmp_path / "r.html", ["csv"], 0, None)
     rows = list(csv.DictReader((tmp_path / "r" / "robust.csv").open()))
     assert {(row["model"], row["attack"]) for row in rows} == {
-        ("mf", "pgd embedding l2, synthetic (split.seed=0)"),
-        ("mf + apr", "pgd embedding l2, synthetic (split.seed=1)"),
+        ("mf", "pgd embedding l2, split 0"),
+        ("mf + apr", "pgd embedding l2, split 1"),
     }
+    assert {row["model"]: row["seed"] for row in csv.DictReader((tmp_path / "r" / "runs.csv").open())} == {
+        "mf": "0, split 0",
+        "mf + apr": "0, split 1",
+    }
+
+
+def test_a_split_that_one_side_lacks_costs_no_comparison_under_attack(tmp_path: Path) -> None:
+    for name, splits in (("plain", (0, 1)), ("apr", (0,))):
+        for split in splits:
+            words = ["defense=apr", "defense.eps=0.5"] if name == "apr" else []
+            done("train", tmp_path / f"{name}{split}", *TRAINED, *words, f"split.seed={split}", "epochs=2")
+            out = tmp_path / f"{name}{split}-attack"
+            done("attack", out, f"ckpt='{tmp_path}/{name}{split}'", *JUDGED, "eps=0.2", "attack.steps=2")
+    report([tmp_path], tmp_path / "r.html", ["csv"], 0, None)
+    assert {row["on"] for row in csv.DictReader((tmp_path / "r" / "compared.csv").open())} == {
+        "test",
+        "pgd embedding l2 with eps 0.2",
+    }
+    rows = {row["attack"]: row for row in csv.DictReader((tmp_path / "r" / "robust.csv").open())}
+    assert set(rows) == {"pgd embedding l2, split 0", "pgd embedding l2, split 0, 1"}
 
 
 def test_certificates_are_shown_and_how_models_were_judged_is_said(there: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ class RGCF(Clean):
     parameters: an item is the users who have it, a user is the sum over own items of these, normalised, the user's own
     click left out of the item it is compared with. A user keeps an edge. Only the graph changes, the training events
     stay, and a model that reads no graph is refused. Differences from the paper: a share instead of a threshold, no
-    weights on what is left, no added edges and no contrastive term.
+    weights on what is left, no added edges and no contrastive term. It takes about 3 ns for each pair of an edge and a
+    user (Gowalla: a minute or more).
     """
 
     @dataclass

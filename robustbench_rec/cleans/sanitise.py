@@ -13,7 +13,7 @@ from robustbench_rec.text.rules import RULES, TextRules
 
 @cleans.register
 class Sanitise(Clean):
-    """Item texts without disguises: HTML, links, invisible characters, lookalikes, repeated words, NFKC, a length cap.
+    """Item texts without disguises (invisible characters, lookalikes, NFKC), HTML, links and repetitions; a length cap.
 
     Mail addresses and phone numbers (+…, (555) 555-5555, 555-555-5555) go too, so that no text leads to a person.
     columns: of the item table (null: those whose name says prose). words: at most so many are left (null: all of them).

@@ -86,7 +86,8 @@ class Card:
     @property
     def name(self) -> str:
         """Of its file."""
-        words = (self.dataset, self.protocol, self.model, self.defense, self.checkpoint[:12])
+        protocol = () if self.protocol == "full" else (self.protocol,)
+        words = (self.dataset, *protocol, self.model, self.defense, self.checkpoint[:12])
         return "-".join(re.sub(r"[^\w+]", "_", each) for each in words) + ".json"
 
     @property

@@ -130,19 +130,26 @@ def latex(page: Page) -> str:
             *rows,
             r"\bottomrule",
             r"\end{tabular}",
-            *([rf"\par\smallskip {_tex(f'{table.note} {MARKS}')}"] if table.note else []),
+            *([rf"\par\smallskip {_tex(note)}"] if (note := _note(table)) else []),
             r"\end{table}",
         ]
     return "\n".join(parts) + "\n"
 
 
+NOISY = ("≈ best", "within noise")
 MARKS = "Bold: best; ≈: as good as the best, or no more than nothing, within seed noise."
+
+
+def _note(table: Table) -> str:
+    """What stands under a table, its marks explained."""
+    marked = any(cell.mark in ("best", *NOISY) for row in table.rows for cell in row)
+    return f"{table.note}{f' {MARKS}' if marked else ''}".strip()
 
 
 def _tex_cell(cell: Cell) -> str:
     if cell.mark == "best":
         return rf"\textbf{{{_tex(cell.text)}}}"
-    return _tex(cell.text) + (r"$^{\approx}$" if cell.mark in ("≈ best", "within noise") else "")
+    return _tex(cell.text) + (r"$^{\approx}$" if cell.mark in NOISY else "")
 
 
 def _places(table: Table) -> range:

@@ -5,7 +5,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from robustbench_rec import checkpoint
-from robustbench_rec.clean import cleaned
+from robustbench_rec.clean import Clean, cleaned
 from robustbench_rec.config import Attack, Base, Distill, Train, typed_training
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
@@ -42,7 +42,7 @@ def retrain(cfg: Attack, out: Path) -> dict[str, float]:
     if data.fakes is None:
         raise RrecError("this poison has no fake users")
     training = _with_sources(cfg, training, loaded, data, out)
-    data, found = cleaned(data, cleaning(training.clean))
+    data, found = cleaned(data, _cleaning(training, f"ckpt={cfg.ckpt}"))
     assert data.fakes is not None
     trainer = _trainer(training, data, out)
     poisoned_judge, targets = evaluator(data, cfg), data.fakes.targets.to(device)
@@ -111,6 +111,14 @@ def _with_sources(cfg: Attack, training: Train, loaded: checkpoint.Loaded, data:
     )
 
 
+def _cleaning(training: Train, told: str) -> list[Clean]:
+    """The steps of the cleaning, to be done again."""
+    try:
+        return cleaning(training.clean)
+    except RrecError as error:
+        raise RrecError(f"{told}: its cleaning cannot be done again, train it anew ({error})") from error
+
+
 def _source(cfg: Attack, key: str, path: str, victim: checkpoint.Loaded, data: Data, out: Path) -> None:
     """Train what a model was made from again, on the model's poisoned data."""
     loaded = checkpoint.load(path, data_dir=cfg.data_dir, device=data.train.users.device, key=key)
@@ -121,7 +129,7 @@ def _source(cfg: Attack, key: str, path: str, victim: checkpoint.Loaded, data: D
         )
     out.mkdir(exist_ok=True)
     training = _with_sources(cfg, _training(cfg, loaded, key, path), loaded, data, out)
-    data, _ = cleaned(data, cleaning(training.clean))
+    data, _ = cleaned(data, _cleaning(training, f"{key}={path}"))
     trainer = _trainer(training, data, out)
     seeds = {"seed": training.seed, "poison.seed": cfg.poison.get("seed")}
     with Run(out, "train", seeds=seeds, device=data.train.users.device, ckpt=path, **checkpoint.fingerprints(data)):

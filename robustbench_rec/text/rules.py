@@ -36,17 +36,21 @@ class TextRules:
         """The text after all of them, and which of them changed it by more than spaces."""
         clear, broken = " ".join(text.split()), set[str]()
         while True:
-            steps = [clear, *self._steps(clear)]
-            broken.update(rule for rule, (old, new) in zip(RULES, pairwise(steps), strict=True) if old != new)
-            if steps[-1] == clear:
-                return clear, broken
+            steps = [clear, *_steps(clear)]
+            broken.update(rule for rule, (old, new) in zip(RULES, pairwise(steps), strict=False) if old != new)
             clear = steps[-1]
+            if clear == steps[0]:
+                words = clear.split()
+                if self.words is None or len(words) <= self.words:
+                    return clear, broken
+                clear = " ".join(words[: self.words])
+                broken.add(RULES[-1])
 
-    def _steps(self, text: str) -> list[str]:
-        honest = " ".join(latin(compatible(visible(unescape(text)))).split())
-        plain = " ".join(LINK.sub(" ", TAG.sub(" ", honest)).split())
-        calm = once(plain)
-        nobody = " ".join(PHONE.sub(" ", MAIL.sub(" ", calm)).split())
-        said = REPEATED.sub(r"\1", nobody)
-        words = said.split()
-        return [honest, plain, calm, nobody, said, " ".join(words if self.words is None else words[: self.words])]
+
+def _steps(text: str) -> list[str]:
+    """After each of `RULES` but the last, once."""
+    honest = " ".join(latin(compatible(visible(unescape(text)))).split())
+    plain = " ".join(LINK.sub(" ", TAG.sub(" ", honest)).split())
+    calm = once(plain)
+    nobody = " ".join(PHONE.sub(" ", MAIL.sub(" ", calm)).split())
+    return [honest, plain, calm, nobody, REPEATED.sub(r"\1", nobody)]

@@ -34,15 +34,17 @@ def robust(attacks: Sequence[Attacked], main: str) -> Section | None:
     """Quality before and after attacks, all metrics, and signs of attacks that are too weak."""
     if not attacks:
         return None
-    groups = dict.fromkeys((each.kind, each.eps) for each in attacks)
+    groups = dict.fromkeys((each.kind, each.eps, each.splits) for each in attacks)
+    several = len({each.splits for each in attacks}) > 1
     rows: list[list[Cell]] = []
-    for kind, eps in groups:
-        here = [each for each in attacks if (each.kind, each.eps) == (kind, eps)]
+    for kind, eps, splits in groups:
+        here = [each for each in attacks if (each.kind, each.eps, each.splits) == (kind, eps, splits)]
+        how = f"{kind}, split {splits}" if several else kind
         cells = marked([each.spread(f"attacked/{main}") for each in here], main)
         for each, cell in zip(here, cells, strict=True):
             drop = change(each.spread(f"drop/{main}"), share=True)
             clean = Cell(each.spread(f"clean/{main}"))
-            rows.append([Cell(each.victim), Cell(kind), budget(eps), Cell(len(each.runs)), clean, cell, drop])
+            rows.append([Cell(each.victim), Cell(how), budget(eps), Cell(len(each.runs)), clean, cell, drop])
     columns = ["model", "attack", "eps", "runs", f"clean {main}", f"attacked {main}", "drop"]
     blocks = [Table("robust", "Before and after the attack", columns, rows, NOISE)]
     if (aimed := _exposure(attacks)) is not None:

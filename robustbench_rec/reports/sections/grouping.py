@@ -29,13 +29,15 @@ RECIPE = ("dataset", "split", "prepare")
 class Attacked:
     """The attack runs of one kind on models that differ in seeds alone.
 
-    victim: their label. kind: of the attack, all but its budget. eps: None where it has none.
+    victim: their label. kind: of the attack, all but its budget. eps: None where it has none. splits: the seeds of
+    their splits; numbers of others are no better or worse.
     """
 
     victim: str
     kind: str
     eps: float | None
     runs: Sequence[Found]
+    splits: str
 
     def spread(self, name: str) -> Spread:
         """Of a metric of the runs, "attacked/ndcg@10"."""
@@ -83,8 +85,10 @@ def grouped(done: Sequence[Found], book: Book) -> dict[str, list[Found]]:
 
 def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
     """Attacks on a model as it is, those that differ in seeds alone together, by budget."""
-    groups: dict[tuple[str, str, str, float | None, str], list[Found]] = {}
-    for run in (each for each in done if each.verb == "attack" or _struck(each)):
+    found: dict[tuple[str, str, str, float | None], list[Found]] = {}
+    attacks = [run for run in done if run.verb == "attack" or _struck(run)]
+    names = place_names(place_of([run], book, splits=False) for run in attacks)
+    for run in attacks:
         if not run.poisoned and run.config.get("frontier") is None:
             struck = _struck(run)
             settings = settings_of(run, "eps")
@@ -94,15 +98,9 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
                 settings["attack"] = {key: each for key, each in settings["attack"].items() if key != "eps"}
             exact = json.dumps(settings, sort_keys=True, default=str)
             kind = f"{kind_of(run)} at the end of training" if struck else kind_of(run)
-            victim, one = book.label(run) if struck else book.victim(run), place_of([run], book, splits=False)
-            groups.setdefault((victim, exact, kind, run.eps, one), []).append(_beside_clean(run) if struck else run)
-    where = {key: place_of(runs, book) for key, runs in groups.items()}
-    names = place_names(where.values())
-    found: dict[tuple[str, str, str, float | None], list[Found]] = {}
-    for key, runs in groups.items():
-        victim, exact, kind, eps, _ = key
-        kind = f"{kind}, {names[where[key]]}" if len(names) > 1 else kind
-        found.setdefault((victim, exact, kind, eps), []).extend(runs)
+            kind = f"{kind}, {names[place_of([run], book, splits=False)]}" if len(names) > 1 else kind
+            victim = book.label(run) if struck else book.victim(run)
+            found.setdefault((victim, exact, kind, run.eps), []).append(_beside_clean(run) if struck else run)
     kinds: dict[str, list[str]] = {}
     for _, exact, words, _ in found:
         same = kinds.setdefault(words, [])
@@ -114,6 +112,7 @@ def attacked(done: Sequence[Found], book: Book) -> list[Attacked]:
             words if len(kinds[words]) == 1 else f"{words} ({kinds[words].index(exact) + 1})",
             eps,
             merged(runs, book),
+            split_seeds(runs, book),
         )
         for (victim, exact, words, eps), runs in sorted(
             found.items(), key=lambda pair: (pair[0][2], pair[0][3] or 0, pair[0][0])
@@ -163,6 +162,12 @@ def root_of(run: Found, book: Book) -> Found:
     return root
 
 
+def split_seeds(runs: Sequence[Found], book: Book) -> str:
+    """Of the splits of some runs, each once; empty where they have none."""
+    splits = [split for each in runs if isinstance(split := root_of(each, book).config.get("split"), Mapping)]
+    return ", ".join(sorted({str(each["seed"]) for each in splits if each.get("seed") is not None}))
+
+
 def place_of(runs: Sequence[Found], book: Book, *, splits: bool = True) -> str:
     """The data, how they are prepared and split, and the judging, as JSON: numbers of two places cannot be compared.
 
@@ -171,8 +176,7 @@ def place_of(runs: Sequence[Found], book: Book, *, splits: bool = True) -> str:
     run, root = runs[0], root_of(runs[0], book)
     told: dict[str, Any] = without_seeds({key: root.config.get(key) for key in RECIPE}, ())
     if splits:
-        cuts = [split for each in runs if isinstance(split := root_of(each, book).config.get("split"), Mapping)]
-        told["split.seed"] = ", ".join(sorted({str(each.get("seed")) for each in cuts}))
+        told["split.seed"] = split_seeds(runs, book)
     told["protocol"] = str(run.config.get("protocol", "full"))
     if told["protocol"] == "full":
         told["seen"] = bool(run.config.get("seen"))
@@ -251,10 +255,10 @@ def chosen_metrics(names: Iterable[str], main: str) -> list[str]:
 
 def typical(attacks: Sequence[Attacked], main: str) -> Sequence[Attacked]:
     """At the attack that most models have been through, and at the middle one of its budgets."""
-    groups: dict[tuple[str, float | None], list[Attacked]] = {}
+    groups: dict[tuple[str, float | None, str], list[Attacked]] = {}
     for each in attacks:
         if each.spread(f"attacked/{main}").n and each.spread(f"clean/{main}").n:
-            groups.setdefault((each.kind, each.eps), []).append(each)
+            groups.setdefault((each.kind, each.eps, each.splits), []).append(each)
     most = max(map(len, groups.values()), default=0)
     largest = [each for each in groups.values() if len(each) == most]
     same = [each for each in largest if each[0].kind == largest[0][0].kind]

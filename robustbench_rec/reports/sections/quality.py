@@ -61,8 +61,7 @@ def poisoned(done: Sequence[Found], book: Book, main: str) -> Section | None:
     for run in here:
         how = settings_of(run)
         exact = json.dumps(how, sort_keys=True, default=str)
-        poison = how.get("poison")
-        named[exact] = run.named("poison"), poison if isinstance(poison, dict) else {}
+        named[exact] = run.named("poison"), how
         groups.setdefault((book.victim(run), exact), []).append(run)
     words = in_words(named)
     rows = []

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import Book, Found, is_number, parameters
-from robustbench_rec.reports.sections.grouping import NAN, judging_of, kind_of, root_of
+from robustbench_rec.reports.sections.grouping import NAN, judging_of, kind_of, root_of, split_seeds
 from robustbench_rec.significance import over_seeds
 
 
@@ -45,10 +45,10 @@ def ran(asked: Sequence[Found], book: Book) -> Section:
 
 
 def _seeds(run: Found, book: Book) -> str:
-    """Of the training that it is about, and of the split."""
-    root = root_of(run, book)
-    split = root.config.get("split")
-    return f"{root.config.get('seed')}, split {split.get('seed') if isinstance(split, Mapping) else None}"
+    """Of the training, distillation or fine-tuning that it is about, and of the split."""
+    made = run if run.verb in ("train", "distill", "finetune") else book.source(run) or run
+    split = split_seeds([run], book)
+    return f"{made.config.get('seed')}{f', split {split}' if split else ''}"
 
 
 def cost(done: Sequence[Found], book: Book) -> Section | None:
