@@ -353,7 +353,8 @@ class TestPadding:
     def test_it_is_neither_moved_nor_counted(self, name: str, attack: str, per: str) -> None:
         model = build(name, dropout=0.0).requires_grad_(False).eval()
         budget = {"surface": "activation", "per": per, "relative": "median", "eps": 0.5}
-        built = single(configured("attack", attack, **budget))
+        few = {"apgd": {"steps": 12}, "square": {"queries": 60}, "simba": {"queries": 60}}.get(attack, {})
+        built = single(configured("attack", attack, **budget, **few))
         at, batch = Shifted(model), self.batch()
 
         def objective(at: Shifted, batch: Batch) -> Tensor:

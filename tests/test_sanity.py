@@ -111,7 +111,15 @@ class TestSanity:
         assert climbed(transferred) <= climbed(attacked(name, kind, "pgd", 0.1)) + 1e-6
 
 
-@pytest.mark.parametrize(("name", "kind"), [each for each in ON if each.values[1] != "feature"])
+HEAVY = ("deepcf_mlp", "multi_intent_gaussian", "stosa")
+SMALLEST = [
+    pytest.param(name, kind, marks=[pytest.mark.slow] if kind != "embedding" or name in (*SLOW, *HEAVY) else [])
+    for name, kind in (each.values for each in ON)
+    if kind != "feature"
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), SMALLEST)
 def test_the_smallest_perturbations_that_two_attacks_find_are_alike(name: str, kind: str) -> None:
     goal, found = goals.build(configured("goal", "untargeted", k=5), DATA), {}
     for attack in ("cw", "fab"):

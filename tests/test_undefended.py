@@ -90,7 +90,7 @@ class TestCleaned:
         base = run("attack", tmp_path / "base", f"ckpt='{there}/plain'", *words)
         told = run("attack", tmp_path / "a", f"ckpt='{there}/cleaned'", *words, f"baseline='{tmp_path}/base'")
         taken = base["clean/ndcg@10"] - base["attacked/ndcg@10"]
-        expected = (told["attacked/ndcg@10"] - base["attacked/ndcg@10"]) / taken
+        expected = (told["attacked/ndcg@10"] - base["attacked/ndcg@10"]) / taken if taken > 0 else float("nan")
         assert told["improvement/ndcg@10"] == pytest.approx(expected, nan_ok=True)
         if goal == "promote":
             rise = (each["attacked/t_hr@10"] - each["clean/t_hr@10"] for each in (told, base))
