@@ -1,11 +1,11 @@
-"""What no attack on the structural features of a structure_aware_kgat can take, and what an ascent without a budget takes.
+"""What no attack on the structural features of structure_aware_kgat can take, and what ascents without a budget take.
 
 rrec train model=structure_aware_kgat split=leave_one_out protocol=sampled
 python benchmarks/floors.py outputs/train/<date>/<time>
 
 These features decide the attention alone. A score is e_u·e_i, which no attention reaches, plus a cosine for each layer:
-no two candidates of a user come closer by more than 2 a layer. The floor lets every user do so at best for the attacker;
-the ascent moves the logit of every edge as far as it likes.
+no two candidates of a user come closer by more than 2 a layer. The floor lets all come as close as that; the ascents
+move the logit of every edge as far as they like.
 """
 
 import argparse
