@@ -20,7 +20,7 @@ app.add_typer(data_app, name="data")
 sweep_app = typer.Typer(help="Continue and show sweeps.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(sweep_app, name="sweep")
 leaderboard_app = typer.Typer(
-    help="Cards of models under the standard attack, and the page of them.", no_args_is_help=True, rich_markup_mode=None
+    help="Make, verify and show cards of models.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(leaderboard_app, name="leaderboard")
 
@@ -157,7 +157,7 @@ _data("ls", "List the datasets and what is there of them.", "rrec data ls")
 Directory = Annotated[str, typer.Argument(metavar="DIRECTORY", help="The multirun directory of the sweep.")]
 
 
-@sweep_app.command()
+@sweep_app.command(short_help="Do what is missing of a sweep that was killed or has failed jobs.")
 def resume(
     directory: Directory,
     overrides: Annotated[
@@ -178,7 +178,7 @@ def show_sweep(directory: Directory) -> None:
     raise typer.Exit(show_sweep(directory))
 
 
-@app.command()
+@app.command(short_help="List what can be chosen: the groups, or the names of one.")
 def ls(
     group: Annotated[
         str | None, typer.Argument(help="models, attacks, datasets, …", autocompletion=_complete_group)
@@ -194,7 +194,7 @@ def ls(
     _do(work)
 
 
-@app.command()
+@app.command(short_help="Write a page about runs, which needs no network, and its tables.")
 def report(
     paths: Annotated[list[Path], typer.Argument(help="Run directories, or directories of runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file; other formats go to a folder beside it.")] = (
@@ -220,7 +220,7 @@ def report(
     _do(work)
 
 
-@leaderboard_app.command("add")
+@leaderboard_app.command("add", short_help="Make a card of a run of the standard attack.")
 def leaderboard_add(
     run: Annotated[Path, typer.Argument(help="A finished run of rrec attack attack=rank_autoattack.")],
     cards: Cards = Path("leaderboard/cards"),
@@ -241,7 +241,7 @@ def leaderboard_add(
     _do(work)
 
 
-@leaderboard_app.command("verify")
+@leaderboard_app.command("verify", short_help="Run the attack of a card again.")
 def leaderboard_verify(
     card: Annotated[Path, typer.Argument(help="A card, a JSON file.")],
     ckpt: Annotated[str, typer.Argument(metavar="ckpt=RUN", help="The run directory of its checkpoint.")],
@@ -264,7 +264,7 @@ def leaderboard_verify(
     _do(work)
 
 
-@leaderboard_app.command("build")
+@leaderboard_app.command("build", short_help="Write the page of all cards.")
 def leaderboard_build(
     cards: Cards = Path("leaderboard/cards"),
     out: Annotated[Path, typer.Option("--out", "-o", help="The HTML file.")] = Path("leaderboard/index.html"),
@@ -284,7 +284,7 @@ def leaderboard_build(
     _do(work)
 
 
-@leaderboard_app.command("fill")
+@leaderboard_app.command("fill", short_help="Make the cards of models with some defences.")
 def leaderboard_fill(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the training.")

@@ -25,10 +25,14 @@ from robustbench_rec.reports import reading
 
 NESTED = ("defense", "clean", "distill")
 """Groups of which several can be chosen, one inside the other."""
+OF_CKPT = ("dataset", "prepare", "split", "model")
+"""What a checkpoint brings along."""
 PLACES = ("hydra.run.dir", "hydra.sweep.dir")
 """What names where a run, and a sweep, writes."""
 LARGEST_SEED = 2**63 - 1
 """What generators of random numbers take."""
+QUOTED = frozenset(" ,;=(){}[]$\"'\\|&<>`*?~#")
+"""Signs in a value that a shell or Hydra takes for its own."""
 KEPT = ("metrics.json", "model.safetensors", "resume", "trajectory", "round-1")
 """What a run that failed may have left that is worth keeping."""
 
@@ -325,6 +329,8 @@ def _leaves(composed: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
         elif value == "???":
             yield f"{prefix}{key}="
+        elif isinstance(value, str):
+            yield f"{prefix}{key}={'' if QUOTED & set(value) else value}"
         else:
             plain = OmegaConf.to_container(value) if isinstance(value, ListConfig) else value
             yield f"{prefix}{key}={json.dumps(plain, separators=(',', ':')).replace(chr(34), '')}"
@@ -340,14 +346,17 @@ def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
         key, sign, value = error.override.partition("=")
         if not sign:
             return f"cannot read '{error.override}': write key=value"
-        hint = "" if '"' in value else f"""; a value with other signs is quoted inside: '{key}="{value}"'"""
-        return f"cannot read '{error.override}': {lines[0]}{hint}"
+        reason = re.sub(r"^(?:\w*Exception: ?|Error parsing override .*)", "", lines[0])
+        told = f"cannot read '{error.override}'{f': {reason}' if reason not in ('', error.override) else ''}"
+        hint = f"; a value with other signs is quoted inside: {_quoted(key, value)}"
+        return told if {'"', "'"} <= set(value) else f"{told}{hint}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         plugins = "; more come with the extras launchers and sweeps" if group.startswith("hydra/") else ""
         return f"{unknown(group or 'configuration', name, error.options or ())}{plugins}"
     if sweeping := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^']*)'", text):
-        return f"'{sweeping[1]}' is a sweep: add -m (a list is written key=[a,b])"
+        key, _, value = sweeping[1].partition("=")
+        return f"'{sweeping[1]}' is a sweep: add -m (a list is written key=[a,b], one value {_quoted(key, value)})"
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if refused := re.search(r"Could not override '([^']+)|^Key '([^']+)'", f"{text}\n{cause}", re.MULTILINE):
         key = refused[1] or getattr(cause, "full_key", None) or refused[2]
@@ -358,6 +367,15 @@ def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
             reason = f"a list is written {cause.full_key}=[a,b]"
         return f"{cause.full_key}: {reason}" if cause.full_key else reason
     return "; ".join(lines)
+
+
+def _quoted(key: str, value: str) -> str:
+    """How a shell is given a value that is not to be taken apart."""
+    if "'" in value:
+        return rf'"{key}=\"{value}\""'
+    if '"' in value:
+        return f"\"{key}='{value.replace(chr(34), chr(92) + chr(34))}'\""
+    return f"""'{key}="{value}"'"""
 
 
 def _unknown_key(key: str, verb: str, overrides: Sequence[str]) -> str:
@@ -376,6 +394,9 @@ def _told(key: str, verb: str, keys: set[str]) -> str:
     near = nested or get_close_matches(key, keys, n=1) or get_close_matches(key, {k.split(".")[0] for k in keys}, n=1)
     which = "hydra" if key.startswith("hydra") else "job"
     where = f" (`rrec {verb} --cfg {which}` shows the keys)" if verb != "data" else ""
+    group = key.partition(".")[0]
+    if "ckpt" in keys and group in OF_CKPT:
+        return f"unknown key '{key}': the {group} is that of ckpt{where}"
     return f"unknown key '{key}'{f'; did you mean {near[0]!r}?' if near else ''}{where}"
 
 

@@ -18,9 +18,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
 from robustbench_rec import composing, config, files, sweeping
+from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError, UsageError
 from robustbench_rec.trackers import trackers
 from robustbench_rec.tracking import tracked
@@ -87,7 +87,7 @@ def launch(
     if stopped:
         _say(stopped)
     elif job.out is not None and Sweep.directory is None and not failed:
-        Console().print(f"run directory: {os.path.relpath(job.out)}", markup=False, highlight=False, soft_wrap=True)
+        line(f"run directory: {os.path.relpath(job.out)}")
     return status or (job.status if failed else 0)
 
 
@@ -284,5 +284,5 @@ def _as_a_script(words: list[str]) -> Iterator[None]:
         root.setLevel(level)
 
 
-def _say(line: str) -> None:
-    Console(stderr=True).print(f"rrec: {line}", markup=False, highlight=False, soft_wrap=True)
+def _say(text: str) -> None:
+    line(f"rrec: {text}", stderr=True)

@@ -10,12 +10,14 @@ from robustbench_rec.errors import RrecError, unknown
 NORMS = ("l2", "linf")
 UNITS = ("row", "example", "layer", "element")
 SCALES = ("no", "own", "median")
+LARGEST = 1e9
+"""Of a budget: far above it norms overflow in single precision, and no perturbation would seem to fit."""
 
 
 def budget(key: str, value: float) -> float:
     """The value; RrecError names its key where it is no budget."""
-    if not 0 <= value < float("inf"):
-        raise RrecError(f"{key}={value}: a budget is a finite number that is not negative")
+    if not 0 <= value <= LARGEST:
+        raise RrecError(f"{key}={value}: a budget is a number from 0 to {LARGEST:g}")
     return value
 
 

@@ -8,6 +8,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from robustbench_rec.console import Output
+
 T = TypeVar("T")
 REDRAW = 0.1
 """Seconds between updates: counting must not cost what it counts."""
@@ -25,7 +27,7 @@ class Bar:
     """
 
     def __init__(self, title: str, *, total: int, steps: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or Output(stderr=True)
         self.title, self.total, self.steps = title, total, steps
         self.live = self.console.is_terminal
         self.bar = Progress(

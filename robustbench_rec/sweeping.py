@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from robustbench_rec import config, files
+from robustbench_rec.console import Output
 from robustbench_rec.errors import RrecError
 from robustbench_rec.reports.reading import last_error
 
@@ -113,7 +113,7 @@ def report(verb: str, directory: Path) -> int:
     from robustbench_rec.reports import sweep
     from robustbench_rec.reports.summary import Summary
 
-    sweep.report(Summary(jobs, verb, _watched(jobs, directory)), directory, Console())
+    sweep.report(Summary(jobs, verb, _watched(jobs, directory)), directory, Output())
     return sum(each.metrics is None for each in jobs)
 
 

@@ -106,6 +106,10 @@ MISTAKES = {
     ),
     "several of a group of one": ("train", ["noise=[label_flip,sparsify]"], 2, "noise is one choice, not a list"),
     "several models": ("train", ["model=[mf,lightgcn]"], 2, "a sweep is -m model=a,b"),
+    "a comma in a value": ("train", ["start=a b, c"], 2, """one value 'start="a b, c"')"""),
+    "a quote in a value": ("train", ["start=O'Brien"], 2, r'''is quoted inside: "start=\"O'Brien\""'''),
+    "quotes in a value": ("train", ['start=a "b"'], 2, r'''is quoted inside: "start='a \"b\"'"'''),
+    "the data of a checkpoint": ("attack", ["ckpt=x", "dataset=ml_100k"], 2, "the dataset is that of ckpt"),
     "signs that Hydra does not read": ("train", ["start=été"], 2, """is quoted inside: 'start="été"'"""),
     "a seed that is too large": (
         "train",
@@ -401,6 +405,7 @@ def test_completion_offers_choices_and_keys_of_the_composed_configuration(
 @pytest.mark.parametrize("verb", sorted(config.ROOTS))
 def test_every_verb_completes_its_keys_and_choices(verb: str) -> None:
     found = complete(verb, [], "")
+    assert not [each for each in found if set(each.partition("=")[2]) & set("${}\\\"'")]
     roots = {each.partition("=")[0].partition(".")[0] for each in found}
     assert roots >= {each.name for each in fields(config.ROOTS[verb])}
 

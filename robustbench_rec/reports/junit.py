@@ -41,7 +41,7 @@ def markdown(title: str, checks: Sequence[Check], notes: Sequence[str]) -> str:
     lines = [
         f"# {title}",
         "",
-        f"**{'PASS' if passed == len(checks) else 'FAIL'}**: {passed} of {len(checks)} checks",
+        f"**{'PASS' if passed == len(checks) else 'FAIL'}**: {passed} of {len(checks)} checks passed",
         "",
     ]
     lines += ["| check | wanted | found | | detail |", "|---|---|---|---|---|"]

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -30,9 +30,10 @@ def tradeoff(
     frame: run, state, clean, attacked; the first state of a run is the one that it ended with.
     """
     drawn, axes = figure(xlabel=f"clean {metric}", ylabel=f"attacked {metric}", title=title)
+    names = _legend(frame["run"].astype(str))
     for name, states in frame.groupby("run", sort=False):
         epochs, ended = states.iloc[1:], states.iloc[0]
-        (line,) = axes.plot(epochs["clean"], epochs["attacked"], marker=".", linewidth=0.8, label=plain(str(name)))
+        (line,) = axes.plot(epochs["clean"], epochs["attacked"], marker=".", linewidth=0.8, label=names[str(name)])
         axes.plot(ended["clean"], ended["attacked"], "o", color=line.get_color(), markersize=9)
     axes.legend(fontsize="small", title="large: the state that was chosen", title_fontsize="small")
     return _kept(drawn, path)
@@ -60,8 +61,9 @@ def bars(
 def lines(frame: pd.DataFrame, x: str, title: str, path: Path | None = None, *, marked: float | None = None) -> Any:
     """Every other column over one, and a dashed line at what was chosen."""
     drawn, axes = figure(xlabel=x, ylabel="", title=title)
+    names = _legend(frame.columns.drop(x).astype(str))
     for name in frame.columns.drop(x):
-        axes.plot(frame[x], frame[name], marker="o", label=plain(str(name)))
+        axes.plot(frame[x], frame[name], marker="o", label=names[str(name)])
     if marked is not None:
         axes.axvline(marked, linestyle="--", color="grey", label="chosen")
     axes.legend(fontsize="small")
@@ -75,22 +77,25 @@ def points(
     drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title="")
     best = sorted(named[name][:2] for name in front)
     axes.plot(*zip(*best, strict=True), linestyle="--", linewidth=0.9, color="grey", zorder=1)
+    names = _legend(named)
     for name, (x, y, width, height) in named.items():
         (line,) = axes.plot([], [])  # takes the next colour
         color, error = line.get_color(), [each if each == each else 0.0 for each in (width, height)]
         axes.errorbar(x, y, xerr=error[0], yerr=error[1], color=color, capsize=2, linewidth=0.9)
         told = f"{name}: {xlabel} {x:.4f}, {ylabel} {y:.4f}"
         axes.plot(x, y, "o" if name in front else "X", color=color, markersize=8, gid=TIP + told)
-        line.set(marker="o" if name in front else "X", linestyle="", label=plain(name))
+        line.set(marker="o" if name in front else "X", linestyle="", label=names[name])
     axes.margins(0.1)
     axes.legend(fontsize="small")
     return drawn
 
 
-def plain(text: str) -> str:
+def plain(text: str, longest: int = LABEL) -> str:
     """For a label: no mathematics in it, and not too long; matplotlib hides labels that begin with an underscore."""
-    half = LABEL // 2
-    cut = text if len(text) <= LABEL else f"{text[: half - 1]}…{text[-half:]}"  # names of modules differ at their ends
+    half = longest // 2
+    cut = (
+        text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
+    )  # names of modules differ at their ends
     return cut.replace("\\", "/").replace("$", r"\$").lstrip("_")
 
 
@@ -133,11 +138,11 @@ def curves(
     from_zero: y begins there, unless something is below it.
     """
     drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title=title)
-    lowest = math.inf
+    lowest, names = math.inf, _legend(each.label for each in found)
     for each in found:
         color, order = f"C{each.color % 10}", sorted(range(len(each.x)), key=lambda at: each.x[at])
         x, mean, known = ([values[at] for at in order] for values in (each.x, each.mean, each.std))
-        axes.plot(x, mean, "--" if each.dashed else "-", color=color, label=plain(each.label))
+        axes.plot(x, mean, "--" if each.dashed else "-", color=color, label=names[each.label])
         std = [by if math.isfinite(by) else 0.0 for by in known]
         low = [value - by for value, by in zip(mean, std, strict=True)]
         high = [value + by for value, by in zip(mean, std, strict=True)]
@@ -217,6 +222,15 @@ def svg(drawn: Any, prefix: str) -> str:
     text = re.sub(r'(xlink:)?href="#', f'href="#{prefix}-', text).replace("url(#", f"url(#{prefix}-")
     text = text.replace("#000000", "currentColor").replace("#ffffff", "var(--card)")
     return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(prefix)}"', text, count=1)
+
+
+def _legend(names: Iterable[str]) -> dict[str, str]:
+    """Names as they stand in a legend: cut to a length at which they still differ."""
+    whole = list(dict.fromkeys(names))
+    longest = LABEL
+    while len({plain(each, longest) for each in whole}) < len(whole) and longest < max(map(len, whole)):
+        longest += LABEL // 2
+    return {each: plain(each, longest) for each in whole}
 
 
 def _kept(drawn: Any, path: Path | None) -> Any:

@@ -206,6 +206,7 @@ class Book:
     _sources: dict[Path, Found | None] = field(default_factory=dict)
     _keys: dict[Path, str] = field(default_factory=dict)
     _labels: dict[str, str] = field(default_factory=dict)
+    _told: dict[str, tuple[str, dict[str, str], str]] = field(default_factory=dict)  # what labels are made of
 
     def __post_init__(self) -> None:
         for run in self.runs:  # grows while it is walked
@@ -219,11 +220,11 @@ class Book:
                 if self.key(run) not in same:
                     same.append(self.key(run))
         for name, keys in made.items():
-            words = told_apart([json.loads(key) for key in keys], least=4)
-            for number, (key, told) in enumerate(zip(keys, words, strict=True)):
-                if words.count(told) > 1:  # they differ in what they were made from
-                    told = f"{told}, {number + 1}" if told else str(number + 1)
-                self._labels[key] = f"{name} ({told})" if told else name
+            settings = differing([json.loads(key) for key in keys], least=4)
+            for number, (key, told) in enumerate(zip(keys, settings, strict=True)):
+                more = str(number + 1) if settings.count(told) > 1 else ""  # they differ in what they were made from
+                self._labels[key] = label = _label(name, told, more)
+                self._told[label] = name, told, more
 
     def source(self, run: Found) -> Found | None:
         """The run that another one started from, by its `ckpt` or `teacher`; None where it is not to be found."""
@@ -250,6 +251,18 @@ class Book:
         if run is None:
             return "?"
         return self._labels.get(self.key(run), self._name(run))
+
+    def brief(self, labels: Iterable[str]) -> dict[str, str]:
+        """Labels as they need be where they stand together: without what two of them or more all say alike."""
+        whole = list(dict.fromkeys(labels))
+        known = [self._told[each][1] for each in whole if each in self._told]
+        said = {key: [each[key] for each in known if key in each] for each in known for key in each}
+        common = {key for key, values in said.items() if len(values) > 1 and len(set(values)) == 1}
+        short = {}
+        for each in whole:
+            name, told, more = self._told.get(each, (each, {}, ""))
+            short[each] = _label(name, {key: value for key, value in told.items() if key not in common}, more)
+        return short if len(set(short.values())) == len(short) else {each: each for each in whole}
 
     def victim(self, run: Found) -> str:
         """The label of what was attacked, or the path that it was said to be."""
@@ -311,21 +324,24 @@ def without_seeds(config: Mapping[str, Any], local: Sequence[str]) -> dict[str, 
     }
 
 
-def told_apart(settings: Sequence[Any], *, least: int = 0) -> list[str]:
-    """What each has that others have not, as "key=value, …".
+def told_apart(settings: Sequence[Any]) -> list[str]:
+    """What each has that others have not, as "key=value, …"."""
+    return list(map(_words, differing(settings)))
+
+
+def differing(settings: Sequence[Any], *, least: int = 0) -> list[dict[str, str]]:
+    """What each has that others have not, by key.
 
     least: so many keys are named if so many differ; more where it takes more to tell all apart, names before the rest.
     """
     flat = [_leaves(each) for each in settings]
     differ = [each for each in dict.fromkeys(k for f in flat for k in f) if len({f.get(each) for f in flat}) > 1]
     chosen = [each for each in differ if not _beside(each)][:least]
-    words = _worded(flat, chosen)
     rest = [each for each in differ if each not in chosen]
     for key in sorted(rest, key=lambda each: (_beside(each), not each.endswith("name"))):
-        more = _worded(flat, [*chosen, key])
-        if len(set(more)) > len(set(words)):
-            chosen, words = [*chosen, key], more
-    return words
+        if _kinds(flat, [*chosen, key]) > _kinds(flat, chosen):
+            chosen = [*chosen, key]
+    return [{key: each[key] for key in chosen if key in each} for each in flat]
 
 
 def _beside(key: str) -> bool:
@@ -333,8 +349,17 @@ def _beside(key: str) -> bool:
     return key in TOLD or (key.startswith("dataset.") and key != "dataset.name")
 
 
-def _worded(flat: Sequence[Mapping[str, str]], keys: Sequence[str]) -> list[str]:
-    return [", ".join(f"{key}={each[key]}" for key in keys if key in each) for each in flat]
+def _kinds(flat: Sequence[Mapping[str, str]], keys: Sequence[str]) -> int:
+    return len({tuple(each.get(key) for key in keys) for each in flat})
+
+
+def _words(settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
+def _label(name: str, settings: Mapping[str, str], more: str) -> str:
+    told = ", ".join(each for each in (_words(settings), more) if each)
+    return f"{name} ({told})" if told else name
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

@@ -168,6 +168,13 @@ TEX = {
     "←": r"$\leftarrow$",
     "α": r"$\alpha$",
     "×": r"$\times$",
+    "Δ": r"$\Delta$",
+    "√": r"$\surd$",
+    "²": r"$^2$",
+    "≥": r"$\geq$",
+    "·": r"$\cdot$",
+    "“": "``",
+    "”": "''",
     "…": r"\dots{}",
     **{each: f"\\{each}" for each in "&%$#_{}"},
 }

@@ -159,7 +159,7 @@ def _table(found: Summary, metrics: Sequence[str], width: int, bold: tuple[str, 
         escaped = [each.replace("[", r"\[") for each in row[: len(left)]]
         table.add_row(*escaped, *row[len(left) : len(left) + shown], style=None if group.done else "red")
     if not metrics:
-        table.caption = "every job failed"
+        table.caption = "no job has results"
     return table
 
 

@@ -1,22 +1,14 @@
 """Tables for people."""
 
-import os
-import sys
 from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustbench_rec.console import Output
+
 Row = Sequence[str | float | int]
-
-
-class _Output(Console):
-    """Standard output, whose reader may have gone (`| head`): what is not read then is no reason to stop."""
-
-    def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
@@ -33,20 +25,17 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
         least += 3 + max(cell_len(word) for row in (columns, *cells) for word in (row[index].split() or [""]))
     for row in cells:
         table.add_row(*map(escape, row))
-    out = _Output()
+    out = Output()
     out.width = max(out.width, least)
     out.print(title, style="bold", markup=False, highlight=False)  # the title of a rich table is broken at its width
     out.print(table)
 
 
-def line(text: str) -> None:
-    """Print a line on standard output as it is."""
-    _Output().print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def number(value: float) -> str:
-    """Four decimals; a dash where there is no number."""
-    return "–" if value != value else f"{value:.4f}"
+    """Four decimals, none of a count; a dash where there is no number."""
+    if value != value:
+        return "–"
+    return f"{value:.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.4f}"
 
 
 def by_metric(title: str, columns: Mapping[str, Mapping[str, float]]) -> None:

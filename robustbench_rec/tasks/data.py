@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Column, Table
 
 from robustbench_rec import config
+from robustbench_rec.console import Output
 from robustbench_rec.datasets import datasets, root
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from robustbench_rec.data import Data
 
-console = Console()
+console = Output()
 
 
 def fetch(cfg: config.Dataset) -> None:

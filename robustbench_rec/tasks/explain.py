@@ -16,6 +16,7 @@ from robustbench_rec import checkpoint
 from robustbench_rec.attack import Attack
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Explain, Judge
+from robustbench_rec.console import line
 from robustbench_rec.data import Data
 from robustbench_rec.edits import HistoryAttack
 from robustbench_rec.errors import RrecError, unknown
@@ -29,7 +30,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.naming import Names
 from robustbench_rec.progress import Bar
 from robustbench_rec.recommendation import Recommender
-from robustbench_rec.reports.tables import line, show
+from robustbench_rec.reports.tables import show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
 

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Attack, typed_attack
+from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator
 from robustbench_rec.files import write_text
@@ -113,8 +113,7 @@ def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | 
     }
     cards.save(replace(card, verified=found, verification=told), path)
     words = "agrees with" if agrees else "differs from"
-    line = f"{path.name} {words} what was reported; the largest difference is {apart[worst]:.6f}, of {worst}"
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+    line(f"{path.name} {words} what was reported; the largest difference is {apart[worst]:.6f}, of {worst}")
     return agrees
 
 
@@ -125,7 +124,7 @@ def build(folder: Path, out: Path) -> None:
         raise RrecError(f"{folder} has no cards: rrec leaderboard add makes them")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, html("report.html.j2", page=cards.board(found), drawn={}))
-    Console().print(f"{out}: {len(found)} cards", markup=False, highlight=False, soft_wrap=True)
+    line(f"{out}: {len(found)} card{'s' * (len(found) > 1)}")
 
 
 def _attack(config: Mapping[str, Any], ckpt: Path, data_dir: str | None) -> Attack:

@@ -7,9 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 
-from rich.console import Console
-
 import robustbench_rec
+from robustbench_rec.console import Output
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.registry import Registry
 
@@ -53,7 +52,7 @@ def show(group: str | None) -> None:
     else:
         lines = names(group)
     width = max(map(len, lines), default=0)
-    console = Console()
+    console = Output()
     declared = threats(group) if group in DECLARED else {}
     for name, line in lines.items():
         console.print(f"{name:{width}}  {line}".rstrip(), markup=False, highlight=False, soft_wrap=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 from torch import Tensor
 
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Recommend
+from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.files import drafted, write_text
 from robustbench_rec.hardware import autocast, setup
@@ -66,7 +66,7 @@ def answer(cfg: Recommend) -> None:
 
 
 def _tell(cfg: Recommend, lists: int) -> None:
-    Console().print(f"{cfg.out}: {lists:,} lists", markup=False, highlight=False, soft_wrap=True)
+    line(f"{cfg.out}: {lists:,} lists")
 
 
 def _checked(cfg: Recommend) -> str | None:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.progress import Bar
 from robustbench_rec.reports.page import Before
@@ -34,7 +33,7 @@ def run(paths: Sequence[Path], out: Path, formats: Sequence[str], users: int, da
         written = write(page(book, shown, notes), out, formats)
         bar.note(0, f"{len(book.runs)} runs")
     for path in written:
-        Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+        line(str(path))
     return written
 
 

@@ -28,7 +28,7 @@ def page(book: Book, shown: Sequence[Before], notes: Sequence[str]) -> Page:
         clean(trained, book, main),
         robust(attacks, main),
         compared(beside, done),
-        curves(attacks, main),
+        curves(attacks, book, main),
         finetuned(done, book),
         frontiers(done, book, main),
         slices(done, book),

@@ -89,7 +89,7 @@ def _exposure(attacks: Sequence[Attacked]) -> Table | None:
     return Table("exposure", "Exposure of the target items", columns, rows, told)
 
 
-def curves(attacks: Sequence[Attacked], main: str) -> Section | None:
+def curves(attacks: Sequence[Attacked], book: Book, main: str) -> Section | None:
     """Security curves of each attack with three points or more, and attacked over clean quality."""
     blocks = []
     for number, kind in enumerate(dict.fromkeys(each.kind for each in attacks)):
@@ -102,28 +102,28 @@ def curves(attacks: Sequence[Attacked], main: str) -> Section | None:
                 points.append((each.eps, value.mean, value.std))
         lines = {name: points for name, points in lines.items() if len(points) > 2}
         if lines:
-            found = []
+            found, short = [], book.brief(lines)
             for color, (name, points) in enumerate(lines.items()):
                 x, mean, std = zip(*points, strict=True)
-                found.append(plots.Curve(name, x, mean, std, color))
+                found.append(plots.Curve(short[name], x, mean, std, color))
             draw = partial(plots.curves, found, "eps", f"attacked {main}", "", from_zero=True)
             blocks.append(Figure(f"security_curve_{number + 1}", kind, draw))
-    traded = _traded(attacks, main)
+    traded = _traded(attacks, book, main)
     blocks += [] if traded is None else [traded]
     told = "Quality over the budget of the attack; eps 0 is the clean quality. Bands and bars: sd over seeds."
     return Section("curves", "Security curves and trade-off", told, blocks) if blocks else None
 
 
-def _traded(attacks: Sequence[Attacked], main: str) -> Figure | None:
+def _traded(attacks: Sequence[Attacked], book: Book, main: str) -> Figure | None:
     """Attacked over clean quality."""
     here = typical(attacks, main)
     way = sign(main)
     if len(here) < 2 or not way:
         return None
-    named = {}
+    named, short = {}, book.brief(each.victim for each in here)
     for each in here:
         clean, attacked = each.spread(f"clean/{main}"), each.spread(f"attacked/{main}")
-        named[each.victim] = (clean.mean, attacked.mean, clean.std, attacked.std)
+        named[short[each.victim]] = (clean.mean, attacked.mean, clean.std, attacked.std)
     front = [
         name
         for name, (x, y, *_) in named.items()

@@ -11,7 +11,7 @@ from robustbench_rec.reports.reading import LARGEST, is_number
 from robustbench_rec.significance import Spread, within_noise
 
 NOISE = (
-    "Mean ± standard deviation over seeds where there are several. “≈ best” marks what is as good as the best within "
+    "Mean ± standard deviation over seeds where there are several. A ≈ marks what is as good as the best within "
     "seed noise: the means are nearer than √(sd² + sd²). With one seed the noise is not known and nothing is marked so."
 )
 

@@ -70,6 +70,11 @@ class Pair:
         return within_noise(*self.spreads)
 
     @property
+    def sure(self) -> bool:
+        """Whether the difference is more than chance."""
+        return self.verdict.partition(",")[0] in ("better", "worse", "higher", "lower")
+
+    @property
     def verdict(self) -> str:
         """What the difference is worth, in words."""
         better, worse = ("better", "worse") if sign(self.metric) else ("higher", "lower")

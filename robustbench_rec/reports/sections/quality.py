@@ -41,8 +41,9 @@ def clean(trained: Mapping[str, Sequence[Found]], book: Book, main: str) -> Sect
                 )
                 for name in chosen
             ]
+            short = book.brief(here)
             rows = [
-                [Cell(label), Cell(len(runs)), *(column[index] for column in columns)]
+                [Cell(short[label]), Cell(len(runs)), *(column[index] for column in columns)]
                 for index, (label, runs) in enumerate(here.items())
             ]
             name = f"clean_all{suffix}" if folded else f"clean{suffix}"

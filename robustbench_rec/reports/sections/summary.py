@@ -10,6 +10,10 @@ from robustbench_rec.reports.sections.grouping import NAN, Attacked, places, typ
 from robustbench_rec.significance import over_seeds, within_noise
 
 
+OTHERS = 2
+"""Attacks of which more is said than that there are such."""
+
+
 def subtitle(asked: Sequence[Found], book: Book) -> str:
     """How many runs of what."""
     counts: dict[str, int] = {}
@@ -48,7 +52,8 @@ def summary(
             words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
             same = [e for e in clean if e != best and e not in near and clean[e].mean == clean[best].mean]
             told.append(f"{words}; so {'has' if len(same) == 1 else 'have'} {_and(same)}." if same else f"{words}.")
-    if way and len(here := typical(attacks, main)) > 1:
+    here = typical(attacks, main)
+    if way and len(here) > 1:
         most = max(here, key=lambda each: way * each.spread(f"attacked/{main}").mean)
         left = most.spread(f"attacked/{main}")
         drop = Cell(most.spread(f"drop/{main}"), share=True).text
@@ -63,7 +68,7 @@ def summary(
             told.append(f"{_and(same)} are left with the least, {least.text}.")
         elif worst is not most:
             told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
-        told += _beside([each for each in beside if each.on == worded(here[0])], worded(here[0]))
+    told += _attacked_beside(beside, worded(here[0]) if len(here) > 1 else "")
     told += _beside([each for each in beside if each.side == "test" and each.on == "test"], "")
     for run in done:
         gap = (run.metrics or {}).get("frontier/gap")
@@ -78,6 +83,18 @@ def summary(
     if failed:
         told.append(f"{failed} of {len(asked)} runs have no results; they are listed at the end.")
     return told or ["No run has results yet."]
+
+
+def _attacked_beside(beside: Sequence[Pair], first: str) -> list[str]:
+    """The same under attacks: the one that the sentences before are about, then those where something is sure."""
+    by_attack: dict[str, list[Pair]] = {first: []}
+    for each in beside:
+        if each.side == "attacked":
+            by_attack.setdefault(each.on, []).append(each)
+    sure = [on for on, found in by_attack.items() if on != first and any(each.sure for each in found)]
+    told = [words for on in [first, *sure[:OTHERS]] for words in _beside(by_attack[on], on)]
+    left = len(sure) - OTHERS
+    return told if left < 1 else [*told, f"{left} more attacks with a sure difference are in the table of comparisons."]
 
 
 def _beside(found: Sequence[Pair], under: str) -> list[str]:
