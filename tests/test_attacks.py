@@ -581,6 +581,48 @@ class TestRankAutoAttack:
                 assert aim == below[place - 1]
         assert relevant  # a list with relevant items begins no lower than one without
 
+    def test_the_members_are_those_of_its_page(self) -> None:
+        goal = goals.build(configured("goal", "untargeted", k=5), DATA)
+        told = [(each.name, each.loss, each.rival) for each in members(evaluator(DATA, judge()), suite("weight"), goal)]
+        assert told == [
+            *((f"apgd_{each}", each, None) for each in ("softmax", "dlr", "margin")),
+            *((f"apgd_rival_{each}", "promote", each) for each in (1, 2)),
+            ("fab", "margin", None),
+            ("square", "margin", None),
+        ]
+
+    def test_a_rival_is_lifted_into_the_list_of_the_goal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """−log(1 + exp(z − s)), z the k-th best of the other candidates and s the rival."""
+        model = build("mf").requires_grad_(False).eval()
+        judging, goal = evaluator(DATA, judge()), goals.build(configured("goal", "untargeted", k=4), DATA)
+        rival = next(each for each in members(judging, suite("embedding"), goal) if each.rival == 1)
+        seen: list[Any] = []
+        monkeypatch.setattr(judging, "attack", lambda *args, mark, **rest: seen.append((args[3], mark)))
+        attacked(judging, Shifted(model), rival, "test", goal, None)
+        [(climbed, mark)] = seen
+        for batch in map(mark, judging.batches(model, "test")):
+            output = Output(3 * torch.randn(len(batch), DATA.n_items, generator=torch.Generator().manual_seed(0)))
+            for row, found in enumerate(climbed(output, batch)):
+                aim = int(batch.aims[row, 0])
+                there = [item for item in batch.mask[row].nonzero()[:, 0].tolist() if item != aim]
+                z = output.scores[row, there].sort(descending=True).values[3]
+                torch.testing.assert_close(found, -(1 + (z - output.scores[row, aim]).exp()).log())
+
+    def test_a_rival_of_an_attacker_without_labels_is_what_the_model_does_not_take_for_relevant(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = build("mf").requires_grad_(False).eval()
+        judging, goal = evaluator(DATA, judge()), goals.build(configured("goal", "untargeted", k=2), DATA)
+        rival = next(each for each in members(judging, suite("embedding"), goal) if each.rival == 2)
+        marks: list[Any] = []
+        monkeypatch.setattr(judging, "attack", lambda *args, mark, **rest: marks.append(mark))
+        attacked(judging, Shifted(model), rival, "test", goal, None, own_labels=True)
+        for batch in judging.batches(model, "test"):
+            scores = model(batch, model.encode()).scores
+            for row, aim in enumerate(marks[0](batch).aims[:, 0].tolist()):
+                there = sorted(batch.mask[row].nonzero()[:, 0].tolist(), key=lambda item: -scores[row, item].item())
+                assert aim == [item for item in there[2:] if scores[row, item] <= 0][1]
+
     def test_a_healthy_model_raises_no_flag_and_a_masked_one_does(self) -> None:
         class Masked(RecModel):
             """Scores in steps so small that they have no gradient."""

@@ -115,6 +115,13 @@ class TestFullRanking:
         expected = {"t_hr@5": shares, "t_ndcg@5": gains, "t_rank": places, "t_score": told}
         assert found.metrics == pytest.approx({name: sum(each) / len(each) for name, each in expected.items()})
 
+    def test_a_target_that_the_part_has_without_a_like_is_not_new_to_its_user(self) -> None:
+        data = hand_made(2, 6, [(0, 5), (1, 5)], [], [(0, 0), (1, 0), (0, 3)])
+        data = replace(data, test=replace(data.test, values=torch.tensor([1.0, 1.0, 0.0])))
+        judging = evaluator(data, judge())
+        found = judging.exposure(Shifted(Fixed(torch.rand(2, 6))), "test", torch.tensor([3]), top_k=[5])  # type: ignore[attr-defined]
+        assert found.per_user["t_rank"].isnan().tolist() == [True, False]
+
     def test_training_items_are_masked_for_valid_and_those_of_valid_too_for_test(self) -> None:
         data = hand_made(2, 5, [(0, 0), (1, 0)], [(0, 1), (1, 0)], [(0, 2)])  # user 1 comes back
         scores = torch.tensor([[9.0, 8, 7, 6, 5], [9.0, 8, 7, 6, 5]])

@@ -266,6 +266,34 @@ class TestTask:
         before, after = (load_file(each / "model.safetensors") for each in (trained["mf"], tmp_path))
         assert all(torch.equal(each, after[name]) for name, each in before.items())
 
+    def test_of_equals_in_the_interpolation_the_nearest_to_the_start_is_kept(self, tmp_path: Path) -> None:
+        model = build("mf")
+        start = {name: each.detach().clone() for name, each in model.named_parameters()}
+        with torch.no_grad():
+            for each in model.parameters():
+                each.add_(1.0)
+        scores = iter([1.0, 3.0, 2.0, 3.0, 3.0])
+        told = SimpleNamespace(alphas=5)
+        finetune._interpolate(told, model, start, lambda: {"score": next(scores)}, tmp_path)  # type: ignore[arg-type]
+        for name, each in model.named_parameters():
+            torch.testing.assert_close(each.detach(), start[name] + 0.25)
+
+    def test_a_module_whose_name_begins_like_the_chosen_one_does_not_change(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for each in ("start", "tuned"):
+            (tmp_path / each).mkdir()
+        layers = "[" + ",".join("4" for _ in range(11)) + "]"  # sum.1 and sum.10
+        words = (*SYNTHETIC, "model=kgat", "model.dim=4", f"model.layers={layers}", "epochs=1", "top_k=[5]")
+        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "start")
+        start = tensors(tmp_path / "start")
+        measured = {label(name): float(label(name) == "sum.1") for name, each in start.items() if each.ndim > 1}
+        ordered = dict(sorted(measured.items(), key=lambda pair: -pair[1]))
+        monkeypatch.setattr(finetune, "criticality", lambda *_, **__: ordered)
+        told = finetune.run(config(tmp_path / "start", "epochs=1", "alphas=2"), tmp_path / "tuned")
+        share = sum(start[f"sum.1.{each}"].numel() for each in ("weight", "bias"))
+        assert told["budget/tuned_share"] == pytest.approx(share / sum(each.numel() for each in start.values()))
+
     def test_a_frozen_body_stays_frozen(self, adapted: Path, tmp_path: Path) -> None:
         """The most critical modules of a model with adapters are those that its training left alone."""
         finetune.run(config(adapted, "epochs=2", "lr=0.1", "finetune.modules=2"), tmp_path)

@@ -147,6 +147,7 @@ def test_the_noise_of_neftune_is_on_the_tokens_of_each_text_by_their_true_number
     assert not noise[~real].any()
     bound = (alpha / (true * noise.shape[2]).sqrt())[:, None, None].expand_as(noise)[real]
     within = noise[real].abs() / bound
+    assert (noise[real] / bound).mean().item() == pytest.approx(0, abs=0.06)  # to both sides
     assert within.max() <= 1 + 1e-6
     assert within.mean().item() == pytest.approx(0.5, abs=0.03)
     moved = objective(Shifted(model), batch)

@@ -22,7 +22,7 @@ from robustbench_rec.factors import Factorisation, alternate, misfit, start
 from robustbench_rec.poison import Shilling, View, _rated, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
 from robustbench_rec.poisons._search import profile, reach, trained
-from robustbench_rec.poisons.aush import away
+from robustbench_rec.poisons.aush import _layers, away
 from robustbench_rec.poisons.clear import CLeaR
 from robustbench_rec.poisons.rl import ClusterPolicy
 from robustbench_rec.savepoint import Savepoint
@@ -365,6 +365,22 @@ class TestTable:
         built = maker("covisit", decay=0.01, items=["i9"], size=0.17, length=4)
         assert [sorted(set(row) - {9}) for row in rows(built.profiles(data))] == [[0, 1, 2], [3, 4, 5]]
 
+    @pytest.mark.parametrize("decay", [0.1, 0.6])
+    def test_covisitation_is_the_loop_over_fake_users_and_waiting_users(self, decay: float) -> None:
+        """w = 1 of those who lack a target, 0 of others; a fake user multiplies it by decay ** (share of its items)."""
+        items = [f"i{each}" for each in torch.bincount(BIG.train.items, minlength=50).topk(2).indices.tolist()]
+        _, view, _, fillers = self.chosen("covisit", decay=decay, items=items)
+        have = [{item for item in range(50) if view.clicks[user, item]} for user in range(60)]
+        lacking = [len(set(view.pushed.tolist()) - each) for each in have]
+        assert set(lacking) == {0, 1, 2}
+        weights = [float(each > 0) for each in lacking]
+        for row in fillers.tolist():
+            scores = [sum(w for w, own in zip(weights, have, strict=True) if item in own) for item in range(50)]
+            best = sorted((scores[item] for item in range(50) if view.open[item]), reverse=True)[: view.room]
+            assert sorted((scores[item] for item in row), reverse=True) == pytest.approx(best, rel=1e-4)
+            shares = [len(own & set(row)) / view.room for own in have]
+            weights = [w * decay**share for w, share in zip(weights, shares, strict=True)]
+
     def test_copies_are_parts_of_genuine_profiles(self) -> None:
         made, view, *_ = self.chosen("copy")
         for row in rows(made):
@@ -631,6 +647,48 @@ def test_aush_wants_each_target_at_one() -> None:
     """Each by itself, not their sum."""
     scores = torch.tensor([[0.5, 0.0], [1.0, 1.0]])
     assert away(scores).item() == pytest.approx((0.5**2 + 1) / 2)
+
+
+class Told(Savepoint):
+    """Keeps the parameters of the nets after the last round."""
+
+    def save(self, rounds: int, parts: Any) -> None:
+        nets = {name: each.state_dict() for name, each in parts.items() if isinstance(each, torch.nn.Module)}
+        self.kept = {f"{net}/{key}": each.clone() for net, state in nets.items() for key, each in state.items()}
+
+
+def test_aush_trains_on_the_losses_of_its_two_players() -> None:
+    """D: −log D(x) − log(1 − D(G(x))); G: log(1 − D(G(x))) + mean (G(x) − x)² + Σ over targets (1 − G(x))²."""
+    built: Any = maker("aush", steps=3, inner=2, share=0.5, lr=0.05)
+    built.savepoint = Told(None)
+    view = built.view(BIG, built.aims(BIG))
+    _, fillers = built.choose(view, torch.Generator().manual_seed(7))
+
+    draw = torch.Generator().manual_seed(7)
+    size = round(0.5 * int(view.open.sum()))
+    among = sample(torch.where(view.open, 1.0, -1.0), 1, size, draw)[0]
+    profiles_ = view.clicks[:, [*among.tolist(), *view.pushed.tolist()]]
+    generator, judge = _layers([size + 2] * 3, draw), _layers([size + 2, 1], draw)
+    adams = [torch.optim.Adam(each.parameters(), lr=0.05) for each in (judge, generator)]
+    for turn in [0, 0, 1, 1] * 3:
+        x = profiles_[torch.randint(60, (16,), generator=draw)]
+        made = generator(x).sigmoid()
+        fake = judge(made).sigmoid()
+        if turn:
+            targets_ = sum((1 - made[:, size + each]) ** 2 for each in range(2))
+            value = (1 - fake).log().mean() + ((made - x) ** 2).mean() + targets_.mean()  # type: ignore[union-attr]
+        else:
+            value = -judge(x).sigmoid().log().mean() - (1 - fake).log().mean()
+        adams[turn].zero_grad()
+        value.backward()
+        adams[turn].step()
+    for net, reference in (("generator", generator), ("discriminator", judge)):
+        for key, each in reference.state_dict().items():
+            torch.testing.assert_close(built.savepoint.kept[f"{net}/{key}"], each, rtol=1e-3, atol=1e-5)
+    scores = generator(profiles_[torch.randint(60, (view.n,), generator=draw)]).detach()[:, :size]
+    for row, own in zip(scores, fillers, strict=True):
+        places = torch.tensor([among.tolist().index(item) for item in own.tolist()])
+        assert row[places].sum().item() == pytest.approx(row.topk(view.room).values.sum().item(), rel=1e-4)
 
 
 class TestInject:

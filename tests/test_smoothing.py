@@ -135,6 +135,13 @@ class TestSmoothing:
         curve = [each.metrics["hr@8"] for each in proven]
         assert curve == sorted(curve, reverse=True)
 
+    def test_the_attack_on_the_users_vectors_does_harm(self) -> None:
+        data = grouped(n_users=20)
+        judge, built = judging(data, k=3), spread("mf", data)
+        certificate = self.of(noise="gaussian", sigma=0.3, votes=3, samples=100, budgets=[0, 3])
+        clean, left = (certificate.attack(loaded(built, data), judge, "test", each).metrics for each in (0, 3))
+        assert left["hr@3"] < 0.5 * clean["hr@3"]
+
     def test_a_whole_surface_can_be_smoothed(self) -> None:
         certificate = self.of(surface="embedding", samples=20, budgets=[0, 0.1])
         found = certificate.certify(loaded(build("neumf")), judging(), "test")

@@ -172,11 +172,12 @@ class Full(Ranking):
         """How far up target items `[T]` stand in the lists of those who do not have them yet.
 
         t_hr@k: share of the users with a target in the first k, mean over the targets; t_ndcg@k; t_rank: the place,
-        from 1; t_score. A user who has the target in train or in the part is not counted for it. per_user: means over
-        the targets, NaN for a user who has them all. Ties are broken against the target.
+        from 1; t_score. Users are those of the part; who has the target in train or in the part, liked or not, is not
+        counted for it. per_user: means over the targets, NaN for a user who has them all. Ties are broken against the
+        target.
         """
         portions, values = self.portions(part), []
-        owned = torch.cat([self.known(part), _keys(self.data, self.data.part(part).liked())])
+        owned = torch.cat([self.known(part), _keys(self.data, self.data.part(part))])
         with self.judged(at, part) as scores:
             for chunk, found in zip(portions, scores, strict=True):
                 found[chunk.excluded] = float("-inf")

@@ -62,7 +62,7 @@ def answer(cfg: Recommend) -> None:
         sys.stdout.write(_joined(answers, names).to_csv(index=False))
     else:
         for each in answers:
-            _show(each, names, ordered=loaded.data.ordered)
+            _show(each, names, ordered=loaded.data.ordered, k=cfg.k)
 
 
 def _tell(cfg: Recommend, lists: int) -> None:
@@ -185,12 +185,13 @@ def _told(item: int, names: Names) -> dict[str, str]:
     return told if names.titles is None else {**told, "title": names.titles[item]}
 
 
-def _show(each: Answer, names: Names, *, ordered: bool) -> None:
+def _show(each: Answer, names: Names, *, ordered: bool, k: int) -> None:
     if each.history:
-        some = "latest" if ordered else "some"
-        title = f"{some} of user {each.user}" if each.user is not None else "liked"
+        title = "latest of user {}, the latest last" if ordered else "some of user {}"
+        title = title.format(each.user) if each.user is not None else "liked"
         columns = ["item", *(["title"] if names.titles is not None else [])]
         show(title, columns, [list(_told(item, names).values()) for item in each.history])
     frame = _frame(each.user or "", each.found, names).drop(columns="user")
     about = f"for user {each.user}" if each.user is not None else f"for a new user ({each.how})"
-    show(f"recommended {about}", frame.columns.tolist(), frame.to_numpy().tolist())
+    left = f", all {len(frame)} that are left" if len(frame) < k else ""
+    show(f"recommended {about}{left}", frame.columns.tolist(), frame.to_numpy().tolist())

@@ -9,7 +9,6 @@ from robustbench_rec.reports.sections.compared import Pair
 from robustbench_rec.reports.sections.grouping import NAN, Attacked, places, typical, worded
 from robustbench_rec.significance import over_seeds, within_noise
 
-
 OTHERS = 2
 """Attacks of which more is said than that there are such."""
 
