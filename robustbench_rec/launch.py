@@ -249,6 +249,9 @@ class Sweep(Callback):
         Sweep.directory = directory
         asked = config.hydra.overrides
         told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task], "cwd": os.getcwd()}
+        if config.hydra.sweeper._target_.endswith(".BasicSweeper"):  # others find their jobs as they go
+            params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+            told["jobs"] = sweeping.count([*params, *asked.task])
         files.write_json(Sweep.directory / sweeping.SWEEP, told)
 
 

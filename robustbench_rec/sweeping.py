@@ -7,10 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from robustbench_rec import config, files
-from robustbench_rec.console import Output
+from robustbench_rec.console import Output, line
 from robustbench_rec.errors import RrecError
 from robustbench_rec.reports.reading import last_error
 
@@ -64,6 +66,17 @@ def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:
         raise RrecError(f"{directory} holds another sweep (`{told}`): name another hydra.sweep.dir, or remove it")
 
 
+def count(overrides: Sequence[str]) -> int | None:
+    """How many jobs overrides ask for; None where only Hydra can tell."""
+    found = {}
+    for each in OverridesParser.create().parse_overrides(list(overrides)):
+        try:
+            found[each.get_key_element()] = len(list(each.sweep_string_iterator())) if each.is_sweep_override() else 1
+        except HydraException:
+            return None
+    return math.prod(found.values())
+
+
 def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
     """Whether a job of a sweep has its results already; RrecError where its directory is that of another job."""
     digest = sha256(OmegaConf.to_yaml(composed).encode()).hexdigest()
@@ -114,7 +127,11 @@ def report(verb: str, directory: Path) -> int:
     from robustbench_rec.reports.summary import Summary
 
     sweep.report(Summary(jobs, verb, _watched(jobs, directory)), directory, Output())
-    return sum(each.metrics is None for each in jobs)
+    asked = files.read_json(directory / SWEEP, "sweep").get("jobs")
+    left = max(0, asked - len(jobs)) if isinstance(asked, int) else 0
+    if left:
+        line(f"{len(jobs)} of {asked} jobs have begun")
+    return left + sum(each.metrics is None for each in jobs)
 
 
 def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:

@@ -309,10 +309,18 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_its_table_can_be_shown(
     status, shown = rrec("sweep", "show", "it's here")
     assert status == 0
     assert "2 of 3" in shown
+    assert "3 of 4 jobs have begun" in shown
     assert Path("it's here/summary.csv").read_bytes() == before
     monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=train))
     assert rrec("sweep", "resume", "it's here")[0] == 0
     assert rows("it's here/summary.csv")[0]["done"] == "4"
+    assert "have begun" not in rrec("sweep", "show", "it's here")[1]
+
+
+def test_the_jobs_of_a_sweep_are_counted_as_hydra_makes_them() -> None:
+    asked = ["seed=0,1", "model=mf", "seed=range(3)", "top_k=[5,10]", "lr=choice(1,2)", "start='a,b'"]
+    assert sweeping.count(asked) == 6
+    assert sweeping.count(["model=glob(*)"]) is None
 
 
 def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
