@@ -329,6 +329,11 @@ def _do(work: Callable[[], None]) -> None:
     except RrecError as error:
         typer.echo(f"rrec: {error}", err=True)
         raise typer.Exit(2) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"rrec: cannot write {error.filename}: {error.strerror}; name another place", err=True)
+        raise typer.Exit(2) from None
 
 
 def _version(asked: bool) -> None:

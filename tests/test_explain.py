@@ -535,6 +535,21 @@ def test_a_mistake_is_one_line(runs: Path, capfd: pytest.CaptureFixture[str], wo
     assert not out
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sample=100000"], "sample=100000: dataset 'synthetic' has "),
+        (["sample=3", "attack=pgd", "eps=-1"], "eps=-1"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_nothing(
+    runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert explain(runs, "ease", *words, f"hydra.run.dir={tmp_path}/run") == 1
+    assert told in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_user_without_events_has_nothing_to_tell() -> None:
     data = make_data()
     nobody = replace(data, train=data.train.where(data.train.users != USER))

@@ -176,10 +176,46 @@ def test_verifying_runs_the_attack_again(there: Path, carded: Path, tmp_path: Pa
         verify(path, there / "apr")
 
 
+def test_a_tolerance_that_is_none_is_refused_before_the_attack(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    before = path.read_bytes()
+    for tolerance in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(RrecError, match="tolerance=.*: a difference is a finite number"):
+            verify(path, there / "plain", tolerance=tolerance)
+    assert path.read_bytes() == before
+
+
+def test_a_verified_card_whose_numbers_were_changed_since_is_refused(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    assert verify(path, there / "plain")
+    card = json.loads(path.read_text())
+    card["reported"]["clean/recall@10"] += 0.2
+    path.write_text(json.dumps(card))
+    with pytest.raises(RrecError, match=r"is not the drop from|said to be verified, but clean/recall@10 is 0\.2"):
+        cards.load(path)
+    del card["reported"]["drop/recall@10"]
+    path.write_text(json.dumps(card))
+    with pytest.raises(RrecError, match=r"said to be verified, but clean/recall@10 is 0\.2"):
+        cards.load(path)
+
+
+@pytest.mark.parametrize(
+    "words", [["leaderboard", "build", "--cards", "{cards}", "-o"], ["report", "{runs}", "--users", "0", "-o"]]
+)
+def test_a_place_below_a_file_is_one_line(there: Path, carded: Path, tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    asked = [each.format(cards=carded, runs=there / "plain") for each in words]
+    told = CliRunner().invoke(app, [*asked, str(tmp_path / "file" / "x.html")])
+    assert told.exit_code == 2
+    assert told.output.splitlines()[-1].startswith("rrec: cannot write ")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_card_that_boasts_is_found_out(there: Path, carded: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(of(carded, "none"), tmp_path))
     card = json.loads(path.read_text())
     card["reported"]["attacked/ndcg@10"] += 0.1
+    del card["reported"]["drop/ndcg@10"]  # which would not fit
     path.write_text(json.dumps(card))
     told = CliRunner().invoke(app, ["leaderboard", "verify", str(path), f"ckpt={there / 'plain'}"])
     assert told.exit_code == 1

@@ -418,7 +418,7 @@ def test_what_the_runs_say_is_escaped_and_failed_runs_are_listed(written: Path, 
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     (row,) = columns(page, "failed")
     assert row["why"][0] == "lr must not be <b>negative</b>"
-    assert "1 of 15 runs have no results" in text
+    assert "1 of 15 runs has no results" in text
     markdown = (written.with_suffix("") / "report.md").read_text()
     assert "<script>" not in markdown
 
@@ -503,6 +503,22 @@ def test_what_is_told_of_a_run_is_no_part_of_its_label_unless_nothing_else_diffe
         {"dataset.name": "synthetic"},
         {"dataset.name": "table", "lr": "2"},
     ]
+
+
+def test_the_summary_of_one_model_and_of_models_of_which_nothing_is_left(there: Path, tmp_path: Path) -> None:
+    report([there / "train" / "plain0"], tmp_path / "r.html", ["md"], 0, None)
+    text = (tmp_path / "r" / "report.md").read_text()
+    assert "1 run (1 train) on synthetic" in text
+    assert "No run has results yet" not in text
+    assert re.search(r"On synthetic.*, mf has ndcg@10 0\.\d{4} on test", text)
+    for name in ("plain0-0.5", "apr0-0.5"):
+        run = Path(shutil.copytree(there / "attack" / name, tmp_path / "runs" / name))
+        metrics = json.loads((run / "metrics.json").read_text())
+        write_json(run / "metrics.json", metrics | {"attacked/ndcg@10": 0.0, "drop/ndcg@10": 1.0})
+    report([tmp_path / "runs"], tmp_path / "r.html", ["md"], 0, None)
+    text = (tmp_path / "r" / "report.md").read_text()
+    assert "are left with the same, ndcg@10 0.0000" in text
+    assert "keeps the most" not in text
 
 
 def test_what_all_who_stand_together_say_alike_is_left_out_unless_they_are_one_then(tmp_path: Path) -> None:

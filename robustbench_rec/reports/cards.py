@@ -1,6 +1,7 @@
 """Cards of the leaderboard: one JSON file for each entry, checked whenever it is read."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -45,6 +46,8 @@ STANDARD: dict[str, Any] = {
 """What every entry is attacked with, the defaults of `rrec attack attack=rank_autoattack`; a tuple: one of these."""
 LIMITS = {"zero_gradients": 0.0, "random": 0.0, "saturated": 0.5, "black_box": 0.1}
 """The most that the flags of masked gradients of an eligible entry may be."""
+ROUNDING = 1e-4
+"""Of a drop from single precision."""
 RULES = (
     "Every entry went through the same attack, rank_autoattack with eps 0.1 of each embedding row's norm on the true "
     "labels of the test part. Full rankings and 99 sampled negatives an event have tables of their own: values of one "
@@ -104,6 +107,30 @@ def save(card: Card, path: Path) -> None:
     write_json(path, asdict(card))
 
 
+def apart(reported: Mapping[str, float | None], found: Mapping[str, float | None]) -> tuple[str, float]:
+    """The metric that is furthest from what was reported, and how far; infinitely where only one of them has it."""
+    far = {}
+    for name, value in reported.items():
+        other = found.get(name)
+        if value is None or other is None:
+            far[name] = 0.0 if value == other else math.inf
+        else:
+            far[name] = abs(value - other)
+    worst = max(far, key=lambda name: far[name])
+    return worst, far[worst]
+
+
+def _consistent(path: Path, which: str, values: Mapping[str, float | None]) -> None:
+    """RrecError where a drop is not that from the clean to the attacked value."""
+    for name, drop in values.items():
+        side, _, metric = name.partition("/")
+        clean, attacked = (values.get(f"{each}/{metric}") for each in ("clean", "attacked"))
+        if side != "drop" or drop is None or not clean or attacked is None:
+            continue
+        if abs(drop - (clean - attacked) / clean) > ROUNDING:
+            raise RrecError(f"{path}: '{which}' of the card: {name} is not the drop from {clean} to {attacked}")
+
+
 def load(path: Path) -> Card:
     """Read a card; RrecError names what is missing, unknown, of the wrong type or against the rules."""
     content = read_json(path, "leaderboard")
@@ -125,6 +152,12 @@ def load(path: Path) -> Card:
     if card.protocol != (said := card.config["protocol"]):
         raise RrecError(f"{path}: 'protocol' of the card is {card.protocol}, its attack had {said}")
     eligible(path, card.flags)
+    for name in ("reported", "verified"):
+        _consistent(path, name, content.get(name) or {})
+    if card.state == "verified":
+        worst, difference = apart(card.reported, card.verified or {})
+        if not difference <= float((card.verification or {}).get("tolerance", float("nan"))):
+            raise RrecError(f"{path}: said to be verified, but {worst} is {difference:.6f} from what was reported")
     if f"attacked/{card.metric}" not in card.reported:
         raise RrecError(f"{path}: 'reported' of the card has no attacked/{card.metric}, the metric that it is about")
     return card

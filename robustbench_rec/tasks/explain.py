@@ -79,12 +79,16 @@ def run(cfg: Explain, out: Path) -> dict[str, float]:
     asked = _asked(cfg)
     data = asked.data
     assert cfg.sample is not None
+    if cfg.sample > data.n_genuine:
+        raise RrecError(f"sample={cfg.sample}: dataset '{data.name}' has {data.n_genuine} users")
     drawn = torch.randperm(data.n_genuine, generator=torch.Generator().manual_seed(cfg.seed))[: cfg.sample]
     users = drawn.sort().values.to(data.train.users.device)
     items = asked.of(users, 1).items[:, 0]
     first = units(asked, int(users[0]), int(items[0]), cfg.by, hops=cfg.hops)
     seeds = {"seed": cfg.seed, "attack.seed": (cfg.attack or {}).get("seed")}
     notes = {"ckpt": cfg.ckpt, "fingerprint": data.fingerprint, "attack": cfg.attack}
+    if cfg.attack is not None:
+        attacks.build(cfg.attack)  # what is wrong with it is said before the run begins
     with Run(out, "explain", seeds=seeds, device=data.train.users.device, **notes):
         worse = None if cfg.attack is None else Recommender(_attacked(cfg, asked, first), data, part=cfg.part)
         rows: list[Mapping[str, Any]] = []

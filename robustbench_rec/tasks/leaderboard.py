@@ -89,6 +89,8 @@ def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | 
     tolerance: the largest difference of a metric. RrecError where the checkpoint is another one than the card says, of
     other data, or made in another way.
     """
+    if not 0 <= tolerance < float("inf"):
+        raise RrecError(f"tolerance={tolerance}: a difference is a finite number that is not negative")
     card = cards.load(path)
     tensors = ckpt / checkpoint.TENSORS
     if not tensors.is_file():
@@ -101,19 +103,18 @@ def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | 
         measured = attack(cfg, Path(folder))
     cards.eligible(path, _flags(measured))
     found = _told(measured)
-    apart = {name: _apart(value, found.get(name)) for name, value in card.reported.items()}
-    worst = max(apart, key=lambda name: apart[name])
-    agrees = apart[worst] <= tolerance
+    worst, apart = cards.apart(card.reported, found)
+    agrees = apart <= tolerance
     told = {
         "agrees": agrees,
         "tolerance": tolerance,
-        "largest_difference": {worst: apart[worst]},
+        "largest_difference": {worst: apart},
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
     cards.save(replace(card, verified=found, verification=told), path)
     words = "agrees with" if agrees else "differs from"
-    line(f"{path.name} {words} what was reported; the largest difference is {apart[worst]:.6f}, of {worst}")
+    line(f"{path.name} {words} what was reported; the largest difference is {apart:.6f}, of {worst}")
     return agrees
 
 
@@ -160,12 +161,6 @@ def _flags(metrics: Mapping[str, float]) -> dict[str, float]:
 def _told(metrics: Mapping[str, float]) -> dict[str, float | None]:
     chosen = {name: each for name, each in metrics.items() if name.partition("/")[0] in ("clean", "attacked", "drop")}
     return {name: None if each != each else each for name, each in chosen.items()}
-
-
-def _apart(one: float | None, other: float | None) -> float:
-    if one is None or other is None:
-        return 0.0 if one == other else float("inf")
-    return abs(one - other)
 
 
 def _as_carded(card: Card, path: Path, cfg: Attack) -> None:

@@ -19,11 +19,11 @@ from robustbench_rec.significance import LEVEL, RESAMPLES, Comparison, Spread, h
 
 JUDGING = ("protocol", "seen", "n_negatives")
 NOTE = (
-    "Means over the seeds of both. Compared by users: 95 % interval and two-sided p of a paired bootstrap over users, "
-    "p after Holm over all rows; dz: the mean difference over the standard deviation of the users' differences. A "
-    "difference is better or worse only if p < 0.05 and if it is larger than seed noise, √(sd² + sd²). Compared by "
-    "seeds: values of the same users are not there, as in runs of earlier versions, on several splits, or of metrics "
-    "that are no means over users; seed noise alone decides."
+    "Means over the seeds of each side, of which one may have more. Compared by users: 95 % interval and two-sided p "
+    "of a paired bootstrap over users, p after Holm over all rows; dz: the mean difference over the standard "
+    "deviation of the users' differences. A difference is better or worse only if p < 0.05 and if it is larger than "
+    "seed noise, √(sd² + sd²). Compared by seeds: values of the same users are not there, as in runs of earlier "
+    "versions, on several splits, or of metrics that are no means over users; seed noise alone decides."
 )
 
 

@@ -20,7 +20,7 @@ def subtitle(asked: Sequence[Found], book: Book) -> str:
         counts[run.verb] = counts.get(run.verb, 0) + 1
     words = ", ".join(f"{n} {verb}" for verb, n in counts.items())
     names = dict.fromkeys(name for run in book.runs if (name := run.named("dataset")) != "none")
-    return f"{len(asked)} runs ({words}) on {', '.join(names) or 'unknown data'}"
+    return f"{len(asked)} run{'s' * (len(asked) != 1)} ({words}) on {', '.join(names) or 'unknown data'}"
 
 
 def summary(
@@ -51,8 +51,16 @@ def summary(
             words += f"; {_and(near)} {'is' if len(near) == 1 else 'are'} as good within seed noise" if near else ""
             same = [e for e in clean if e != best and e not in near and clean[e].mean == clean[best].mean]
             told.append(f"{words}; so {'has' if len(same) == 1 else 'have'} {_and(same)}." if same else f"{words}.")
+        elif clean and way:
+            [(label, spread)] = clean.items()
+            told.append(f"On {place}, {label} has {main} {Cell(spread).text} on test.")
     here = typical(attacks, main)
-    if way and len(here) > 1:
+    if way and len(here) > 1 and len({Cell(each.spread(f"attacked/{main}")).text for each in here}) == 1:
+        told.append(
+            f"Under {worded(here[0])}, {_and([each.victim for each in here])} are left with the same, "
+            f"{main} {Cell(here[0].spread(f'attacked/{main}')).text}."
+        )
+    elif way and len(here) > 1:
         most = max(here, key=lambda each: way * each.spread(f"attacked/{main}").mean)
         left = most.spread(f"attacked/{main}")
         drop = Cell(most.spread(f"drop/{main}"), share=True).text
@@ -80,7 +88,8 @@ def summary(
     if known == 1 and len(trained) > 1:
         told.append("Every model was trained with one seed: how large seed noise is, is not known.")
     if failed:
-        told.append(f"{failed} of {len(asked)} runs have no results; they are listed at the end.")
+        has = "has" if failed == 1 else "have"
+        told.append(f"{failed} of {len(asked)} runs {has} no results; see the end of this page.")
     return told or ["No run has results yet."]
 
 
