@@ -1,6 +1,7 @@
 """From the words of a command line to a typed configuration, and what is wrong with them in one line."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -283,6 +284,17 @@ def _overrides(path: Path) -> list[str]:
     if not isinstance(stored, ListConfig):
         raise ValueError(f"{path} holds no list")
     return [str(each) for each in stored]
+
+
+def count(overrides: Sequence[str]) -> int | None:
+    """How many jobs overrides ask for; None where only Hydra can tell."""
+    found = {}
+    for each in OverridesParser.create().parse_overrides(list(overrides)):
+        try:
+            found[each.get_key_element()] = len(list(each.sweep_string_iterator())) if each.is_sweep_override() else 1
+        except HydraException:
+            return None
+    return math.prod(found.values())
 
 
 def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:

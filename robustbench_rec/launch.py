@@ -251,7 +251,7 @@ class Sweep(Callback):
         told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task], "cwd": os.getcwd()}
         if config.hydra.sweeper._target_.endswith(".BasicSweeper"):  # others find their jobs as they go
             params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-            told["jobs"] = sweeping.count([*params, *asked.task])
+            told["jobs"] = composing.count([*params, *asked.task])
         files.write_json(Sweep.directory / sweeping.SWEEP, told)
 
 

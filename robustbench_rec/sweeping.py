@@ -7,8 +7,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from robustbench_rec import config, files
@@ -64,17 +62,6 @@ def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:
     if (theirs, before) != (verb, now):
         told = " ".join([f"rrec {theirs} -m", *before])
         raise RrecError(f"{directory} holds another sweep (`{told}`): name another hydra.sweep.dir, or remove it")
-
-
-def count(overrides: Sequence[str]) -> int | None:
-    """How many jobs overrides ask for; None where only Hydra can tell."""
-    found = {}
-    for each in OverridesParser.create().parse_overrides(list(overrides)):
-        try:
-            found[each.get_key_element()] = len(list(each.sweep_string_iterator())) if each.is_sweep_override() else 1
-        except HydraException:
-            return None
-    return math.prod(found.values())
 
 
 def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:

@@ -319,8 +319,8 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_its_table_can_be_shown(
 
 def test_the_jobs_of_a_sweep_are_counted_as_hydra_makes_them() -> None:
     asked = ["seed=0,1", "model=mf", "seed=range(3)", "top_k=[5,10]", "lr=choice(1,2)", "start='a,b'"]
-    assert sweeping.count(asked) == 6
-    assert sweeping.count(["model=glob(*)"]) is None
+    assert composing.count(asked) == 6
+    assert composing.count(["model=glob(*)"]) is None
 
 
 def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
