@@ -9,7 +9,8 @@ from typing import Any
 
 from robustbench_rec import composing
 from robustbench_rec.config import RESUMABLE_WITH, Base
-from robustbench_rec.errors import RrecError
+from robustbench_rec.defenses import defenses as registry
+from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.finetunes import finetunes
 from robustbench_rec.models import models
 from robustbench_rec.progress import Bar
@@ -27,12 +28,20 @@ def fill(
 
     What is there with other settings is not taken for what is asked for: that combination fails.
     words: overrides of the training; those that say where it runs, and what the standard leaves open, count for every
-    step. Each step is a process of its own. Returns a line for each that failed; the others go on.
+    step. Each step is a process of its own. Returns a line for each that failed; the others go on. RrecError where a
+    name is none.
     """
+    for what, asked, known in (
+        ("model", chosen, models.names()),
+        ("defense or fine-tuning", defenses, [*registry.names(), *finetunes.names()]),
+    ):
+        for name in asked:
+            if name not in known:
+                raise unknown(what, name, known)
     left_open = {key for key, each in STANDARD.items() if isinstance(each, tuple)}
     everywhere = {field.name for field in fields(Base)} - {"seed"} | left_open
     shared = [each for each in words if each.partition("=")[0] in everywhere]
-    wanted = [(m, d, s) for m in chosen or models.names() for d in defenses for s in seeds]
+    wanted = [(m, d, s) for m in chosen or models.names() for d in defenses for s in dict.fromkeys(seeds)]
     failed = []
     with Bar("leaderboard", total=len(wanted), steps=1) as bar:
         for number, (model, defense, seed) in enumerate(wanted):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from test_tasks import DATA
 
+from robustbench_rec.errors import RrecError
 from robustbench_rec.filling import fill
 from robustbench_rec.launch import launch
 from robustbench_rec.reports import cards
@@ -78,3 +79,15 @@ def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
     assert len(stamps) == 4
     fill(*asked)
     assert stamps == {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "defenses", "message"),
+    [(["mff"], ["none"], "unknown model 'mff'"), (["mf"], ["rawp_fd"], "unknown defense or fine-tuning 'rawp_fd'")],
+)
+def test_a_name_that_is_none_is_said_before_anything_runs(
+    tmp_path: Path, chosen: list[str], defenses: list[str], message: str
+) -> None:
+    with pytest.raises(RrecError, match=message):
+        fill(tmp_path / "cards", tmp_path / "work", chosen, defenses, [0], [])
+    assert not list(tmp_path.iterdir())

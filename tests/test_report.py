@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -31,7 +32,7 @@ from robustbench_rec.reports.page import Cell, Page, Section, Table
 from robustbench_rec.reports.reading import Book, Found, differing, filled, read, runs
 from robustbench_rec.reports.render import latex
 from robustbench_rec.reports.sections import page as page_of
-from robustbench_rec.reports.sections.cells import change, marked
+from robustbench_rec.reports.sections.cells import change, marked, table_of
 from robustbench_rec.reports.sections.compared import Pair
 from robustbench_rec.reports.sections.summary import _attacked_beside
 from robustbench_rec.significance import Comparison, Estimate, Spread, holm, paired
@@ -938,3 +939,9 @@ def test_bars_of_long_names_stand_apart_and_tell_them_apart() -> None:
     (axes,) = plots.bars(values, [], "", "").axes
     assert len({bar.get_y() for bar in axes.patches}) == 3
     assert len({label.get_text() for label in axes.get_yticklabels()}) == 3
+
+
+def test_columns_of_counts_are_counts() -> None:
+    frame = pd.DataFrame({"fakes": [0.0, 1.0, 20.0], "share": [0.0, 1.0, 1.0], "left": [2.0, 1.0, float("nan")]})
+    told = [[each.text for each in row] for row in table_of("t", "", frame).rows]
+    assert told == [["0", "0.0000", "2.0000"], ["1", "1.0000", "1.0000"], ["20", "1.0000", "–"]]

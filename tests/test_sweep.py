@@ -118,6 +118,12 @@ def test_what_is_judged_in_different_ways_is_not_compared(verb: str, key: str, m
     assert alone.best(metric) == (set(), set())
 
 
+def test_all_that_are_equally_good_are_best() -> None:
+    values = {"0.1": 0.3, "0.2": 0.2, "0.3": 0.3}
+    found = Summary(jobs({(key,): {"test/auc": value} for key, value in values.items()}, "lr"), "train")
+    assert found.best("test/auc") == ({0, 2}, set())
+
+
 def test_the_loss_of_a_training_is_no_way_of_judging() -> None:
     found = Summary(jobs({("bpr",): {"test/auc": 0.3}, ("bce",): {"test/auc": 0.2}}, "loss"), "train")
     assert found.best("test/auc") == ({0}, set())

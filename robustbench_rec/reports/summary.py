@@ -166,8 +166,9 @@ class Summary:
             if not way or len({spreads[number].mean for number in known}) < 2:
                 continue
             first = max(known, key=lambda number: way * spreads[number].mean)
-            best.add(first)
-            close |= {each for each in known if each != first and within_noise(spreads[each], spreads[first])}
+            same = {each for each in known if spreads[each].mean == spreads[first].mean}
+            best |= same
+            close |= {each for each in known if each not in same and within_noise(spreads[each], spreads[first])}
         return best, close
 
     @cached_property

@@ -55,7 +55,9 @@ def frame_of(path: Path, columns: Sequence[str], numbers: Sequence[str] | None) 
 
 
 def table_of(name: str, title: str, frame: pd.DataFrame, *, folded: bool = True) -> Table:
-    """A frame as it is."""
+    """A frame as it is, columns of counts as such."""
+    counts = [each for each in frame.select_dtypes("float") if (frame[each] % 1 == 0).all() and frame[each].max() > 1]
+    frame = frame.astype(dict.fromkeys(counts, int))
     records = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
     rows = [[Cell(each if each is None or is_number(each) else str(each)) for each in row] for row in records]
     return Table(name, title, [str(each) for each in frame.columns], rows, folded=folded)

@@ -13,8 +13,10 @@ from robustbench_rec.reports.sections.grouping import NAN, kind_of
 def finetuned(done: Sequence[Found], book: Book) -> Section | None:
     """Criticality of modules and the way from the start to the tuned model."""
     blocks: list[Table | Figure] = []
-    for number, run in enumerate(each for each in done if each.verb == "finetune"):
-        label = book.label(run)
+    tuned_runs = [each for each in done if each.verb == "finetune"]
+    labels = [book.label(each) for each in tuned_runs]
+    for number, (run, label) in enumerate(zip(tuned_runs, labels, strict=True)):
+        label = label if labels.count(label) == 1 else f"{label}, {run.name}"
         for path in sorted(run.path.glob("criticality.csv")) or sorted(run.path.glob("round-*/criticality.csv")):
             frame = frame_of(path, ["module", "criticality", "tuned"], ["criticality"])
             if frame is None or not len(frame):
