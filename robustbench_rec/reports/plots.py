@@ -92,10 +92,8 @@ def points(
 
 def plain(text: str, longest: int = LABEL) -> str:
     """For a label: no mathematics in it, and not too long; matplotlib hides labels that begin with an underscore."""
-    half = longest // 2
-    cut = (
-        text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
-    )  # names of modules differ at their ends
+    half = longest // 2  # cut in the middle: names of modules differ at their ends
+    cut = text if len(text) <= longest else f"{text[: half - 1]}…{text[-half:]}"
     return cut.replace("\\", "/").replace("$", r"\$").lstrip("_")
 
 
