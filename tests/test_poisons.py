@@ -22,7 +22,7 @@ from robustbench_rec.factors import Factorisation, alternate, misfit, start
 from robustbench_rec.poison import Shilling, View, _rated, nearest, rivals, sample
 from robustbench_rec.poisons import poisons
 from robustbench_rec.poisons._search import profile, reach, trained
-from robustbench_rec.poisons.aush import _layers, away
+from robustbench_rec.poisons.aush import _layers, patched
 from robustbench_rec.poisons.clear import CLeaR
 from robustbench_rec.poisons.rl import ClusterPolicy
 from robustbench_rec.savepoint import Savepoint
@@ -643,10 +643,10 @@ def test_a_training_that_was_killed_in_the_search_takes_it_up(tmp_path: Path, mo
     assert not (tmp_path / "killed" / "resume").exists()
 
 
-def test_aush_wants_each_target_at_one() -> None:
-    """Each by itself, not their sum."""
-    scores = torch.tensor([[0.5, 0.0], [1.0, 1.0]])
-    assert away(scores).item() == pytest.approx((0.5**2 + 1) / 2)
+def test_aush_weighs_what_the_template_does_not_have() -> None:
+    scores, own = torch.tensor([[0.5, 0.0], [1.0, 0.8]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    errors = [0.5**2 + 0.5**2, 0.2 * 0 + 1, 0.2 * 1 + 0, 0.2**2 + 0.2**2]
+    assert patched(scores, own, 0.2).item() == pytest.approx(sum(errors) / 4)
 
 
 class Told(Savepoint):
@@ -657,38 +657,62 @@ class Told(Savepoint):
         self.kept = {f"{net}/{key}": each.clone() for net, state in nets.items() for key, each in state.items()}
 
 
-def test_aush_trains_on_the_losses_of_its_two_players() -> None:
-    """D: −log D(x) − log(1 − D(G(x))); G: log(1 − D(G(x))) + mean (G(x) − x)² + Σ over targets (1 − G(x))²."""
-    built: Any = maker("aush", steps=3, inner=2, share=0.5, lr=0.05)
-    built.savepoint = Told(None)
-    view = built.view(BIG, built.aims(BIG))
-    _, fillers = built.choose(view, torch.Generator().manual_seed(7))
+class TestAUSH:
+    """D: −log D(real) − log(1 − D(fake)); G: −log D(fake) and the errors of its patch."""
 
-    draw = torch.Generator().manual_seed(7)
-    size = round(0.5 * int(view.open.sum()))
-    among = sample(torch.where(view.open, 1.0, -1.0), 1, size, draw)[0]
-    profiles_ = view.clicks[:, [*among.tolist(), *view.pushed.tolist()]]
-    generator, judge = _layers([size + 2] * 3, draw), _layers([size + 2, 1], draw)
-    adams = [torch.optim.Adam(each.parameters(), lr=0.05) for each in (judge, generator)]
-    for turn in [0, 0, 1, 1] * 3:
-        x = profiles_[torch.randint(60, (16,), generator=draw)]
-        made = generator(x).sigmoid()
-        fake = judge(made).sigmoid()
-        if turn:
-            targets_ = sum((1 - made[:, size + each]) ** 2 for each in range(2))
-            value = (1 - fake).log().mean() + ((made - x) ** 2).mean() + targets_.mean()  # type: ignore[union-attr]
-        else:
-            value = -judge(x).sigmoid().log().mean() - (1 - fake).log().mean()
-        adams[turn].zero_grad()
-        value.backward()
-        adams[turn].step()
-    for net, reference in (("generator", generator), ("discriminator", judge)):
-        for key, each in reference.state_dict().items():
-            torch.testing.assert_close(built.savepoint.kept[f"{net}/{key}"], each, rtol=1e-3, atol=1e-5)
-    scores = generator(profiles_[torch.randint(60, (view.n,), generator=draw)]).detach()[:, :size]
-    for row, own in zip(scores, fillers, strict=True):
-        places = torch.tensor([among.tolist().index(item) for item in own.tolist()])
-        assert row[places].sum().item() == pytest.approx(row.topk(view.room).values.sum().item(), rel=1e-4)
+    built: Any = maker("aush", steps=3, inner=2, selected=4, dim=6, zeros=0.3, lr=0.05)
+    view = built.view(BIG, built.aims(BIG))
+    popular = view.counts.masked_fill(~view.open, -1).topk(4).indices
+
+    def templates(self, count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Users, and four of the events of each beside the popular ones and the targets as 0/1."""
+        others = self.view.clicks.clone()
+        others[:, [*self.popular.tolist(), *self.view.pushed.tolist()]] = 0
+        long = [user for user in range(60) if others[user].sum() >= 4]
+        users = torch.tensor(long)[torch.randint(len(long), (count,), generator=draw)]
+        chosen = sample(torch.where(others[users] > 0, 1.0, -1.0), count, 4, draw)
+        return users, torch.zeros(count, 50).scatter_(1, chosen, 1.0)
+
+    def test_both_players_train_on_their_losses(self) -> None:
+        self.built.savepoint = Told(None)
+        _, fillers = self.built.choose(self.view, torch.Generator().manual_seed(7))
+        draw = torch.Generator().manual_seed(7)
+        generator, judge = _layers([50, 6, 4], draw), _layers([50, 6, 6, 1], draw)
+        adams = [torch.optim.Adam(each.parameters(), lr=0.05) for each in (judge, generator)]
+        for turn in [0, 0, 1, 1] * 3:
+            users, template = self.templates(16, draw)
+            real, fake = template.clone(), template.clone()
+            own, patch = self.view.clicks[users][:, self.popular], generator(template).sigmoid()
+            real[:, self.popular], fake[:, self.popular] = own, patch
+            fooled = judge(fake).sigmoid()
+            if turn:
+                value = -fooled.log().mean() + patched(patch, own, 0.3)
+            else:
+                value = -judge(real).sigmoid().log().mean() - (1 - fooled).log().mean()
+            adams[turn].zero_grad()
+            value.backward()
+            adams[turn].step()
+        for net, reference in (("generator", generator), ("discriminator", judge)):
+            for key, each in reference.state_dict().items():
+                torch.testing.assert_close(self.built.savepoint.kept[f"{net}/{key}"], each, rtol=1e-3, atol=1e-5)
+        _, template = self.templates(self.view.n, draw)
+        given = generator(template).sigmoid() > 0.5
+        for row, kept, patch in zip(fillers, template, given, strict=True):
+            assert set(row.tolist()) - {-1} == {*kept.nonzero()[:, 0].tolist(), *self.popular[patch].tolist()}
+
+    def test_what_a_fake_user_takes_over_is_of_one_genuine_user(self) -> None:
+        made = rows(self.built.profiles(BIG))
+        beside = {*self.view.pushed.tolist(), *self.popular.tolist()}
+        had = [set(row.nonzero()[:, 0].tolist()) for row in self.view.clicks]
+        for row in made:
+            kept = set(row) - beside
+            assert len(kept) == 4
+            assert any(kept <= each for each in had)
+
+    def test_nobody_with_so_many_events_leaves_those_with_the_most(self) -> None:
+        made = rows(maker("aush", length=45, selected=4).profiles(BIG))
+        sizes = [len(set(row.nonzero()[:, 0].tolist()) - {*self.view.pushed.tolist()}) for row in self.view.clicks]
+        assert max(len(row) for row in made) <= max(sizes) + 2 + 4 < 45
 
 
 class TestInject:

@@ -14,19 +14,23 @@ from robustbench_rec.savepoint import Part
 
 @poisons.register
 class AUSH(Shilling):
-    """Fake profiles from a generator that rewrites genuine ones, against a discriminator (Lin et al., CIKM 2020).
+    """Genuine profiles that a generator patches, against a discriminator (Lin et al., CIKM 2020).
 
-    Templates are the profiles of known users within a set of items: the targets and a random share of the others. The
-    generator, two layers and a sigmoid, maps a template to scores; its loss is log(1 − D) of what it makes, the
-    squared error to the template and the squared distance of the targets from 1. The discriminator is logistic.
-    `steps` rounds of `inner` steps of Adam each, on as many templates as there are fake users, 16 at least. Fillers
-    are the items with the largest scores. As in public code, where the paper has ratings; there the number of fillers
-    is not bounded.
+    A fake user takes a random part of the events of a known user, the template, who is drawn from those with as many
+    as there is room for (from those with the most where nobody has), and those of the `selected` most popular items
+    that the generator gives with a score above 1/2. Generator and discriminator are networks with one and two hidden
+    layers of `dim`; both read the template, the latter with the patch. The generator's loss is −log D of what it makes,
+    the squared error to the template's own clicks on the selected items, where those without a click count `zeros`,
+    and the squared distance of its scores from 1. `steps` rounds of `inner` steps of Adam each, on as many templates as
+    there are fake users, 16 at least. Differences: the patch of the paper is ratings, here it is clicks, and ratings
+    are drawn as for other fillers; zeros are weighted, not drawn; not segments of users, but all are attacked.
     """
 
     @dataclass
     class Config(Shill):
-        share: float
+        selected: int
+        dim: int
+        zeros: float
         steps: int
         inner: int
         lr: float
@@ -35,26 +39,34 @@ class AUSH(Shilling):
     rates = ("highest", "item")
 
     def __init__(self, config: Config) -> None:
-        if not 0 < config.share <= 1 or config.steps < 1 or config.inner < 1 or config.lr <= 0:
-            raise RrecError(
-                f"poison=aush with share={config.share}, steps={config.steps}, inner={config.inner}, lr={config.lr}: "
-                "share in (0, 1], steps, inner >= 1 and lr > 0 are needed"
-            )
+        least = {"selected": 1, "dim": 1, "steps": 1, "inner": 1}
+        if any(getattr(config, name) < each for name, each in least.items()) or config.zeros < 0 or config.lr <= 0:
+            told = ", ".join(f"{name}={getattr(config, name)}" for name in (*least, "zeros", "lr"))
+            raise RrecError(f"poison=aush with {told}: zeros >= 0, lr > 0 and the others >= 1 are needed")
         super().__init__(config)
         self.config = config
 
     def choose(self, view: View, draw: torch.Generator) -> tuple[Tensor, Tensor]:
         c, device = self.config, view.device
-        size = max(view.room, round(c.share * int(view.open.sum())))
-        among = sample(torch.where(view.open, 1.0, -1.0), 1, size, draw)[0]
-        profiles = view.clicks[:, torch.cat([among, view.pushed])]  # [U, S]
-        generator, discriminator = _layers([profiles.shape[1]] * 3, draw), _layers([profiles.shape[1], 1], draw)
-        generator.to(device)
-        discriminator.to(device)
+        if not view.room:
+            return view.pushed[:0], view.pushed.new_empty(view.n, 0)
+        selected = view.counts.masked_fill(~view.open, -1).topk(min(c.selected, view.room)).indices  # [S]
+        room = view.room - len(selected)
+        others = view.clicks.masked_fill(~view.open.index_fill(0, selected, False), 0)
+        sizes = others.sum(1)
+        among = (sizes >= sizes.max().clamp_max(room)).nonzero()[:, 0]
+        generator = _layers([view.data.n_items, c.dim, len(selected)], draw).to(device)
+        discriminator = _layers([view.data.n_items, c.dim, c.dim, 1], draw).to(device)
         optimizers = [torch.optim.Adam(each.parameters(), lr=c.lr) for each in (discriminator, generator)]
 
-        def templates(count: int) -> Tensor:
-            return profiles[torch.randint(len(profiles), (count,), generator=draw).to(device)]
+        def templates(count: int) -> tuple[Tensor, Tensor, Tensor]:
+            """Items `[count, room]`, -1 for none, the same as 0/1 `[count, n_items]`, and the clicks on selected."""
+            users = among[torch.randint(len(among), (count,), generator=draw).to(device)]
+            there = others[users]
+            items = sample(torch.where(there > 0, 1.0, -1.0), count, room, draw)
+            taken = there.gather(1, items)
+            kept = torch.zeros_like(there).scatter_(1, items, taken)
+            return torch.where(taken > 0, items, -1), kept, view.clicks[users][:, selected]
 
         parts: dict[str, Part] = {"generator": generator, "discriminator": discriminator, "draw": draw}
         parts |= {f"optimizer/{number}": each for number, each in enumerate(optimizers)}
@@ -62,13 +74,14 @@ class AUSH(Shilling):
         with Bar("aush", total=c.steps, steps=2 * c.inner) as bar:
             for step in range(begun, c.steps):
                 for index in bar.each(step, range(2 * c.inner)):
-                    real = templates(max(view.n, 16))
-                    made = generator(real).sigmoid()
-                    shown = discriminator(made)
+                    _, kept, own = templates(max(view.n, 16))
+                    patch = generator(kept).sigmoid()  # [N, S]
+                    shown = discriminator(kept.index_copy(1, selected, patch))
                     if index < c.inner:
-                        loss = F.softplus(-discriminator(real)).mean() + F.softplus(shown).mean()
+                        real = discriminator(kept.index_copy(1, selected, own))
+                        loss = F.softplus(-real).mean() + F.softplus(shown).mean()
                     else:
-                        loss = -F.softplus(shown).mean() + (made - real).square().mean() + away(made[:, size:])
+                        loss = F.softplus(-shown).mean() + patched(patch, own, c.zeros)
                     optimizer = optimizers[index >= c.inner]
                     optimizer.zero_grad()
                     loss.backward()
@@ -76,13 +89,15 @@ class AUSH(Shilling):
                 self.savepoint.save(step + 1, parts)
                 bar.note(step, f"loss {loss.item():.4f}")
             with torch.no_grad():
-                scores = generator(templates(view.n))[:, :size]
-        return view.pushed[:0], among[scores.topk(view.room, 1).indices]
+                items, kept, _ = templates(view.n)
+                given = torch.where(generator(kept) > 0, selected, -1)
+        return view.pushed[:0], torch.cat([items, given], 1)
 
 
-def away(targets: Tensor) -> Tensor:
-    """Squared distance of the scores of the targets `[N, T]` from 1, the mean over the profiles."""
-    return (1 - targets).square().sum(1).mean()
+def patched(patch: Tensor, own: Tensor, zeros: float) -> Tensor:
+    """Squared errors of scores `[N, S]`: to the template's clicks, times `zeros` where it has none, and to 1."""
+    weight = torch.where(own > 0, 1.0, zeros)
+    return (weight * (patch - own).square() + (1 - patch).square()).mean()
 
 
 def _layers(sizes: list[int], draw: torch.Generator) -> nn.Sequential:
