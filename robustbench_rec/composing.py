@@ -108,7 +108,8 @@ def ids(verb: str, overrides: Sequence[str]) -> list[str]:
 def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
     """`nested`, with one name for each of the other groups; `group=null` goes where nothing is the default anyway.
 
-    A level of noise alone is one of flipped interactions, and an attack in a defence that has no eps gets none.
+    A level of noise alone is one of flipped interactions, an attack in a defence that has no eps gets none, and keys of
+    a group that is swept are choices of one.
     """
     words, said = [], {each.partition("=")[0].strip().lstrip("+") for each in overrides}
     if verb in ("train", "distill") and "eps" in said and not said & {"attack", "experiment", "hparams", "resume"}:
@@ -129,6 +130,21 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
             words.append(each)
         elif value != "null" or not _optional(verb, group):
             raise unknown(group, value, names)
+    return _of_swept(words)
+
+
+def _of_swept(overrides: Sequence[str]) -> list[str]:
+    """`poison.steps=9` beside `poison=pga,revadv` as `choice(9)`: Hydra reads what is not swept without the choices."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:  # it is told when it is run
+        return list(overrides)
+    swept = {each.key_or_group for each in parsed if each.is_sweep_override()}
+    words = []
+    for word, each in zip(overrides, parsed, strict=True):
+        key, _, value = word.partition("=")
+        alone = each.is_sweep_override() or each.is_delete() or each.key_or_group.partition(".")[0] not in swept
+        words.append(word if alone else f"{key}=choice({value})")
     return words
 
 

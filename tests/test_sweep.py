@@ -449,6 +449,24 @@ def test_a_study_needs_no_m_and_its_values_can_be_replaced() -> None:
     assert [row["noise robustness"] for row in rows("s/robustness.csv")] == ["1.0"]
 
 
+def test_keys_of_a_group_that_is_swept_are_keys_of_its_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default has none of them."""
+    found: list[tuple[object, object]] = []
+
+    def fake(cfg: config.Train, out: Path) -> dict[str, float]:
+        found.append((cfg.poison["name"], cfg.poison["steps"]))
+        return train(cfg, out)
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=fake))
+    assert launch("train", ["poison=pga,revadv", "poison.steps=7", "epochs=1"], multirun=True) == 0
+    assert found == [("pga", 7), ("revadv", 7)]
+    found.clear()
+    assert launch("train", ["poison=pga,revadv", "poison.steps=7,8"], multirun=True) == 0
+    assert found == [(name, steps) for name in ("pga", "revadv") for steps in (7, 8)]
+    alone = ["poison=pga", "poison.steps=7", "seed=1,2", "~clean"]
+    assert composing.chosen("train", alone) == alone
+
+
 def test_a_level_of_noise_alone_is_one_of_flipped_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, ...]] = []
 
