@@ -144,7 +144,7 @@ def _of_swept(overrides: Sequence[str]) -> list[str]:
     for word, each in zip(overrides, parsed, strict=True):
         key, _, value = word.partition("=")
         alone = each.is_sweep_override() or each.is_delete() or each.key_or_group.partition(".")[0] not in swept
-        words.append(word if alone else f"{key}=choice({value})")
+        words.append(word if alone or not value else f"{key}=choice({value})")
     return words
 
 

@@ -465,6 +465,8 @@ def test_keys_of_a_group_that_is_swept_are_keys_of_its_choices(monkeypatch: pyte
     assert found == [(name, steps) for name in ("pga", "revadv") for steps in (7, 8)]
     alone = ["poison=pga", "poison.steps=7", "seed=1,2", "~clean"]
     assert composing.chosen("train", alone) == alone
+    empty = ["poison=pga,revadv", "poison.items="]
+    assert composing.chosen("train", empty) == empty
 
 
 def test_a_level_of_noise_alone_is_one_of_flipped_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
