@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -64,8 +64,8 @@ class Trainer:
     what it is (data, model, defence); a state of another run is not continued. noise: what each epoch shows in the
     place of the training events, and what each step reads the model with; the penalty of a model is that without it.
     run_directory, before: of a training that is one round of a run (None: out is the run), where the run keeps its
-    trajectory, and how many epochs of it came before. A model without trainable parameters is only fitted and
-    validated.
+    trajectory, and how many epochs of it came before. tells: values of `validate` that stand beside the loss on the
+    screen, () for the monitor alone. A model without trainable parameters is only fitted and validated.
     """
 
     model: RecModel
@@ -82,6 +82,7 @@ class Trainer:
     noise: Noise | None = None
     run_directory: Path | None = None
     before: int = 0
+    tells: Sequence[str] = ()
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -130,7 +131,8 @@ class Trainer:
                 if time.perf_counter() - saved > SAVE_EVERY:
                     self._save()
                     saved = time.perf_counter()
-                bar.note(epoch, f"loss {_summed(row)}  valid {self.monitor} {row[self.monitor]:.4f}")
+                judged = "  ".join(f"{name} {row[name]:.4f}" for name in self.tells or (self.monitor,))
+                bar.note(epoch, f"loss {_summed(row)}  valid {judged}")
         self._write_history()
         self.model.load_state_dict(self.best)
         self.model.refresh()

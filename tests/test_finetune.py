@@ -1,6 +1,7 @@
 """Fine-tuning: criticality, what is tuned, and the interpolation."""
 
 import csv
+import re
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -470,6 +471,19 @@ class TestRiFT:
         floor = float(trace[0]["attacked_ndcg@5"])
         for row in trace:
             assert (float(row["score"] or "-inf") > -1) == (float(row["attacked_ndcg@5"]) >= floor)
+
+    def test_epochs_that_lose_too_much_are_told_with_both_qualities(
+        self, trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        finetune.run(config(trained["mf"], "finetune=rift", "lr=0.3", "tolerance=0"), tmp_path)
+        history = rows(tmp_path / "history.csv")
+        assert any(float(row["score"]) < -1 for row in history)
+        told = re.findall(r"valid (.*)", capsys.readouterr().err)  # not every epoch: they are quick
+        judged = [
+            f"ndcg@5 {float(r['ndcg@5']):.4f}  attacked_ndcg@5 {float(r['attacked_ndcg@5']):.4f}" for r in history
+        ]
+        assert told
+        assert set(told) <= set(judged)
 
 
 class TestPDAF:

@@ -106,6 +106,7 @@ class _Score:
         self.judging, self.attack, self.model, self.raises = judging, member.attack, model, tuning.raises
         self.monitor, self.climbed = judging.monitored(cfg.monitor), judging.climbed(member.loss)
         self.sign = -1 if self.monitor in judging.smaller else 1
+        self.tells = (self.monitor, f"attacked_{self.monitor}")
         clean, attacked = self._qualities(Shifted(model))
         start = clean if self.raises == "attacked" else attacked
         self.floor = start - cfg.tolerance * abs(start)
@@ -114,7 +115,7 @@ class _Score:
         clean, attacked = self._qualities(Shifted(self.model))
         wanted, kept = (attacked, clean) if self.raises == "attacked" else (clean, attacked)
         score = wanted if kept >= self.floor else kept - WORSE
-        return {self.monitor: self.sign * clean, f"attacked_{self.monitor}": self.sign * attacked, "score": score}
+        return {**dict(zip(self.tells, (self.sign * clean, self.sign * attacked), strict=True)), "score": score}
 
     def _qualities(self, at: Shifted) -> tuple[float, float]:
         """Clean and attacked, the more the better."""
@@ -189,6 +190,7 @@ class Rounds:
             noise=self.noise,
             run_directory=self.out,
             before=sum(len(each.history) for each in self.trainers),
+            tells=self.score.tells,
         )
         trainer.run()
         self.trainers.append(trainer)
