@@ -84,6 +84,17 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
+def remove_empty(directory: Path) -> None:
+    """Remove a directory, and those above it within the working directory, as far as nothing is in them."""
+    here, inner = Path.cwd(), directory.absolute()
+    with suppress(OSError):  # not empty
+        inner.rmdir()
+        for above in inner.parents:
+            if not above.is_relative_to(here) or above == here:
+                break
+            above.rmdir()
+
+
 def file_digest(path: Path, what: str) -> str:
     """sha256 of a file; RrecError names `what` where it cannot be read."""
     try:

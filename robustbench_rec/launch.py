@@ -258,7 +258,10 @@ class Sweep(Callback):
 def _discard(out: Path, verb: str) -> None:
     """Remove the run directory of a run that was refused before it began."""
     if {each.name for each in out.iterdir()} <= {".hydra", f"{verb}.log", sweeping.LOCK}:
-        shutil.rmtree(out)
+        shutil.rmtree(out / ".hydra", ignore_errors=True)
+        for each in out.iterdir():
+            each.unlink()
+        files.remove_empty(out)
 
 
 def _continuation(job: Job) -> str:

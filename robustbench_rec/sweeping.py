@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,7 +141,4 @@ def _forget(directory: Path) -> None:
     """Remove what Hydra wrote about a sweep before it found that no job can be composed."""
     for name in (SWEEP, "multirun.yaml"):
         (directory / name).unlink(missing_ok=True)
-    made = [directory] if directory.is_absolute() else [directory, *directory.parents[:-1]]
-    with suppress(OSError):  # not empty: something else is there
-        for each in made:
-            each.rmdir()
+    files.remove_empty(directory)

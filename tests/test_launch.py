@@ -168,6 +168,27 @@ def test_an_error_that_is_no_mistake_keeps_its_traceback_in_the_log() -> None:
     assert "metrics.json" not in files(Path())
 
 
+@pytest.mark.parametrize("place", ["", "hydra.run.dir=mine/deep/run", "hydra.run.dir='{}/run'"])
+def test_a_refused_run_leaves_nothing_and_takes_nothing_that_was_there(
+    place: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    def refuse(cfg: config.Train, out: Path) -> dict[str, float]:
+        raise RrecError("no")
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=refuse))
+    other = tmp_path_factory.mktemp("other")
+    words = [place.format(other)] if place else []
+    assert launch("train", ["seed=1", *words]) == 1
+    assert not any(Path().iterdir())
+    assert not any(other.iterdir())
+    kept = Path("mine/note.txt") if "mine" in place else Path("outputs/note.txt")
+    kept.parent.mkdir()
+    kept.touch()
+    assert launch("train", ["seed=1", *words]) == 1
+    assert files(Path()) == {"note.txt"}
+    assert [*kept.parent.iterdir()] == [kept]
+
+
 def test_an_interrupt_is_one_line_that_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("train", ["seed=14"]) == 130
     err = capsys.readouterr().err
