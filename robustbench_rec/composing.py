@@ -370,6 +370,10 @@ def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     if isinstance(error, RrecError):
         return " ".join(lines)
+    if isinstance(error, AssertionError):  # of OmegaConf: a key below one that is null
+        keys = [each.partition("=")[0].lstrip("+~") for each in overrides]
+        wrong = [_unknown_key(key, verb, overrides) for key in keys if "." in key]
+        return next((each for each in wrong if "there is no" in each), "; ".join(lines))
     if isinstance(error, OverrideParseException):
         key, sign, value = error.override.partition("=")
         if not sign:
@@ -425,6 +429,8 @@ def _told(key: str, verb: str, keys: set[str]) -> str:
     group = key.partition(".")[0]
     if "ckpt" in keys and group in OF_CKPT:
         return f"unknown key '{key}': the {group} is that of ckpt{where}"
+    if group != key and group in keys and not any(each.startswith(f"{group}.") for each in keys):
+        return f"unknown key '{key}': there is no {group} yet; add {group}=…{where}"
     return f"unknown key '{key}'{f'; did you mean {near[0]!r}?' if near else ''}{where}"
 
 

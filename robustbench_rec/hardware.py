@@ -19,8 +19,9 @@ def setup(cfg: Base) -> torch.device:
     """Apply threads and determinism, and return the device; RrecError when it is not there."""
     if cfg.precision not in PRECISIONS:
         raise unknown("precision", cfg.precision, PRECISIONS)
-    if cfg.threads < 0 or cfg.seed < 0:
-        raise RrecError(f"threads={cfg.threads}, seed={cfg.seed}: neither may be negative")
+    for key, value in (("threads", cfg.threads), ("seed", cfg.seed)):
+        if value < 0:
+            raise RrecError(f"{key}={value}: must not be negative")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if cfg.deterministic:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,8 +67,8 @@ def launch(
                 main()
     except KeyboardInterrupt:
         status, stopped = 130, f"interrupted{_continuation(job)}"
-    except (RrecError, HydraException, OmegaConfBaseException) as error:
-        status, stopped = 2, composing.explain(error, verb, overrides)
+    except (RrecError, HydraException, OmegaConfBaseException, AssertionError) as error:
+        status, stopped = 2, composing.explain(error, verb, overrides)  # what a job asserts does not come here
     except OSError as error:
         if job.out is not None or error.filename is None:
             raise
@@ -77,8 +78,8 @@ def launch(
             raise
         status, stopped = 1, f"the sweep stopped: {error}"  # the sweeper, after jobs had failed
     failed = job.failed
-    if job.refused and job.out is not None and Sweep.directory is None and not resumed:
-        _discard(job.out, verb)
+    if job.refused and job.out is not None and Sweep.directory is None and not resumed and _discard(job.out, verb):
+        job.status = 2
     if Sweep.directory is not None:
         unfinished = sweeping.report(verb, Sweep.directory)
         failed = failed or bool(unfinished)
@@ -121,7 +122,7 @@ def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], 
         words = composing.chosen(verb, overrides)
         with composing.session():
             typed = composing.typed(hydra.compose(verb, words), verb, said)
-    except (RrecError, HydraException, OmegaConfBaseException) as error:
+    except (RrecError, HydraException, OmegaConfBaseException, AssertionError) as error:
         _say(composing.explain(error, verb, overrides))
         return 2
     try:
@@ -150,6 +151,10 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
         if any(each.startswith("hydra/launcher=") for each in overrides):
             words = [each for each in words if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
         jobs, place = sweeping.jobs_of(verb, folder), sweeping.started_in(folder)
+        if jobs and sweeping.complete(folder, jobs):
+            sweeping.report(verb, folder)
+            _say(f"nothing is missing: all {len(jobs)} jobs are done")
+            return 0
     except RrecError as error:
         _say(str(error))
         return 2
@@ -212,7 +217,10 @@ class Job:
             if not swept:
                 self.status = error.status if isinstance(error, RrecError) else UsageError.status
         except Exception as error:
-            log.exception("%s%s: %s", where, type(error).__name__, error)
+            if (asked := _memory(error)) is None:
+                log.exception("%s%s: %s", where, type(error).__name__, error)
+            else:
+                log.error("%sthere is no memory%s; a smaller model, batch or data set needs less", where, asked)
         self.failed = True
         return None
 
@@ -224,6 +232,19 @@ class Job:
             files.write_json(out / "metrics.json", metrics)
             results(metrics)
         return _worth(typed, metrics)
+
+
+def _memory(error: Exception) -> str | None:
+    """How much memory was asked for in vain, as words if it is told; None for another error."""
+    text = str(error)
+    if not (isinstance(error, MemoryError) or re.search(r"can't allocate memory|out of memory", text)):
+        return None
+    told = re.search(r"allocate ([\d.]+) (bytes|.iB)", text)
+    if told is None:
+        return ""
+    return (
+        f" for {float(told[1]) / 2**30:,.1f} GiB at once" if told[2] == "bytes" else f" for {told[1]} {told[2]} at once"
+    )
 
 
 def _worth(typed: Any, metrics: Mapping[str, float]) -> float | None:
@@ -255,13 +276,15 @@ class Sweep(Callback):
         files.write_json(Sweep.directory / sweeping.SWEEP, told)
 
 
-def _discard(out: Path, verb: str) -> None:
-    """Remove the run directory of a run that was refused before it began."""
-    if {each.name for each in out.iterdir()} <= {".hydra", f"{verb}.log", sweeping.LOCK}:
-        shutil.rmtree(out / ".hydra", ignore_errors=True)
-        for each in out.iterdir():
-            each.unlink()
-        files.remove_empty(out)
+def _discard(out: Path, verb: str) -> bool:
+    """Remove the run directory of a run that was refused before it began; whether that was so."""
+    if not {each.name for each in out.iterdir()} <= {".hydra", f"{verb}.log", sweeping.LOCK}:
+        return False
+    shutil.rmtree(out / ".hydra", ignore_errors=True)
+    for each in out.iterdir():
+        each.unlink()
+    files.remove_empty(out)
+    return True
 
 
 def _continuation(job: Job) -> str:

@@ -79,7 +79,14 @@ class Registry(Generic[T]):
     def build(self, config: Mapping[str, Any], *args: Any) -> T:
         """The component named by `config["name"]`, constructed as `cls(typed_config, *args)`."""
         cls: Any = self[str(config.get("name", "???"))]
-        built: T = cls(self.config(config), *args)
+        typed = self.config(config)
+        try:
+            built: T = cls(typed, *args)
+        except RrecError as error:
+            key = str(error).partition("=")[0]
+            if key not in cls.Config.__dataclass_fields__:
+                raise
+            raise type(error)(f"{self.kind}.{error}") from error  # the key as it is typed
         return built
 
     def _modules(self) -> dict[str, str]:

@@ -113,11 +113,21 @@ def report(verb: str, directory: Path) -> int:
     from robustbench_rec.reports.summary import Summary
 
     sweep.report(Summary(jobs, verb, _watched(jobs, directory)), directory, Output())
-    asked = files.read_json(directory / SWEEP, "sweep").get("jobs")
-    left = max(0, asked - len(jobs)) if isinstance(asked, int) else 0
+    asked = _count(directory)
+    left = 0 if asked is None else max(0, asked - len(jobs))
     if left:
         line(f"{len(jobs)} of {asked} jobs have begun")
     return left + sum(each.metrics is None for each in jobs)
+
+
+def complete(directory: Path, jobs: Sequence["SweptJob"]) -> bool:
+    """Whether a sweep is known to have done all of its jobs; sweepers that find them as they go tell no number."""
+    return _count(directory) == sum(each.metrics is not None for each in jobs)
+
+
+def _count(directory: Path) -> int | None:
+    asked = files.read_json(directory / SWEEP, "sweep").get("jobs")
+    return asked if isinstance(asked, int) else None
 
 
 def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:

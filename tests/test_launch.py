@@ -136,7 +136,19 @@ MISTAKES = {
     "unknown interpolation": ("train", ["lr=${nope}"], 2, "nope"),
     "sweep without -m": ("train", ["lr=0.1,0.2"], 2, "add -m"),
     "unknown launcher": ("train", ["hydra/launcher=nope"], 2, "unknown hydra/launcher 'nope'"),
-    "refused by the task": ("train", ["lr=-1"], 1, "lr must not be negative"),
+    "refused by the task": ("train", ["lr=-1"], 2, "lr must not be negative"),
+    "key of no choice": (
+        "train",
+        ["defense.eps=1"],
+        2,
+        "unknown key 'defense.eps': there is no defense yet; add defense=",
+    ),
+    "key of null": (
+        "gate",
+        ["ckpt=x", "attack.eps=1"],
+        2,
+        "unknown key 'attack.eps': there is no attack yet; add attack=",
+    ),
     "resume of nothing": ("train", ["resume=nope"], 2, "resume: the run directory nope does not exist"),
 }
 
@@ -178,15 +190,41 @@ def test_a_refused_run_leaves_nothing_and_takes_nothing_that_was_there(
     monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=refuse))
     other = tmp_path_factory.mktemp("other")
     words = [place.format(other)] if place else []
-    assert launch("train", ["seed=1", *words]) == 1
+    assert launch("train", ["seed=1", *words]) == 2
     assert not any(Path().iterdir())
     assert not any(other.iterdir())
     kept = Path("mine/note.txt") if "mine" in place else Path("outputs/note.txt")
     kept.parent.mkdir()
     kept.touch()
-    assert launch("train", ["seed=1", *words]) == 1
+    assert launch("train", ["seed=1", *words]) == 2
     assert files(Path()) == {"note.txt"}
     assert [*kept.parent.iterdir()] == [kept]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 240000000000 bytes."),
+            "223.5 GiB",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "2.00 GiB"),
+        (MemoryError(), "no memory; a smaller"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_one_line(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: config.Train, out: Path) -> dict[str, float]:
+        (out / "resume").mkdir()
+        raise error
+
+    monkeypatch.setitem(sys.modules, "robustbench_rec.tasks.train", SimpleNamespace(run=fail))
+    assert launch("train", []) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("rrec: there is no memory")
+    assert told in err
+    assert err.count("\n") == 1
 
 
 def test_an_interrupt_is_one_line_that_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +358,7 @@ def test_the_same_run_can_be_done_again_and_a_failed_one_with_other_settings() -
     Path("run/metrics.json").write_text("{}")
     assert launch("train", [*words, "threads=2", "data_dir=elsewhere"]) == 0
     assert json.loads(Path("run/metrics.json").read_text())["test/ndcg@10"] == 0.02
-    assert launch("train", ["lr=-1", "hydra.run.dir=failed"]) == 1
+    assert launch("train", ["lr=-1", "hydra.run.dir=failed"]) == 2
     assert launch("train", ["lr=0.02", "hydra.run.dir=failed"]) == 0
 
 

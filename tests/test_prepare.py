@@ -138,6 +138,13 @@ class TestCleaning:
         assert {name: data.report[name] for name in DEFECTS if data.report.get(name)} == {rule: 1}
         assert data.fingerprint == clean.fingerprint
 
+    @pytest.mark.parametrize("rating", [1e300, -1e39, float("inf")])
+    def test_a_rating_beyond_single_precision_is_none(self, rating: float, recwarn: pytest.WarningsRecorder) -> None:
+        data = ready([*plain(), ("u0", "new", rating, 2000)])
+        assert data.report["nonfinite_ratings"] == 1
+        assert data.fingerprint == ready(plain()).fingerprint
+        assert not recwarn.list
+
     @pytest.mark.parametrize("rule", FLAWS)
     def test_a_defect_is_refused_by_name_when_asked(self, rule):
         with pytest.raises(RrecError, match=rf"'mine', {rule}: 1 events.*prepare\.defects=drop"):

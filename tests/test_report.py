@@ -609,6 +609,9 @@ def test_results_beside_a_run_that_is_not_done_are_not_its_own(
     found = read(tmp_path / "a")
     assert found.metrics is None
     assert why in (found.error or "")
+    report([tmp_path / "a"], tmp_path / "r.html", ["csv"], 0, None)
+    (row,) = csv.DictReader((tmp_path / "r" / "runs.csv").open())
+    assert row["state"] == {"running": "unfinished", "failed": "failed"}[status]
 
 
 def test_nothing_of_a_configuration_is_done_but_its_own_references(tmp_path: Path) -> None:

@@ -297,6 +297,11 @@ def test_resume_does_again_what_failed_and_only_that() -> None:
     for name in ("summary.csv", "summary.md", "sweep.csv"):
         assert Path("s", name).read_bytes() == Path("whole", name).read_bytes()
     assert Path("s/summary.csv").read_bytes() != broken
+    RAN.clear()
+    status, said = rrec("sweep", "resume", "s")
+    assert (status, RAN) == (0, [])
+    assert "nothing is missing: all 3 jobs are done" in said
+    assert "follows" not in said
 
 
 def test_an_interrupted_sweep_says_how_to_go_on_and_its_table_can_be_shown(

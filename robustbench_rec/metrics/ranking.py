@@ -74,7 +74,8 @@ def check(names: Iterable[str], top_k: list[int], n_candidates: int) -> None:
         raise RrecError("top_k=[]: at least one K is needed, as top_k=[10]")
     for k in top_k:
         if not 1 <= k <= n_candidates:
-            raise RrecError(f"top_k={k}: K must be between 1 and the {n_candidates} candidates of a list")
+            told = f"K must be between 1 and the {n_candidates} candidates of a list"
+            raise RrecError(f"top_k={k}: {told}, as top_k=[{min(10, n_candidates)}]")
 
 
 def neutral(name: str) -> bool:

@@ -22,7 +22,7 @@ def clean(events: pd.DataFrame, raw: Raw, report: Report) -> pd.DataFrame:
         str, Callable[[pd.DataFrame], Array]
     ] = {}  # repeats last: a defective copy must not take a good one away
     if "rating" in events:
-        rules["nonfinite_ratings"] = lambda left: ~np.isfinite(left["rating"].to_numpy())
+        rules["nonfinite_ratings"] = _nonfinite
     if "rating" in events and scale is not None:
         rules["out_of_scale"] = lambda left: ~left["rating"].between(*scale).to_numpy()
     if "time" in events:
@@ -71,6 +71,14 @@ def thin(events: pd.DataFrame, config: Prepare, report: Report) -> pd.DataFrame:
             f"dataset '{report.name}' has no event left: prepare.threshold or the cores are too strict for it"
         )
     return events
+
+
+def _nonfinite(events: pd.DataFrame) -> Array:
+    """Also what single precision, which ratings are kept in, has no room for."""
+    with np.errstate(over="ignore"):
+        kept = events["rating"].to_numpy(np.float32)
+    found: Array = ~np.isfinite(kept)
+    return found
 
 
 def _repeated_pairs(events: pd.DataFrame) -> Array:

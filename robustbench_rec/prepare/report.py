@@ -7,7 +7,7 @@ MODES = ("drop", "refuse", "keep")
 DEFECTS = {
     "duplicates": "events that repeat another one in everything",
     "repeated_pairs": "events whose user and item met before (the first by time stays)",
-    "nonfinite_ratings": "events whose rating is no finite number",
+    "nonfinite_ratings": "events whose rating is no finite number of single precision",
     "out_of_scale": "events whose rating is outside the scale",
     "impossible_times": "events at time 0 or before, or more than a day in the future",
     "items_repeated": "rows of the item table whose id came before",

@@ -31,7 +31,8 @@ def run(paths: Sequence[Path], out: Path, formats: Sequence[str], users: int, da
     shown, notes = _lists(book, users, data_dir) if users else ([], [])
     with Bar("report", total=1, steps=1) as bar:
         written = write(page(book, shown, notes), out, formats)
-        bar.note(0, f"{len(book.runs)} runs")
+        count = sum(each.asked for each in book.runs)
+        bar.note(0, f"{count} run{'s' * (count != 1)}")
     for path in written:
         line(str(path))
     return written

@@ -16,7 +16,8 @@ def ran(asked: Sequence[Found], book: Book) -> Section:
         how = f"{kind_of(run)}, eps {run.config.get('eps')}" if run.verb == "attack" and not run.poisoned else ""
         how = f"poison {run.named('poison')}" if run.poisoned else how
         how = judging_of(run) if run.verb in ("eval", "gate") else how
-        state = "done" if run.metrics is not None else "failed"
+        stopped = "unfinished" if run.record.get("status") == "running" else "failed"
+        state = stopped if run.metrics is None else "done"
         cells = [run.name, run.verb, what, how, _seeds(run, book), state, run.record.get("start")]
         rows.append([Cell(each if each is None or is_number(each) else str(each)) for each in cells])
     columns = ["run", "verb", "model", "how", "seed", "state", "started"]
