@@ -325,6 +325,8 @@ def test_the_summary_says_what_is_sure_under_other_attacks_than_the_usual_one() 
     assert told[-1].startswith("2 more attacks")
     assert "bim" not in "".join(told)
     assert _attacked_beside(beside[:1], "") == []
+    (told,) = _attacked_beside([pair((0.5, 0.52), (0.3, 0.32), 0.098, side="attacked", on="pgd")], "pgd")
+    assert told.endswith("+0.0500 to +0.1500 (may be chance, p 0.098 after Holm).")
 
 
 @pytest.mark.parametrize(
@@ -520,6 +522,19 @@ def test_the_summary_of_one_model_and_of_models_of_which_nothing_is_left(there: 
     text = (tmp_path / "r" / "report.md").read_text()
     assert "are left with the same, ndcg@10 0.0000" in text
     assert "keeps the most" not in text
+
+
+@pytest.mark.parametrize(("kept", "near"), [((0.11, 0.13), True), ((0.31, 0.33), False)])
+def test_the_summary_says_who_is_no_better_than_the_worst(
+    there: Path, tmp_path: Path, kept: tuple[float, float], near: bool
+) -> None:
+    for name, value in zip(("plain0", "plain1", "apr0", "apr1"), (0.1, 0.12, *kept), strict=True):
+        run = Path(shutil.copytree(there / "attack" / f"{name}-0.5", tmp_path / "runs" / name))
+        metrics = json.loads((run / "metrics.json").read_text())
+        write_json(run / "metrics.json", metrics | {"attacked/ndcg@10": value})
+    report([tmp_path / "runs"], tmp_path / "r.html", ["md"], 0, None)
+    (said,) = re.findall(r"mf is left with the least, 0\.1100.*", (tmp_path / "r" / "report.md").read_text())
+    assert ("has no more than seed noise above it" in said) == near
 
 
 def test_what_all_who_stand_together_say_alike_is_left_out_unless_they_are_one_then(tmp_path: Path) -> None:

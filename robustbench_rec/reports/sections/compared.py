@@ -17,6 +17,7 @@ from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
 from robustbench_rec.reports.sections.grouping import NAN, PREFERRED, Attacked, judged_again, place_of, worded
 from robustbench_rec.significance import LEVEL, RESAMPLES, Comparison, Spread, holm, over_seeds, paired, within_noise
 
+CHANCE = "may be chance"
 JUDGING = ("protocol", "seen", "n_negatives")
 NOTE = (
     "Means over the seeds of each side, of which one may have more. Compared by users: 95 % interval and two-sided p "
@@ -86,7 +87,7 @@ class Pair:
         if self.paired is None:
             return "unknown: one seed" if self.noise is None else word
         if isnan(self.p) or self.p >= LEVEL:
-            return "may be chance"
+            return CHANCE
         return f"{word}, one seed" if self.noise is None else word
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell
 from robustbench_rec.reports.reading import Book, Found
-from robustbench_rec.reports.sections.compared import Pair
+from robustbench_rec.reports.sections.compared import CHANCE, Pair
 from robustbench_rec.reports.sections.grouping import NAN, Attacked, places, typical, worded
 from robustbench_rec.significance import over_seeds, within_noise
 
@@ -74,7 +74,13 @@ def summary(
         if len(same) > 1:
             told.append(f"{_and(same)} are left with the least, {least.text}.")
         elif worst is not most:
-            told.append(f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}.")
+            others = [e for e in here if e is not worst]
+            near = [e.victim for e in others if within_noise(*(x.spread(f"attacked/{main}") for x in (e, worst)))]
+            words = f"{worst.victim} is left with the least, {least.text}, a drop of {lost.text}"
+            words += (
+                f"; {_and(near)} {'has' if len(near) == 1 else 'have'} no more than seed noise above it" if near else ""
+            )
+            told.append(f"{words}.")
     told += _attacked_beside(beside, worded(here[0]) if len(here) > 1 else "")
     told += _beside([each for each in beside if each.side == "test" and each.on == "test"], "")
     for run in done:
@@ -111,7 +117,8 @@ def _beside(found: Sequence[Pair], under: str) -> list[str]:
     for each in sorted(found, key=lambda each: each.gain, reverse=True):
         between = each.paired.difference if each.paired else None
         told = f", 95 % {between.low:+.4f} to {between.high:+.4f}" if between else ""
-        words.append(f"{each.model} {each.difference:+.4f}{told} ({each.verdict})")
+        held = f", p {each.p:.2g} after Holm" if each.verdict == CHANCE and each.p == each.p else ""
+        words.append(f"{each.model} {each.difference:+.4f}{told} ({each.verdict}{held})")
     where = f"under {under}" if under else "on clean data"
     return [f"Beside no defence, {where}: {_and(words)}."] if words else []
 
