@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_rec import __version__
+from robustbench_rec.metrics import uncertainty
 
 VERBS = ["train", "attack", "finetune", "distill", "eval", "recommend", "explain", "gate"]
 
@@ -71,6 +72,7 @@ def test_ls_shows_all_groups_with_their_names_and_counts() -> None:
         ("metrics", "gini"),
         ("metrics", "pru"),
         ("metrics", "rmse"),
+        *(("metrics", name) for name in uncertainty.OF_CLICKS),
     ],
 )
 def test_ls_of_a_group_has_one_described_line_for_each_name(group: str, name: str) -> None:
@@ -81,6 +83,7 @@ def test_ls_of_a_group_has_one_described_line_for_each_name(group: str, name: st
         )
         lines = lines[::2]
     assert all(re.fullmatch(r"\w+ +\S.{10,}", line) for line in lines), lines
+    assert not any("`[" in line for line in lines)  # a shape says nothing to who chooses
     assert name in [line.split()[0] for line in lines]
 
 

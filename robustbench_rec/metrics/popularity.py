@@ -28,7 +28,7 @@ def arp(lists: Tensor, popularity: Tensor) -> Tensor:
 
 
 def log_arp(lists: Tensor, popularity: Tensor) -> Tensor:
-    """The same of ln(1 + training events), which one blockbuster does not decide."""
+    """Mean ln(1 + training events) of the items of each list, which one blockbuster does not decide."""
     return _mean(popularity.double().log1p(), lists)
 
 
@@ -78,11 +78,11 @@ def entropy(exposure: Tensor) -> Tensor:
 
 
 def pru(rows: Tensor, places: Tensor, popularity: Tensor, n_rows: int) -> Tensor:
-    """Popularity-rank correlation of users `[n_rows]`: minus Spearman's ρ between popularity and place.
+    """Popularity-rank correlation of users: minus Spearman's ρ between popularity and place of the relevant items.
 
-    Of the relevant items: rows `[R]` whose they are, places `[R]` among all candidates, popularity `[R]`. 1 where the
-    more popular stand further up, 0 for no bias; NaN for a user with fewer than two of them or equal ones alone. Zhu et
-    al., WSDM 2021.
+    `[n_rows]`. Of the relevant items: rows `[R]` whose they are, places `[R]` among all candidates, popularity `[R]`.
+    1 where the more popular stand further up, 0 for no bias; NaN for a user with fewer than two of them or equal ones
+    alone. Zhu et al., WSDM 2021.
     """
     first, second = _centred(rows, places, n_rows), _centred(rows, popularity, n_rows)
     both, one, two = (

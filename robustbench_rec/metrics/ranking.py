@@ -84,10 +84,10 @@ def neutral(name: str) -> bool:
 
 
 def auc(below: Tensor, equal: Tensor, relevant: Tensor, others: Tensor, rows: Tensor) -> Tensor:
-    """Share of (relevant, other) pairs of candidates in the right order, a tie counting half `[B]`; NaN without others.
+    """Share of (relevant, other) pairs of candidates in the right order, a tie counting half; NaN without others.
 
-    Of each relevant candidate, rows `[R]` of the users: how many candidates stand below and how many have its score, it
-    among them, both `[R]`. others: candidates that are not relevant `[B]`.
+    `[B]`. Of each relevant candidate, rows `[R]` of the users: how many candidates stand below and how many have its
+    score, it among them, both `[R]`. others: candidates that are not relevant `[B]`.
     """
     wins = below.double() + (equal - 1) / 2
     total = wins.new_zeros(len(relevant)).index_add(0, rows, wins)

@@ -44,7 +44,7 @@ def ece(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
 
 
 def adaptive_ece(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The same with as many bins as keep the shares of label 1 rising (ECE-sweep, Roelofs et al., AISTATS 2022)."""
+    """ECE with as many bins as keep the shares of label 1 rising (ECE-sweep, Roelofs et al., AISTATS 2022)."""
     cases = _sorted(probabilities, labels)
     best = _binned(*cases, 1)
     for bins in range(2, min(MOST_BINS, len(labels)) + 1):

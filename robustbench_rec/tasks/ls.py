@@ -14,7 +14,8 @@ from robustbench_rec.registry import Registry
 
 DECLARED = ("attacks", "certificates", "poisons")
 """Groups whose components declare a threat."""
-TABLES = {"losses": ("losses",), "metrics": ("metrics.prediction", "metrics.popularity", "metrics.ranking")}
+MODULES = ("prediction", "uncertainty", "popularity", "ranking")
+TABLES = {"losses": ("losses",), "metrics": tuple(f"metrics.{each}" for each in MODULES)}
 """Groups that are functions, with the modules whose tables list them; of two of one name the last counts."""
 
 
@@ -77,8 +78,9 @@ def _functions(modules: Sequence[str]) -> dict[str, str]:
             if isinstance(table, ast.Dict):
                 for key, value in zip(table.keys, table.values, strict=True):
                     if isinstance(key, ast.Constant):
-                        line = lines[value.id] if isinstance(value, ast.Name) else ast.literal_eval(value)
-                        found[str(key.value)] = line
+                        name = str(key.value)
+                        function = value.id if isinstance(value, ast.Name) else name  # or something made of it
+                        found[name] = ast.literal_eval(value) if isinstance(value, ast.Constant) else lines[function]
     return dict(sorted(found.items()))
 
 
