@@ -7,11 +7,12 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import compose
@@ -21,6 +22,7 @@ from robustbench_rec.composing import complete
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
 from robustbench_rec.launch import launch
+from robustbench_rec.reports import plots
 from robustbench_rec.reports.summary import Job, Summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -388,6 +390,24 @@ def test_a_sweep_goes_on_after_a_failed_job_and_ends_with_one_table(capsys: pyte
     assert out.count("failed │") == 1
     assert "ndcg@10" in out
     assert "auc" not in out, "a metric that is the same in all jobs"
+
+
+def test_many_security_curves_have_a_panel_for_each_value_of_the_longest_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[str, list[str]] = {}
+    draw = plots.panels
+
+    def spy(found: Mapping[str, Sequence[plots.Curve]], *words: Any, **more: Any) -> None:
+        seen.update({name: [f"{each.label} {each.color}" for each in of] for name, of in found.items()})
+        draw(found, *words, **more)
+
+    monkeypatch.setattr(plots, "panels", spy)
+    assert launch("attack", ["ckpt=x,y", "eps=0,0.1", "attack=pgd,fgsm,fgm,bim"], multirun=True) == 0
+    told = ["attacked ckpt=x 0", f"clean {plots.GREY}", "attacked ckpt=y 1"]
+    assert seen == {f"attack={name}": told for name in ("pgd", "fgsm", "fgm", "bim")}
+    (curve,) = Path("outputs/attack/multirun").glob("*/*/security_curve.png")
+    assert curve.stat().st_size > 10_000
 
 
 def test_a_sweep_of_an_attack_over_eps_draws_the_security_curve() -> None:

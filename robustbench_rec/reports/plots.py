@@ -136,11 +136,61 @@ def curves(
     from_zero: y begins there, unless something is below it.
     """
     drawn, axes = figure(xlabel=xlabel, ylabel=ylabel, title=title)
-    lowest, names = math.inf, _legend(each.label for each in found)
+    lowest = _lines(axes, found, _legend(each.label for each in found), xlabel)
+    places = [at for each in found for at in each.x]
+    if _wide(places):
+        axes.set_xscale("log")
+    if from_zero and lowest >= 0:
+        axes.set_ylim(bottom=0)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(found) > FEW else {}
+    axes.legend(fontsize="small", **beside)
+    return _kept(drawn, path)
+
+
+def panels(
+    found: Mapping[str, Sequence[Curve]], xlabel: str, ylabel: str, title: str, path: Path, *, from_zero: bool = False
+) -> None:
+    """`curves` in a panel for each name, with the same axes and one legend for all."""
+    from matplotlib.figure import Figure
+
+    across = min(4, len(found))
+    down = -(-len(found) // across)
+    drawn = Figure(figsize=(2.6 * across + 1.6, 2.1 * down + 0.8), layout="constrained")
+    drawn.suptitle(plain(title))
+    grid = drawn.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    names = _legend(each.label for of in found.values() for each in of)
+    lowest, shown = math.inf, dict[str, Any]()
+    for axes in list(grid.flat)[len(found) :]:
+        axes.set_axis_off()
+    for axes, (name, of) in zip(grid.flat, found.items(), strict=False):
+        lowest = min(lowest, _lines(axes, of, names, xlabel))
+        axes.set_title(plain(name), fontsize="small")
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize="x-small", labelbottom=True)
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    if _wide([at for of in found.values() for each in of for at in each.x]):
+        grid[0, 0].set_xscale("log")
+    if from_zero and lowest >= 0:
+        grid[0, 0].set_ylim(bottom=0)
+    drawn.supxlabel(plain(xlabel), fontsize="medium")
+    drawn.supylabel(plain(ylabel), fontsize="medium")
+    drawn.legend([*shown.values()], [*shown], loc="outside right upper", fontsize="small")
+    write(drawn, path)
+
+
+def _wide(places: Sequence[float]) -> bool:
+    return min(places) > 0 and max(places) >= 100 * min(places)
+
+
+def _lines(axes: Any, found: Sequence[Curve], names: Mapping[str, str], xlabel: str) -> float:
+    """Draw curves; the lowest value, bands included."""
+    lowest = math.inf
     for each in found:
         color, order = f"C{each.color % 10}", sorted(range(len(each.x)), key=lambda at: each.x[at])
         x, mean, known = ([values[at] for at in order] for values in (each.x, each.mean, each.std))
-        axes.plot(x, mean, "--" if each.dashed else "-", color=color, label=names[each.label])
+        style = "--" if each.dashed else "-" if each.color < 10 else "-."
+        axes.plot(x, mean, style, color=color, label=names[each.label])
         std = [by if math.isfinite(by) else 0.0 for by in known]
         low = [value - by for value, by in zip(mean, std, strict=True)]
         high = [value + by for value, by in zip(mean, std, strict=True)]
@@ -150,14 +200,7 @@ def curves(
         for at, value, by in () if each.dashed else zip(x, mean, known, strict=True):
             told = f"{each.label}, {xlabel} {at:g}: {value:.4f}{f' ± {by:.4f}' if math.isfinite(by) else ''}"
             axes.plot(at, value, "o", color=color, gid=TIP + told)
-    places = [at for each in found for at in each.x]
-    if min(places) > 0 and max(places) >= 100 * min(places):
-        axes.set_xscale("log")
-    if from_zero and lowest >= 0:
-        axes.set_ylim(bottom=0)
-    beside = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(found) > FEW else {}
-    axes.legend(fontsize="small", **beside)
-    return _kept(drawn, path)
+    return lowest
 
 
 def heatmap(panels: Mapping[str, pd.DataFrame], title: str, path: Path) -> None:

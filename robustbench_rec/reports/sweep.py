@@ -15,11 +15,13 @@ from rich.table import Table
 
 from robustbench_rec.files import write_text
 from robustbench_rec.reports import plots
-from robustbench_rec.reports.summary import Group, Summary
+from robustbench_rec.reports.summary import Group, Job, Summary
 from robustbench_rec.significance import Spread
 
 MARKDOWN = 8
 """Metrics in `summary.md`; all of them stand in `summary.csv`."""
+PANELS = 24
+"""Values of a setting, at most, that have a panel each."""
 SECURITY, CURVE, HEATMAP, BARS = PLOTS = ("security_curve.png", "curve.png", "heatmap.png", "bars.png")
 
 
@@ -238,13 +240,35 @@ def _draw(found: Summary, directory: Path) -> list[str]:
 
 
 def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
-    """Metrics over a key, a color for each combination of the other settings, all but the first metric dashed."""
+    """Metrics over a key; where many other settings were swept, a panel for each value of the one with most values."""
     rest = [key for key in found.settings if key != x]
     name = metrics[0].rpartition("/")[2]
+    title = "Security curve" if path.name == SECURITY else f"{name} over {x}"
+    ylabel, from_zero = name if len(metrics) > 1 else metrics[0], path.name == SECURITY
+    most = max(rest, key=lambda key: len(found.by([key])), default=None)
+    if most is not None and len(rest) > 1 and len(found.by(rest)) > plots.FEW and len(found.by([most])) <= PANELS:
+        others = [key for key in rest if key != most]
+        panels = {_label(each): _curves(found, x, metrics, others, jobs) for each, jobs in found.by([most])}
+        panels = {label: lines for label, lines in panels.items() if lines}
+        if panels:
+            plots.panels(panels, x, ylabel, title, path, from_zero=from_zero)
+        return path.name if panels else ""
+    lines = _curves(found, x, metrics, rest, found.jobs)
+    if lines:
+        plots.curves(lines, x, ylabel, title, path, from_zero=from_zero)
+    return path.name if lines else ""
+
+
+def _curves(
+    found: Summary, x: str, metrics: Sequence[str], rest: Sequence[str], jobs: Sequence[Job]
+) -> list[plots.Curve]:
+    """A color for each combination of the settings of `rest`, all but the first metric dashed."""
+    name = metrics[0].rpartition("/")[2]
     lines, clean = [], set()
-    for color, (settings, alike) in enumerate(found.by(rest)):
+    colors = {tuple(settings.values()): color for color, (settings, _) in enumerate(found.by(rest))}
+    for settings, alike in found.by(rest, jobs):
         label = _label(settings)
-        groups = [Group(each, jobs) for each, jobs in found.by([x], alike)]
+        groups = [Group(each, same) for each, same in found.by([x], alike)]
         for metric in metrics:
             points = [(float(each.settings[x]), each.spread(metric)) for each in groups]
             known = [(at, spread) for at, spread in points if spread.n]
@@ -260,20 +284,15 @@ def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
                     [at for at, _ in known],
                     means,
                     [spread.std for _, spread in known],
-                    color,
+                    colors[tuple(settings.values())],
                     dashed=metric != metrics[0],
                 )
             )
-    if not lines:
-        return ""
     if len(clean) == 1:  # the attacks of one model
         first = next(each for each in lines if each.dashed)
         one = replace(first, label="clean", color=plots.GREY)
         lines = [one if each is first else each for each in lines if not each.dashed or each is first]
-    title = "Security curve" if path.name == SECURITY else f"{name} over {x}"
-    ylabel = name if len(metrics) > 1 else metrics[0]
-    plots.curves(lines, x, ylabel, title, path, from_zero=path.name == SECURITY)
-    return path.name
+    return lines
 
 
 def _bars(found: Summary, metric: str, path: Path) -> str:
