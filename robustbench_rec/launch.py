@@ -151,14 +151,15 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
         if any(each.startswith("hydra/launcher=") for each in overrides):
             words = [each for each in words if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
         jobs, place = sweeping.jobs_of(verb, folder), sweeping.started_in(folder)
-        if jobs and sweeping.complete(folder, jobs):
-            sweeping.report(verb, folder)
-            _say(f"nothing is missing: all {len(jobs)} jobs are done")
-            return 0
     except RrecError as error:
         _say(str(error))
         return 2
-    _say(f"jobs that are done: {sum(job.error is None for job in jobs)}; what is missing of `rrec {verb} -m` follows")
+    done = sum(job.error is None for job in jobs)
+    _say(
+        f"nothing is missing, all {done} jobs are done; whether they are those of this version is looked at again"
+        if sweeping.complete(folder, jobs)
+        else f"jobs that are done: {done}; what is missing of `rrec {verb} -m` follows"
+    )
     for job in jobs:
         if job.error is not None:
             _say(f"job {job.name}, again: {job.error}")

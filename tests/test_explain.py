@@ -545,7 +545,7 @@ def test_a_mistake_is_one_line(runs: Path, capfd: pytest.CaptureFixture[str], wo
 def test_a_run_that_is_refused_leaves_nothing(
     runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], told: str
 ) -> None:
-    assert explain(runs, "ease", *words, f"hydra.run.dir={tmp_path}/run") == 1
+    assert explain(runs, "ease", *words, f"hydra.run.dir={tmp_path}/run") == 2
     assert told in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -300,7 +300,7 @@ def test_resume_does_again_what_failed_and_only_that() -> None:
     RAN.clear()
     status, said = rrec("sweep", "resume", "s")
     assert (status, RAN) == (0, [])
-    assert "nothing is missing: all 3 jobs are done" in said
+    assert "nothing is missing, all 3 jobs are done" in said
     assert "follows" not in said
 
 
