@@ -57,7 +57,7 @@ def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
     """The composed configuration as the verb's dataclass; what it lacks and what `+key=` added to it are refused."""
     names = {each.name for each in fields(config.ROOTS[verb])}
     if added := sorted(set(map(str, composed)) - names):
-        raise UsageError(_told(added[0], verb, names))
+        raise UsageError(_told(added[0], verb, names, set()))
     if missing := sorted(OmegaConf.missing_keys(composed) | (names - set(composed))):
         kinds = {"ckpt": "<run directory>", "teacher": "<run directory>"}
         wanted = " ".join(f"{key}={kinds.get(key, '<value>')}" for key in missing)
@@ -371,9 +371,10 @@ def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
     if isinstance(error, RrecError):
         return " ".join(lines)
     if isinstance(error, AssertionError):  # of OmegaConf: a key below one that is null
-        keys = [each.partition("=")[0].lstrip("+~") for each in overrides]
-        wrong = [_unknown_key(key, verb, overrides) for key in keys if "." in key]
-        return next((each for each in wrong if "there is no" in each), "; ".join(lines))
+        keys, groups = _known(verb, overrides)
+        asked = [each.partition("=")[0].lstrip("+~") for each in overrides]
+        lost = [key for key in asked if _unchosen(key, keys, groups)]
+        return _told(lost[0], verb, keys, groups) if lost else "; ".join(lines)
     if isinstance(error, OverrideParseException):
         key, sign, value = error.override.partition("=")
         if not sign:
@@ -392,7 +393,7 @@ def explain(error: Exception, verb: str, overrides: Sequence[str]) -> str:
     cause = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if refused := re.search(r"Could not override '([^']+)|^Key '([^']+)'", f"{text}\n{cause}", re.MULTILINE):
         key = refused[1] or getattr(cause, "full_key", None) or refused[2]
-        return _unknown_key(key, verb, overrides)
+        return _told(key, verb, *_known(verb, overrides))
     if isinstance(cause, OmegaConfBaseException):
         reason = str(cause).partition("\n")[0]
         if "is not a ListConfig" in reason:
@@ -410,18 +411,25 @@ def _quoted(key: str, value: str) -> str:
     return f"""'{key}="{value}"'"""
 
 
-def _unknown_key(key: str, verb: str, overrides: Sequence[str]) -> str:
-    """An unknown key beside the keys that the overrides of groups alone compose."""
-    keys: set[str] = set()
+def _known(verb: str, overrides: Sequence[str]) -> tuple[set[str], set[str]]:
+    """The keys that the overrides of groups alone compose, and the groups."""
+    keys, groups = set[str](), set[str]()
     with suppress(HydraException, OmegaConfBaseException), session():
         groups = set(_groups(verb, []))
         named = {each: re.split("[@=]", each.lstrip("+"))[0] for each in overrides}
         chosen = [each for each, group in named.items() if group in groups and "," not in each]
         keys = {each.partition("=")[0] for each in _candidates(verb, chosen)}
-    return _told(key, verb, keys)
+    return keys, groups
 
 
-def _told(key: str, verb: str, keys: set[str]) -> str:
+def _unchosen(key: str, keys: set[str], groups: set[str]) -> bool:
+    """Whether a key is one of a group of which nothing is chosen."""
+    group = key.partition(".")[0]
+    return group != key and group in groups and not any(each.startswith(f"{group}.") for each in keys)
+
+
+def _told(key: str, verb: str, keys: set[str], groups: set[str]) -> str:
+    """That a key is unknown, and what comes nearest to it."""
     nested = sorted(each for each in keys if each.endswith(f".{key}"))
     near = nested or get_close_matches(key, keys, n=1) or get_close_matches(key, {k.split(".")[0] for k in keys}, n=1)
     which = "hydra" if key.startswith("hydra") else "job"
@@ -429,7 +437,7 @@ def _told(key: str, verb: str, keys: set[str]) -> str:
     group = key.partition(".")[0]
     if "ckpt" in keys and group in OF_CKPT:
         return f"unknown key '{key}': the {group} is that of ckpt{where}"
-    if group != key and group in keys and not any(each.startswith(f"{group}.") for each in keys):
+    if _unchosen(key, keys, groups):
         return f"unknown key '{key}': there is no {group} yet; add {group}=…{where}"
     return f"unknown key '{key}'{f'; did you mean {near[0]!r}?' if near else ''}{where}"
 

@@ -68,7 +68,9 @@ def launch(
     except KeyboardInterrupt:
         status, stopped = 130, f"interrupted{_continuation(job)}"
     except (RrecError, HydraException, OmegaConfBaseException, AssertionError) as error:
-        status, stopped = 2, composing.explain(error, verb, overrides)  # what a job asserts does not come here
+        if isinstance(error, AssertionError) and job.out is not None:
+            raise
+        status, stopped = 2, composing.explain(error, verb, overrides)
     except OSError as error:
         if job.out is not None or error.filename is None:
             raise
