@@ -46,7 +46,9 @@ def test_scores_and_gradients_are_those_of_dense_rows_and_columns(
     pieces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if pieces:
-        monkeypatch.setattr(_pairs, "KEPT", 3 * DATA.n_users * sum(SMALL["hidden"]))
+        room = 3 * DATA.n_users * sum(SMALL["hidden"])
+        monkeypatch.setattr(_pairs, "GRADED", room)
+        monkeypatch.setattr(_pairs, "KEPT", room)
     model, outer = model_of(), torch.randn(DATA.n_users, DATA.n_items)
     torch.testing.assert_close(scores(model), reference(model))
     ours, dense = (gradients(model, (each(model) * outer).sum()) for each in (scores, reference))

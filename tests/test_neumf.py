@@ -47,11 +47,13 @@ def scores(model: NeuMF, delta: dict[str, Tensor] | None = None, items: Tensor |
     return Shifted(model, delta or {})(question(model, USERS, items)).scores
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room for two candidates of all users at once."""
-    monkeypatch.setattr(_pairs, "PIECE", 2 * DATA.n_users * sum(SMALL["hidden"]))
-    monkeypatch.setattr(_pairs, "KEPT", 2 * DATA.n_users * sum(SMALL["hidden"]))
+@pytest.fixture(params=[0, 4, DATA.n_items], ids=["all again", "some again", "none again"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for two candidates of all users at once, and for some of what the backward needs."""
+    column = DATA.n_users * sum(SMALL["hidden"])
+    monkeypatch.setattr(_pairs, "PIECE", 2 * column)
+    monkeypatch.setattr(_pairs, "GRADED", 2 * column)
+    monkeypatch.setattr(_pairs, "KEPT", request.param * column)
 
 
 @pytest.mark.parametrize("training", [True, False])

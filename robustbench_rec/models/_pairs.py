@@ -16,8 +16,9 @@ from robustbench_rec.lookup import rows
 from robustbench_rec.shifted import Site
 
 PIECE = 2**19  # activations of the hidden layers at once, where no gradient is wanted: what a cache holds
-KEPT = 2**22  # the same where they are kept for a gradient on a CPU: 16 MiB; more leaves the cache, at twice the time
-KEPT_BESIDE = 2**26  # on another device: 256 MiB
+GRADED = 2**22  # the same for a gradient on a CPU: 16 MiB; more leaves the cache, at half as much time again
+GRADED_BESIDE = 2**26  # on another device: 256 MiB
+KEPT = 2**27  # what is kept from forward to backward, all pieces together: 512 MiB; beyond it pieces are computed twice
 MOST = 2**29  # activations that may be shifted, pair by pair: 2 GiB
 
 
@@ -54,22 +55,26 @@ class Pairs(nn.Module):
     def score(self, users: Tensor, table: Tensor, items: Tensor | None, readout: Tensor) -> Tensor:
         """The same for parts of users `[B, H]` and rows of a table `[n, H]`; items: `[B, C]`, or None for all rows.
 
-        In pieces of some candidates, so that memory does not grow with the catalogue; where a gradient is wanted, each
-        is computed again in the backward. A shifted site needs all activations at once.
+        In pieces of some candidates, so that memory does not grow with the catalogue; where a gradient is wanted, those
+        that go beyond `KEPT` are computed again in the backward. A shifted site needs all activations at once.
         """
         count = len(table) if items is None else items.shape[1]
         if not all(each.idle for each in self.sites.modules() if isinstance(each, Site)):
             check_size(len(users), count, self.width)
             return self._piece(users, table, items, readout)
         gradient = torch.is_grad_enabled()
-        kept = KEPT if users.device.type == "cpu" else KEPT_BESIDE
-        size = max(1, (kept if gradient else PIECE) // (len(users) * self.width))
+        graded = GRADED if users.device.type == "cpu" else GRADED_BESIDE
+        column = len(users) * self.width  # activations of one candidate of each user
+        size = max(1, (graded if gradient else PIECE) // column)
         if count <= size:
             return self._piece(users, table, items, readout)
         parts = [slice(first, first + size) for first in range(0, count, size)]
         pieces = [(table[each], None) if items is None else (table, items[:, each]) for each in parts]
-        compute = self._again if gradient else self._piece
-        return torch.cat([compute(users, each, chosen, readout) for each, chosen in pieces], 1)
+        scores = []
+        for number, (each, chosen) in enumerate(pieces, 1):
+            compute = self._again if gradient and number * size * column > KEPT else self._piece
+            scores.append(compute(users, each, chosen, readout))
+        return torch.cat(scores, 1)
 
     def widths(self, name: str) -> dict[str, int]:
         """Names of the sites, where these layers are called `name`, with the sizes of their states."""
