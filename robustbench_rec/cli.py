@@ -34,7 +34,7 @@ class Cfg(StrEnum):
 
 
 def _complete(ctx: typer.Context, incomplete: str) -> list[str]:
-    from robustbench_rec.composing import complete
+    from robustbench_rec.composing.completion import complete
 
     inside_data = ctx.parent is not None and ctx.parent.info_name == "data"
     return complete("data" if inside_data else str(ctx.info_name), ctx.params.get("overrides") or [], incomplete)

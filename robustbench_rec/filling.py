@@ -7,7 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from robustbench_rec import composing
+from robustbench_rec.composing.places import kept
+from robustbench_rec.composing.words import chosen
 from robustbench_rec.config import RESUMABLE_WITH, Base
 from robustbench_rec.defenses import defenses as registry
 from robustbench_rec.errors import RrecError, unknown
@@ -77,7 +78,7 @@ def _entry(
 def _run(verb: str, out: Path, words: Sequence[str]) -> None:
     """`rrec` in a process of its own, so that time and memory are of this run alone; resumed where it was killed."""
     placed = [*words, f"hydra.run.dir={_quoted(out)}"]
-    if composing.kept(verb, composing.chosen(verb, placed), but=ELSEWHERE):
+    if kept(verb, chosen(verb, placed), but=ELSEWHERE):
         return
     go_on = (out / "resume").is_dir() and verb != "attack"
     told = [f"resume={_quoted(out)}"] if go_on else placed

@@ -21,6 +21,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_rec import composing, config, files, sweeping
+from robustbench_rec.composing import mistakes, places
+from robustbench_rec.composing.words import chosen, count, ids, limits
 from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError, UsageError
 from robustbench_rec.trackers import trackers
@@ -39,7 +41,7 @@ def launch(
     mistake of the person at the keyboard is one line on stderr; anything else keeps its traceback.
     """
     try:
-        overrides = composing.ids(verb, composing.limits(overrides))
+        overrides = ids(verb, limits(overrides))
     except RrecError as error:
         _say(str(error))
         return 2
@@ -54,12 +56,12 @@ def launch(
     status, stopped = 0, None
     try:
         if not (multirun or cfg):
-            if named := composing.place(overrides, "hydra.run.dir"):
+            if named := places.place(overrides, "hydra.run.dir"):
                 sweeping.refuse_sweep(named)
-            composing.refuse_used(verb, composing.chosen(verb, overrides))
+            places.refuse_used(verb, chosen(verb, overrides))
         with chdir(place):
-            words = overrides = composing.chosen(verb, composing.with_resume(verb, overrides, multirun))
-            if not cfg and (kept := composing.place(words, "hydra.sweep.dir")):
+            words = overrides = chosen(verb, places.with_resume(verb, overrides, multirun))
+            if not cfg and (kept := places.place(words, "hydra.sweep.dir")):
                 sweeping.refuse_other(kept, verb, words)
             composing.register_schemas()
             main = hydra.main(version_base="1.3", config_path=str(composing.conf_dir()), config_name=verb)(job)
@@ -70,7 +72,7 @@ def launch(
     except (RrecError, HydraException, OmegaConfBaseException, AssertionError) as error:
         if isinstance(error, AssertionError) and job.out is not None:
             raise
-        status, stopped = 2, composing.explain(error, verb, overrides)
+        status, stopped = 2, mistakes.explain(error, verb, overrides)
     except OSError as error:
         if job.out is not None or error.filename is None:
             raise
@@ -121,11 +123,11 @@ def _answer(verb: str, overrides: Sequence[str], multirun: bool) -> int:
 def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], said: str) -> int:
     """Compose and do, in this process and without a run directory."""
     try:
-        words = composing.chosen(verb, overrides)
+        words = chosen(verb, overrides)
         with composing.session():
             typed = composing.typed(hydra.compose(verb, words), verb, said)
     except (RrecError, HydraException, OmegaConfBaseException, AssertionError) as error:
-        _say(composing.explain(error, verb, overrides))
+        _say(mistakes.explain(error, verb, overrides))
         return 2
     try:
         task(typed)
@@ -215,7 +217,7 @@ class Job:
                 metrics = files.read_json(self.out / "metrics.json", "sweep")
                 return _worth(composing.typed(composed, self.verb), metrics)
         except (RrecError, OmegaConfBaseException) as error:
-            log.error("%s%s", where, composing.explain(error, self.verb, settings.overrides.task))
+            log.error("%s%s", where, mistakes.explain(error, self.verb, settings.overrides.task))
             self.refused = begun  # else another process is at it
             if not swept:
                 self.status = error.status if isinstance(error, RrecError) else UsageError.status
@@ -275,7 +277,7 @@ class Sweep(Callback):
         told = {"verb": config.hydra.job.config_name, "overrides": [*asked.hydra, *asked.task], "cwd": os.getcwd()}
         if config.hydra.sweeper._target_.endswith(".BasicSweeper"):  # others find their jobs as they go
             params = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
-            told["jobs"] = composing.count([*params, *asked.task])
+            told["jobs"] = count([*params, *asked.task])
         files.write_json(Sweep.directory / sweeping.SWEEP, told)
 
 

@@ -21,6 +21,7 @@ from robustbench_rec.adversarial import Adversarial
 from robustbench_rec.ascent import Perturbation
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, Output
+from robustbench_rec.composing.words import nested
 from robustbench_rec.config import Fit, Judge, Prepare, Recipe
 from robustbench_rec.data import KG, Data, Interactions
 from robustbench_rec.defenses import defenses
@@ -54,7 +55,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 @cache
 def compose(verb: str, *overrides: str) -> DictConfig:
     with composing.session():
-        return hydra.compose(verb, composing.nested(overrides))
+        return hydra.compose(verb, nested(overrides))
 
 
 SHIFTING = [  # the attacks within eps that any model has δ for

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from robustbench_rec import composing, config
+from robustbench_rec.composing.words import nested
 from robustbench_rec.registry import Registry
 from robustbench_rec.tasks.ls import groups
 
@@ -25,7 +26,7 @@ COMPONENTS = [(group, path.stem) for group in REGISTRIES for path in sorted((CON
 
 def compose(verb: str, *overrides: str) -> DictConfig:
     with composing.session():
-        return hydra.compose(verb, composing.nested(overrides))
+        return hydra.compose(verb, nested(overrides))
 
 
 @cache

@@ -10,6 +10,8 @@ import torch
 from conftest import Toy, batch_of, build, compose, configured, gradients, usual
 
 from robustbench_rec import composing, launch
+from robustbench_rec.composing.completion import complete
+from robustbench_rec.composing.words import chosen, nested
 from robustbench_rec.config import Attack, Train
 from robustbench_rec.defenses import defended, defenses
 from robustbench_rec.denoising import Denoiser
@@ -34,7 +36,7 @@ SMALL = (
 
 
 def typed(*words: str) -> Train:
-    found = composing.typed(compose("train", *composing.nested(words)), "train")
+    found = composing.typed(compose("train", *nested(words)), "train")
     assert isinstance(found, Train)
     return found
 
@@ -62,17 +64,17 @@ class TestCommandLine:
 
     def test_other_words_stay_as_they_are(self) -> None:
         words = ["defense=apr", "defense.modules=[a,b]", "top_k=[5,10]", "+x=[1]", "-m"]
-        assert composing.nested(words) == words
+        assert nested(words) == words
 
     @pytest.mark.parametrize("word", ["defense=[]", "defense=[apr,]", "defense=none,[rawp,apr]", "defense=[a,[b]]"])
     def test_what_cannot_be_read_is_one_line(self, word: str) -> None:
         with pytest.raises(RrecError, match=r"defense=\[first,…\]") as caught:
-            composing.nested([word])
+            nested([word])
         assert "\n" not in str(caught.value)
 
     def test_an_attack_without_eps_does_not_get_that_of_its_defence(self) -> None:
         def inner(*words: str) -> dict[str, Any]:
-            found: dict[str, Any] = typed(*composing.chosen("train", ["defense=[awp,at]", *words])).defense["inner"]
+            found: dict[str, Any] = typed(*chosen("train", ["defense=[awp,at]", *words])).defense["inner"]
             return found["attack"]
 
         assert "eps" not in inner("attack@defense.inner.attack=history")
@@ -80,8 +82,8 @@ class TestCommandLine:
         assert inner("attack@defense.inner.attack=edges", "defense.inner.attack.eps=0.3")["eps"] == 0.3
 
     def test_words_that_were_kept_of_a_run_mean_the_same_again(self) -> None:
-        words = composing.chosen("train", ["defense=at", "attack@defense.attack=history"])
-        assert composing.chosen("train", words) == words
+        words = chosen("train", ["defense=at", "attack@defense.attack=history"])
+        assert chosen("train", words) == words
 
     def test_an_unknown_key_of_an_inner_defence_is_told_with_its_place(
         self, capsys: pytest.CaptureFixture[str]
@@ -92,7 +94,7 @@ class TestCommandLine:
         assert "unknown defense 'aprr'; did you mean 'apr'?" in capsys.readouterr().err
 
     def test_keys_of_an_inner_defence_are_completed(self) -> None:
-        assert composing.complete("train", ["defense=[rawp,apr]"], "defense.inner.ep") == ["defense.inner.eps=0.2"]
+        assert complete("train", ["defense=[rawp,apr]"], "defense.inner.ep") == ["defense.inner.eps=0.2"]
 
 
 NESTING = [each for each in defenses if each not in ("dp_sgd", "neftune", "rdrop")]  # the models here have no events
@@ -187,7 +189,7 @@ def test_what_edits_the_data_can_be_trained_against(words: tuple[str, ...], tmp_
     found = {}
     for name, weight in (("robust", 0.5), ("clean", 1.0)):
         (tmp_path / name).mkdir()
-        shown = composing.chosen("train", [*SMALL, "defense=at", f"defense.clean_weight={weight}", "epochs=1", *words])
+        shown = chosen("train", [*SMALL, "defense=at", f"defense.clean_weight={weight}", "epochs=1", *words])
         train.run(typed(*(each for each in shown if each not in ("model=mf", "model.dim=8"))), tmp_path / name)
         found[name] = (tmp_path / name / "model.safetensors").read_bytes()
     assert found["robust"] != found["clean"]
@@ -208,7 +210,7 @@ def test_what_edits_the_data_can_be_trained_against(words: tuple[str, ...], tmp_
 def test_what_cannot_be_is_refused_before_anything_is_trained(
     words: tuple[str, ...], told: str, tmp_path: Path
 ) -> None:
-    shown = composing.chosen("train", [*SMALL, "defense=at", *words])
+    shown = chosen("train", [*SMALL, "defense=at", *words])
     with pytest.raises(RrecError, match=told) as error:
         train.run(typed(*(each for each in shown if each not in ("model=mf", "model.dim=8"))), tmp_path)
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import torch
 from conftest import DATA, Fixed, compose, judge
 
 from robustbench_rec import launch
-from robustbench_rec.composing import limits
+from robustbench_rec.composing.words import limits
 from robustbench_rec.config import Gate
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import evaluator

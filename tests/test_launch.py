@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 from conftest import compose
 
-from robustbench_rec import composing, config
-from robustbench_rec.composing import complete
+from robustbench_rec import config
+from robustbench_rec.composing.completion import complete
+from robustbench_rec.composing.words import chosen, ids
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
 from robustbench_rec.launch import launch
@@ -169,9 +170,9 @@ def test_a_mistake_is_one_line_on_stderr_and_leaves_nothing(
 
 
 def test_experiments_compose_and_no_choice_can_be_said_where_it_is_the_default() -> None:
-    assert composing.chosen("train", ["experiment=[ctr,kgat_rawp]"]) == ["experiment=[ctr,kgat_rawp]"]
-    assert composing.chosen("gate", ["attack=null", "seed=1"]) == ["seed=1"]
-    assert composing.chosen("train", ["defense=[apr,rawp]", "seed=null"])[0] == "defense=apr"
+    assert chosen("train", ["experiment=[ctr,kgat_rawp]"]) == ["experiment=[ctr,kgat_rawp]"]
+    assert chosen("gate", ["attack=null", "seed=1"]) == ["seed=1"]
+    assert chosen("train", ["defense=[apr,rawp]", "seed=null"])[0] == "defense=apr"
 
 
 def test_an_error_that_is_no_mistake_keeps_its_traceback_in_the_log() -> None:
@@ -504,13 +505,13 @@ def test_every_verb_completes_its_keys_and_choices(verb: str) -> None:
 )
 @pytest.mark.parametrize("verb", ["recommend", "explain"])
 def test_an_id_is_what_was_written(verb: str, said: str, wanted: object) -> None:
-    found = compose(verb, *composing.ids(verb, [said, "ckpt=x"])).user
+    found = compose(verb, *ids(verb, [said, "ckpt=x"])).user
     assert found == wanted
 
 
 def test_ids_are_quoted_for_the_keys_of_the_verb_alone() -> None:
-    assert composing.ids("recommend", ["k=10", "item=1e5"]) == ["k=10", "item=1e5"]
-    assert composing.ids("train", ["user=1e5"]) == ["user=1e5"]
+    assert ids("recommend", ["k=10", "item=1e5"]) == ["k=10", "item=1e5"]
+    assert ids("train", ["user=1e5"]) == ["user=1e5"]
 
 
 @pytest.mark.slow

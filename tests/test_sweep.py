@@ -17,8 +17,9 @@ from conftest import compose
 from rich.console import Console
 from typer.testing import CliRunner
 
-from robustbench_rec import composing, config, sweeping
+from robustbench_rec import config, sweeping
 from robustbench_rec.cli import app
+from robustbench_rec.composing.words import chosen, count
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
 from robustbench_rec.launch import launch
@@ -195,7 +196,7 @@ def test_an_error_metric_that_doubles_with_noise_is_as_bad_as_a_quality_that_hal
     assert measures["area of test/rmse"].mean == pytest.approx(1.5)
 
 
-def chosen(metric: str, key: str, values: Mapping[str, Sequence[float]]) -> list[Selection]:
+def selected(metric: str, key: str, values: Mapping[str, Sequence[float]]) -> list[Selection]:
     names = (f"valid/{metric}", f"test/{metric}", f"attacked/{metric}")
     given = {(each,): dict(zip(names, value, strict=False)) for each, value in values.items()}
     return Summary(jobs(given, key), "train", metric).selections
@@ -203,21 +204,21 @@ def chosen(metric: str, key: str, values: Mapping[str, Sequence[float]]) -> list
 
 def test_what_validation_chooses_is_held_against_the_best_on_test_and_under_attack() -> None:
     values = {"8": (0.1, 0.5, 0.1), "16": (0.3, 0.2, 0.15), "32": (0.2, 0.4, 0.12)}
-    test, attacked = chosen("ndcg@10", "model.dim", values)
+    test, attacked = selected("ndcg@10", "model.dim", values)
     assert (test.settings, test.chosen, test.best) == ({"model.dim": "16"}, 0.2, pytest.approx(0.5))
     assert test.gap == pytest.approx(0.3)
     assert (attacked.metric, attacked.gap) == ("attacked/ndcg@10", 0)
 
 
 def test_of_an_error_the_least_is_chosen_and_the_gap_is_how_much_more_it_is() -> None:
-    (test,) = chosen("rmse", "model.dim", {"8": (0.9, 0.8), "16": (0.7, 1.0)})
+    (test,) = selected("rmse", "model.dim", {"8": (0.9, 0.8), "16": (0.7, 1.0)})
     assert (test.settings, test.chosen, test.best) == ({"model.dim": "16"}, 1.0, pytest.approx(0.8))
     assert test.gap == pytest.approx(0.2)
 
 
 def test_nothing_is_chosen_among_what_is_judged_in_different_ways_or_alone() -> None:
-    assert chosen("ndcg@10", "noise.level", {"0": (0.1, 0.5), "0.1": (0.3, 0.2)}) == []
-    assert chosen("ndcg@10", "model.dim", {"8": (0.1, 0.5)}) == []
+    assert selected("ndcg@10", "noise.level", {"0": (0.1, 0.5), "0.1": (0.3, 0.2)}) == []
+    assert selected("ndcg@10", "model.dim", {"8": (0.1, 0.5)}) == []
     seeds = jobs({("0",): {"valid/ndcg@10": 0.1}, ("1",): {"valid/ndcg@10": 0.2}}, "seed")
     assert Summary(seeds, "train", "ndcg@10").selections == []
 
@@ -330,8 +331,8 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_its_table_can_be_shown(
 
 def test_the_jobs_of_a_sweep_are_counted_as_hydra_makes_them() -> None:
     asked = ["seed=0,1", "model=mf", "seed=range(3)", "top_k=[5,10]", "lr=choice(1,2)", "start='a,b'"]
-    assert composing.count(asked) == 6
-    assert composing.count(["model=glob(*)"]) is None
+    assert count(asked) == 6
+    assert count(["model=glob(*)"]) is None
 
 
 def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
@@ -469,9 +470,9 @@ def test_keys_of_a_group_that_is_swept_are_keys_of_its_choices(monkeypatch: pyte
     assert launch("train", ["poison=pga,revadv", "poison.steps=7,8"], multirun=True) == 0
     assert found == [(name, steps) for name in ("pga", "revadv") for steps in (7, 8)]
     alone = ["poison=pga", "poison.steps=7", "seed=1,2", "~clean"]
-    assert composing.chosen("train", alone) == alone
+    assert chosen("train", alone) == alone
     empty = ["poison=pga,revadv", "poison.items="]
-    assert composing.chosen("train", empty) == empty
+    assert chosen("train", empty) == empty
 
 
 def test_a_level_of_noise_alone_is_one_of_flipped_interactions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,10 +492,10 @@ def test_a_level_of_noise_alone_is_one_of_flipped_interactions(monkeypatch: pyte
 
 
 def test_a_level_of_a_noise_that_was_chosen_is_of_that() -> None:
-    assert composing.chosen("train", ["noise.level=0.1", "noise=sparsify"]) == ["noise.level=0.1", "noise=sparsify"]
+    assert chosen("train", ["noise.level=0.1", "noise=sparsify"]) == ["noise.level=0.1", "noise=sparsify"]
     words = ["experiment=study_noise", "noise.level=0.1"]
-    assert composing.chosen("train", words) == words
-    assert composing.chosen("train", ["experiment=study_weight", "noise.level=0.1"])[0] == "noise=label_flip"
+    assert chosen("train", words) == words
+    assert chosen("train", ["experiment=study_weight", "noise.level=0.1"])[0] == "noise=label_flip"
 
 
 def test_settings_that_are_no_numbers_give_bars() -> None:
