@@ -25,9 +25,11 @@ class Registry(Generic[T]):
     by a dotted path, so neither a config nor a checkpoint can name code to run.
     """
 
-    def __init__(self, package: str) -> None:
+    def __init__(self, package: str, *, key: str | None = None) -> None:
+        """key: where a config has the component; None: under its kind, as `model`."""
         self.package = package
         self.kind = package.rpartition(".")[2].removesuffix("s")
+        self.key = key or self.kind
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
@@ -63,7 +65,7 @@ class Registry(Generic[T]):
         cls: Any = self[name]
         for key, value in _leaves(values):
             if isinstance(value, float) and not math.isfinite(value):
-                raise RrecError(f"{self.kind}.{key}={value}: not a finite number")
+                raise RrecError(f"{self.key}.{key}={value}: not a finite number")
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
         except OmegaConfBaseException as error:
@@ -72,7 +74,7 @@ class Registry(Generic[T]):
                 key = reason.split("'")[1]
                 raise unknown(f"key of {self.kind} '{name}'", key, cls.Config.__dataclass_fields__) from error
             if "is not a ListConfig" in reason:
-                reason = f"a list is written {getattr(error, 'full_key', None)}=[a,b]"
+                reason = f"a list is written {self.key}.{getattr(error, 'full_key', None)}=[a,b]"
             at = f" at '{error.full_key}'" if getattr(error, "full_key", None) else ""
             raise RrecError(f"{self.kind} '{name}'{at}: {reason}") from error
 
@@ -86,7 +88,7 @@ class Registry(Generic[T]):
             key = str(error).partition("=")[0]
             if key not in cls.Config.__dataclass_fields__:
                 raise
-            raise type(error)(f"{self.kind}.{error}") from error  # the key as it is typed
+            raise type(error)(f"{self.key}.{error}") from error  # the key as it is typed
         return built
 
     def _modules(self) -> dict[str, str]:

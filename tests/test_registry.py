@@ -6,6 +6,7 @@ import pytest
 from conftest import configured
 
 from robustbench_rec.attacks import attacks
+from robustbench_rec.certificates import certificates
 from robustbench_rec.errors import RrecError
 from robustbench_rec.registry import Registry
 
@@ -77,6 +78,11 @@ def test_a_mistake_is_one_line_with_the_name_and_the_choices(
     assert all(each in str(caught.value) for each in fragments), caught.value
 
 
+def test_a_key_is_named_as_a_config_has_it_where_that_is_not_the_kind() -> None:
+    with pytest.raises(RrecError, match=r"^certify\.budgets=nan: not a finite number"):
+        certificates.config(configured("certify", "radius", budgets=[0, float("nan")]))
+
+
 def test_a_dotted_path_is_not_a_name(toys: Registry[object]) -> None:
     with pytest.raises(RrecError, match="unknown toy"):
         toys.build({"name": "subprocess.Popen"})
@@ -92,5 +98,5 @@ def test_importing_the_registries_imports_neither_torch_nor_pandas() -> None:
 
 
 def test_a_text_where_a_list_is_wanted_says_how_a_list_is_written() -> None:
-    with pytest.raises(RrecError, match=r"attack 'pgd' at 'modules': a list is written modules=\[a,b\]"):
+    with pytest.raises(RrecError, match=r"attack 'pgd' at 'modules': a list is written attack.modules=\[a,b\]"):
         attacks.config(configured("attack", "pgd", modules="user"))

@@ -7,4 +7,4 @@ from robustbench_rec.registry import Registry
 if TYPE_CHECKING:
     from robustbench_rec.certified import Certificate
 
-certificates: "Registry[Certificate]" = Registry(__name__)
+certificates: "Registry[Certificate]" = Registry(__name__, key="certify")

@@ -23,7 +23,7 @@ def groups() -> dict[str, str]:
     """Every group with the module that defines it: the registries, the losses, the metrics."""
     found = {}
     for module in iter_modules(robustbench_rec.__path__):
-        if module.ispkg and "Registry(__name__)" in _source(f"robustbench_rec.{module.name}"):
+        if module.ispkg and "Registry(__name__" in _source(f"robustbench_rec.{module.name}"):
             found[module.name] = f"robustbench_rec.{module.name}"
     return dict(sorted((found | {"losses": "robustbench_rec.losses", "metrics": "robustbench_rec.metrics"}).items()))
 
