@@ -1,7 +1,7 @@
 """RAWP and RAWP-FT beside an undefended model that may stop early: the same attack on every state that was kept.
 
 python benchmarks/frontier.py --out outputs/deepcf -- model=deepcf_mlp split=leave_one_out protocol=sampled epochs=15
-python benchmarks/frontier.py --out outputs/mf --defences rawp=defense.gamma=0.02 rawp=defense.gamma=0.05 -- dataset=ml_100k model=mf
+python benchmarks/frontier.py --out outputs/mf --defences rawp=defense.gamma=0.02 rawp=defense.gamma=0.05 -- model=mf
 """
 
 import argparse
