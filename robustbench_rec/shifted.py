@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -73,9 +72,20 @@ class Shifted:
         latest, output = self.__dict__.get("latest", (None, None))
         return output if latest is batch else self(batch)
 
-    @cached_property
+    @property
     def encoded(self) -> Encoded:
-        """`model.encode()` at this point, computed once for this value."""
+        """`model.encode()` at this point, computed once for this value, with what a gradient needs if one is wanted.
+
+        At the point of a training step one will be wanted, whoever asks first.
+        """
+        wanted = torch.is_grad_enabled() or (self.model.training and not self.delta)
+        known: tuple[Encoded, bool] | None = self.__dict__.get("encoding")
+        if known is None or (wanted and not known[1]):
+            with torch.set_grad_enabled(wanted):
+                known = self.__dict__["encoding"] = self._encoded(), wanted
+        return known[0]
+
+    def _encoded(self) -> Encoded:
         if self.sparing and self.model.piecewise:
             return None
         if not self.delta or type(self.model).encode is RecModel.encode:
@@ -105,7 +115,7 @@ class Shifted:
     def holding(self, encoded: Encoded) -> "Shifted":
         """The same point, with `encoded` in the place of its own."""
         held = replace(self)
-        held.__dict__["encoded"] = encoded
+        held.__dict__["encoding"] = encoded, True
         return held
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
@@ -132,7 +142,8 @@ class Shifted:
         ]
         try:
             with torch.no_grad():
-                replace(self)(batch)
+                fresh = replace(self)  # what is encoded passes through sites too
+                fresh.holding(fresh._encoded())(batch)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -57,6 +57,7 @@ def check(fit: Fit) -> None:
 class Trainer:
     """Minimises an objective over the training events and keeps the state that is best on validation.
 
+    A state of before a late defence has begun is no candidate, and no patience is spent on it.
     validate: judges the model as it is now, a value a name; the larger that of `monitor`, the better, or the smaller
     where `smaller` says so. Every epoch draws
     its randomness from (seed, epoch), so a run that is killed and resumed from `out/resume` ends where an undisturbed
@@ -86,6 +87,8 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        waits = max(each.waits for each in self.objective.modules() if isinstance(each, Objective))
+        self.begins = waits if waits < self.fit.epochs else 0  # epochs before a defence begins say nothing of it
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
         self.steps = 0  # of the last epoch
         check(self.fit)
@@ -215,8 +218,9 @@ class Trainer:
         optimizer.step()
 
     def _waited(self) -> int:
-        """Epochs since the best one."""
-        scores = [-row[self.monitor] if self.smaller else row[self.monitor] for row in self.history]
+        """Epochs since the best one, of those in which the defence was at work if there are any."""
+        rows = self.history[self.begins :] or self.history[-1:]
+        scores = [-row[self.monitor] if self.smaller else row[self.monitor] for row in rows]
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def _identity(self) -> str:

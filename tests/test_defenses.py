@@ -429,6 +429,15 @@ class TestAdversarialTraining:
         assert not torch.equal(one["user.weight"], two["user.weight"])
 
 
+@pytest.mark.parametrize("name", sorted(set(defenses) - {"none", "amr", "dp_sgd", "neftune", "rdrop"}))
+def test_what_else_is_learnt_at_the_point_of_a_step_keeps_its_gradient(name: str) -> None:
+    model, batch = build("lightgcn").train(), batch_of()
+    at = Shifted(model)
+    defended(name, model, epoch=9)(at, batch)
+    found = gradients(model, at(batch).scores.square().sum())
+    assert_gradients(found, gradients(model, Shifted(model)(batch).scores.square().sum()))
+
+
 class TestNesting:
     def test_awp_around_apr_climbs_the_whole_inner_objective(self, toy: Toy) -> None:
         """Reference: the inner objective computed by two separate terms, perturbed and differentiated by hand."""

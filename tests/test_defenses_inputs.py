@@ -305,6 +305,16 @@ class TestFreeLB:
         assert values == sorted(values)
         assert_gradients(gradients(model, found), total, rtol=1e-5, atol=1e-9)
 
+    def test_all_steps_have_the_same_dropout_masks(self) -> None:
+        model = build("neumf", dropout=0.5).train()
+        objective = defended("freelb", model, eps=1e-7, steps=4)
+        values: list[Tensor] = []
+        model.hidden.register_forward_hook(lambda *args: values.append(args[2].detach()))
+        objective(Shifted(model), batch_for(model))
+        assert len(values) >= 4
+        for each in values[1:]:
+            torch.testing.assert_close(each, values[0], rtol=1e-4, atol=1e-5)
+
     def test_a_random_start_is_a_share_of_the_radius_and_on_rows_that_are_read(self) -> None:
         model, batch = build("mf"), batch_of(size=4)
         objective, at = defended("freelb", model, eps=0.4, relative="no", start=0.5), Shifted(model)
@@ -405,6 +415,11 @@ class TestRAT:
         expected = plain(Shifted(model), two) + plain(Shifted(model, moved), two)
         start_batch(objective)
         torch.testing.assert_close(objective(Shifted(model), two), expected)
+
+    @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "stosa"])
+    def test_of_models_whose_batches_differ_in_shape_nothing_is_stale(self, name: str) -> None:
+        with pytest.raises(RrecError, match="stale=true: no two batches of this model have states of one shape"):
+            defended("rat", build(name), stale=True)
 
     def test_it_forgets_between_epochs_and_leaves_batches_of_another_shape_alone(self) -> None:
         model = learner("toy")

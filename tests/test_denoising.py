@@ -314,6 +314,7 @@ class TestSelfPurification:
         labels[0, 0] = 0
         expected = F.binary_cross_entropy_with_logits(model.get_parameter("table"), labels)
         torch.testing.assert_close(built(Shifted(model), batch), expected)
+        assert built.told() == {"purified/share": 1 / 4}
 
     def test_the_most_fragile_users_are_at_risk_with_all_their_events(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = build("mf")

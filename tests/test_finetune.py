@@ -247,6 +247,20 @@ class TestTask:
         share = start[chosen].numel() / sum(each.numel() for each in start.values())
         assert told["budget/tuned_share"] == pytest.approx(share)
 
+    def test_a_table_is_tuned_with_the_bias_that_stands_beside_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for each in ("start", "tuned"):
+            (tmp_path / each).mkdir()
+        words = (*SYNTHETIC, "model=deepcf_mlp", "model.dim=4", "model.hidden=[4]", "epochs=1", "top_k=[5]")
+        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "start")
+        start = tensors(tmp_path / "start")
+        measured = {label(name): float(label(name) == "user") for name, each in start.items() if each.ndim > 1}
+        monkeypatch.setattr(finetune, "criticality", lambda *_, **__: measured)
+        told = finetune.run(config(tmp_path / "start", "lr=0.1", "alphas=2"), tmp_path / "tuned")
+        tuned = start["user.weight"].numel() + start["user_bias"].numel()
+        assert told["budget/tuned_share"] == pytest.approx(tuned / sum(each.numel() for each in start.values()))
+
     @pytest.mark.parametrize("name", SMALL)
     def test_it_never_loses_to_the_start_on_validation(
         self, trained: dict[str, Path], tmp_path: Path, name: str

@@ -44,6 +44,20 @@ class TestValue:
         zeros = {name: torch.zeros_like(each) for name, each in shift_of(toy, "weight", "feature").items()}
         assert torch.equal(Shifted(toy, zeros)(batch).scores, Shifted(toy)(batch).scores)
 
+    @pytest.mark.parametrize("training", [True, False])
+    @pytest.mark.parametrize("shifted", [True, False])
+    def test_who_asks_first_without_a_gradient_takes_none_from_those_who_come_after(
+        self, toy: Toy, training: bool, shifted: bool
+    ) -> None:
+        toy.train(training)
+        delta = shift_of(toy, "weight") if shifted else {}
+        at, batch = Shifted(toy, delta), batch_of()
+        with torch.no_grad():
+            assert not at(batch).scores.requires_grad
+        expected = gradients(toy, Shifted(toy, delta)(batch).scores.square().sum())
+        for name, each in gradients(toy, at(batch).scores.square().sum()).items():
+            torch.testing.assert_close(each, expected[name])
+
     def test_shifts_add_up(self, toy: Toy) -> None:
         one, two = shift_of(toy, "weight"), shift_of(toy, "embedding", seed=1)
         both = Shifted(toy).shift(one).shift(two)

@@ -890,6 +890,11 @@ class TestStart:
 
 
 class TestDefended:
+    @pytest.mark.parametrize("defense", ["gce", "t_ce", "sam", "apr"])
+    def test_a_model_that_is_computed_has_none(self, tmp_path: Path, defense: str) -> None:
+        with pytest.raises(RrecError, match=f"defense={defense}: model=ease is computed, and a defence is a way of"):
+            run("train", tmp_path, *TRAINED, "model=ease", f"defense={defense}")
+
     def test_a_defence_recovers_a_part_of_what_an_attack_takes(self, runs: Runs, tmp_path: Path) -> None:
         """APR against embedding PGD, on data and seeds that are fixed."""
         out = tmp_path / "apr"

@@ -191,6 +191,20 @@ class TestSchedule:
             shorter = run(tmp_path, validate=scripted([0.0] * (best - 1) + [1.0]), monitor="score", epochs=best)
             assert same(state(built), state(shorter)), best
 
+    def test_a_late_defence_is_judged_from_where_it_begins(self, tmp_path: Path) -> None:
+        late = configured("defense", "vat_user", start=2)
+        values = [0.9, 0.8, 0.1, 0.3, 0.2, 0.2, 0.7]
+        built = run(tmp_path, defense=late, validate=scripted(values), monitor="score", patience=2, epochs=7)
+        assert [row["score"] for row in built.history] == values[:6]  # the first two spend no patience
+        shorter = run(tmp_path, defense=late, validate=scripted([0.0, 0.0, 0.1, 0.3]), monitor="score", epochs=4)
+        assert same(state(built), state(shorter))
+
+    def test_one_that_never_begins_is_judged_as_if_it_were_not_there(self, tmp_path: Path) -> None:
+        late = configured("defense", "vat_user", start=5)
+        built = run(tmp_path, defense=late, validate=scripted([0.1, 0.3, 0.2]), monitor="score", epochs=3)
+        shorter = run(tmp_path, validate=scripted([0.1, 0.3]), monitor="score", epochs=2)
+        assert same(state(built), state(shorter))
+
     def test_the_model_is_refreshed_at_its_best_state(self, tmp_path: Path) -> None:
         model = build("kgat")
         run(tmp_path, model=model, validate=scripted([1.0, 0.0, 0.0]), monitor="score", epochs=3)

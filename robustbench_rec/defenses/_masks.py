@@ -25,7 +25,13 @@ class Masks:
     def __call__(self, at: Shifted, batch: Batch) -> Output:
         if not self.drops:
             return at(batch)
+        self.again()
+        return replace(at)(batch)  # with an `encode()` of its own, which draws masks too
+
+    def again(self) -> None:
+        """What is scored next at a point that has encoded nothing yet has these masks."""
+        if not self.drops:
+            return
         torch.set_rng_state(self.state)
         if self.on_device is not None:
             torch.cuda.set_rng_state(self.on_device, self.device)
-        return replace(at)(batch)  # with an `encode()` of its own, which draws masks too

@@ -13,8 +13,9 @@ class APR(Rows):
     multi-step perturbations of Anelli et al. (MSAP, 2020). direction: gradient, or random for the control of the
     paper, Gaussian directions of the same norms.
 
-    The gradients of all samples of a batch that touch a row are summed before the row is normalised, rows outside the
-    batch stay as they are (with random, they move to no effect). Differences from the published code: no pretrained
+    The gradients of all samples of a batch that touch a row are summed before the row is normalised. Rows that the loss
+    of a batch does not reach stay as they are; on a graph it reaches those around the batch too. With random all rows
+    move, those to no effect. Differences from the published code: no pretrained
     start (train a run first and go on from it with `rrec finetune` for that), no clipping of the margin, mean loss, not
     sum. From that of MSAP: every step is projected on the same l2 ball that one step has, not on a box whose corners
     are √dim as far.

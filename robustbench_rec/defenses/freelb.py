@@ -7,6 +7,7 @@ from robustbench_rec.ascent import climb, zeros
 from robustbench_rec.batch import Batch
 from robustbench_rec.defenses import defenses
 from robustbench_rec.defenses._inputs import kept, read
+from robustbench_rec.defenses._masks import Masks
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import RecModel
 from robustbench_rec.norms import Ball
@@ -22,7 +23,7 @@ class FreeLB(Objective):
     where a model reads such, and never on padding; else on the rows of the embedding tables. eps: l2 radius of each
     row, of its own norm with relative=own, absolute with no; the paper's ball is around a whole sentence. start: size
     of the random start in radii, 0 to begin at θ itself, which makes the first pass a clean one. steps: passes, K.
-    step_size: in radii. Dropout masks are drawn anew for every pass.
+    step_size: in radii. All passes over a batch have the same dropout masks, as in the paper.
     """
 
     @dataclass
@@ -48,7 +49,7 @@ class FreeLB(Objective):
 
     @torch.enable_grad()
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
-        ball, base = self.noise.ball, self.noise.base(at, batch)
+        ball, base, masks = self.noise.ball, self.noise.base(at, batch), Masks(at, batch)
         radii = self.noise.radii(base)
         delta = self._start(at, batch, base, radii)
         weights = [each for each in (*at.model.parameters(), *at.delta.values()) if each.requires_grad]
@@ -56,6 +57,7 @@ class FreeLB(Objective):
         total = torch.zeros((), device=batch.users.device)
         for _ in range(self.config.steps):
             leaves = {name: each.detach().requires_grad_() for name, each in delta.items()}
+            masks.again()
             value = self.inner(at.shift(leaves), batch)
             found = torch.autograd.grad(value, [*leaves.values(), *weights], allow_unused=True)
             for place, each in enumerate(found[len(leaves) :]):

@@ -41,7 +41,7 @@ class RAT(Adversarial):
     with which probability each layer (a site of the activation surface) is perturbed, drawn every epoch. modules: of
     which layers, null for all. weight: λ. steps: of the ascent, each of 1/steps radii as in the released code. stale:
     the direction of a row is the gradient of the same row in the batch before, which is another sample; the first batch
-    of an epoch, and one of another shape, then goes unperturbed.
+    of an epoch, and one of another shape, then goes unperturbed. Of causal models every batch has another shape.
 
     Reconstructed from the released code of the laboratory (PDAF), where the gradient is always stale and shallow layers
     are chosen more often. There ε changes every 20 epochs; here it is one number. Where no layer is chosen both terms
@@ -66,6 +66,11 @@ class RAT(Adversarial):
             )
         if config.steps < 1 or (config.stale and config.steps > 1):
             raise RrecError(f"defense.steps={config.steps}, stale={config.stale}: at least one step, and one if stale")
+        if config.stale and model.causal and model.window:
+            raise RrecError(
+                "defense.stale=true: no two batches of this model have states of one shape, so the gradient of the one "
+                "before says nothing; use stale=false"
+            )
         names = surface(model, "activation", config.modules)
         ball = Ball(eps=config.eps, norm=config.norm, per="row", relative=config.relative)
         ascent = Ascent(surface="activation", ball=ball, steps=config.steps, step_size=1 / config.steps)

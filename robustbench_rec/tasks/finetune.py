@@ -171,7 +171,8 @@ class Rounds:
         names = {name: found[label(name)] for name in self.tunable if label(name) in chosen}
         owners = {name.rpartition(".")[0] for name in names} - {""}
         for name, each in self.model.named_parameters():  # a module is tuned with its bias
-            bias = each.ndim < 2 and name.rpartition(".")[0] in owners and name in self.trained
+            owner = name.removesuffix("_bias") if name.endswith("_bias") else name.rpartition(".")[0]
+            bias = each.ndim < 2 and owner in owners and name in self.trained
             each.requires_grad_(name in names or bias)
             if each.requires_grad:
                 self.tuned.add(name)

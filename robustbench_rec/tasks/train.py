@@ -186,6 +186,9 @@ def trainer_of(
     noise.delta(model, torch.Generator())  # refuses a model that has nothing for it
     if noise.level and not (noise.finished or model.trainable):
         raise RrecError(f"noise={noise.name}: model={cfg.model['name']} has no epochs to draw it in, it is computed")
+    if cfg.defense["name"] != "none" and not model.trainable:
+        told = f"model={cfg.model['name']} is computed, and a defence is a way of training; leave it out"
+        raise RrecError(f"defense={cfg.defense['name']}: {told}")
     inner = defended(cfg.defense, Plain(trained(name)), model)
     objective = wrap(inner, model, data).to(data.train.users.device)
     introduce(objective, model, data)
