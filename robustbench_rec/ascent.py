@@ -181,6 +181,11 @@ def chosen(wins: Tensor, delta: Delta, other: Delta) -> dict[str, Tensor]:
     return {name: torch.where(spread(wins, each), each, other[name]) for name, each in delta.items()}
 
 
+def higher(value: Tensor, best: Tensor) -> Tensor:
+    """Where a value is above the best so far; NaN, of a point that overflows, is below all."""
+    return (value > best) | (best.isnan() & ~value.isnan())
+
+
 def climb(at: Shifted, batch: Batch, objective: Scalar, delta: Delta) -> tuple[Tensor, dict[str, Tensor | None]]:
     """The objective at θ + δ, without a graph, and its gradient in δ by name; None where δ does not reach it."""
     leaves = {name: each.detach().requires_grad_() for name, each in delta.items()}
@@ -233,7 +238,7 @@ class Ascent(Perturbation):
             if best is None or best_value is None or value is None:
                 best, best_value = delta, value
             else:
-                best, best_value = chosen(value > best_value, delta, best), torch.maximum(value, best_value)
+                best, best_value = _better(best, best_value, delta, value)
         assert best is not None
         return at.shift(best), batch
 
@@ -329,4 +334,4 @@ def _better(
 ) -> tuple[dict[str, Tensor], Tensor]:
     if best is None or best_value is None:
         return delta, value
-    return chosen(value > best_value, delta, best), torch.maximum(value, best_value)
+    return chosen(higher(value, best_value), delta, best), torch.fmax(value, best_value)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Perturbation, chosen, spread, zeros
+from robustbench_rec.ascent import Perturbation, chosen, higher, spread, zeros
 from robustbench_rec.attack import HINGE
 from robustbench_rec.batch import Batch
 from robustbench_rec.norms import Ball
@@ -88,7 +88,8 @@ class Minimal(Perturbation):
         high = torch.where(found.norm.isinf(), torch.ones_like(high), high)
         delta = {name: spread(high, each) * each for name, each in found.delta.items()}
         if self.bounded:
-            delta = {name: self.ball.project(each, self.ball.radius(base[name])) for name, each in delta.items()}
+            radii = self.radii(base)
+            delta = {name: self.ball.project(each, radii[name]) for name, each in delta.items()}
         return at.shift(delta), batch
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:
@@ -124,10 +125,10 @@ class Search:
         """Keep δ where it is successful and smaller, or nearer; returns where it is successful."""
         reached, size = value >= 0, norm(delta, value)
         smaller = reached & (size < self.norm)
-        wins = smaller | (self.norm.isinf() & (value > self.nearest))
+        wins = smaller | (self.norm.isinf() & higher(value, self.nearest))
         self.delta = chosen(wins, delta, self.delta)
         self.norm = torch.where(smaller, size, self.norm)
-        self.nearest = torch.maximum(value, self.nearest)
+        self.nearest = torch.fmax(value, self.nearest)
         return reached
 
 

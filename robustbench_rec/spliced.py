@@ -18,15 +18,16 @@ class Remembered:
     """What a point said about batches of the whole catalogue, as long as there is room."""
 
     at: Shifted
-    scores: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # users stay, so that their id is no other's
+    scores: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # by users, who have one history each
 
     def __call__(self, batch: Batch) -> Tensor:
-        if id(batch.users) in self.scores:
-            return self.scores[id(batch.users)][1]
+        users = tuple(batch.users.tolist())
+        if users in self.scores:
+            return self.scores[users]
         with torch.no_grad():
             found = self.at(batch.question()).scores
-        if sum(each.numel() for _, each in self.scores.values()) + found.numel() <= CELLS:
-            self.scores[id(batch.users)] = batch.users, found
+        if sum(each.numel() for each in self.scores.values()) + found.numel() <= CELLS:
+            self.scores[users] = found
         return found
 
 
@@ -34,8 +35,8 @@ class Remembered:
 class Spliced(Shifted):
     """A point whose δ to another concerns the text of one item: its column is computed, the others are remembered.
 
-    Exact for users whose history the item is not in, who are all that a goal about the item counts. The model scores
-    a batch with items given None for `encoded`, as one that reads texts does (`RecModel.text_reader`).
+    Users who read the item in their history, and of whom something is asked all the same, are scored anew. The model
+    scores a batch with items given None for `encoded`, as one that reads texts does (`RecModel.text_reader`).
     """
 
     item: int
@@ -58,7 +59,20 @@ class Spliced(Shifted):
         column = torch.tensor([self.item], device=batch.users.device)
         asked = replace(batch.question(), items=column.repeat(len(batch), 1))
         others, own = self.others(batch), here.holding(None)(asked).scores
-        return Output(others.index_copy(1, column, own.to(others.dtype)))
+        found = others.index_copy(1, column, own.to(others.dtype))
+        readers = self._readers(batch)
+        if len(readers):
+            found = found.index_copy(0, readers, here(batch.rows(readers).question()).scores.to(found.dtype))
+        return Output(found)
+
+    def _readers(self, batch: Batch) -> Tensor:
+        """Rows that read the item, but for those of whom no aim counts."""
+        if batch.history is None:
+            return torch.zeros(0, dtype=torch.long, device=batch.users.device)
+        asked = (batch.history.items == self.item).any(1)
+        if batch.aims is not None and batch.mask is not None:
+            asked = asked & batch.mask.gather(1, batch.aims).any(1)
+        return asked.nonzero().squeeze(1)
 
     def shift(self, delta: Delta) -> "Spliced":
         return replace(self, delta=super().shift(delta).delta)

@@ -309,6 +309,28 @@ def aimed_at(users: int | Tensor, target: int) -> Batch:
     return Batch(index, None, torch.zeros(len(index), 0), aims=torch.full((len(index), 1), target))
 
 
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square", "simba"])
+def test_a_point_without_a_value_ends_no_search(name: str, classifier: Classifier) -> None:
+    """What was found before it is kept; a search that needs no gradient goes on."""
+    batch, _ = labelled(classifier)
+    blind = name in ("square", "simba")
+    few = {"queries": 40} if blind else {"steps": 12}
+    start = exact_softmax(Shifted(classifier)(batch), batch)
+    rise = {}
+    for lost in (0, 3, *([1] if blind else [])):
+        asked: list[Tensor] = []
+
+        def objective(at: Shifted, batch: Batch, lost: int = lost, asked: list[Tensor] = asked) -> Tensor:
+            asked.append(exact_softmax(at(batch), batch))
+            return asked[-1] * (float("nan") if len(asked) == lost else 1.0)
+
+        worse, _ = on_features(name, eps=0.3, **few)(Shifted(classifier), batch, objective)
+        rise[lost] = (exact_softmax(worse(batch), batch) - start).mean().item()
+    assert rise[3] > 0
+    if blind:
+        assert min(rise[1], rise[3]) > 0.6 * rise[0]
+
+
 class TestSquare:
     def test_it_uses_no_gradient_and_every_query_counts(self, classifier: Classifier) -> None:
         batch, _ = labelled(classifier)
@@ -451,6 +473,15 @@ class TestGoals:
         assert found.metrics["gap_ndcg@5"] == pytest.approx(sum(quality[2:]) / 3 - quality[1])
         with pytest.raises(RrecError, match="one of the two groups has nobody who is judged"):
             goal.weigh(loss("softmax"), torch.tensor([2, 9]))
+
+    def test_a_user_with_several_lists_counts_once_in_a_gap(self) -> None:
+        goal = goals.build({"name": "fairness", "k": 5, "attribute": "group", "value": "a"}, GROUPED)
+        users = torch.tensor([0, 0, 0, 3, 1, 2])  # 0 and 3 lose
+        losses = torch.tensor([1.0, 2.0, 3.0, 8.0, 1.0, 5.0])
+        climbed = goal.weigh(lambda output, batch: losses, users)
+        assert climbed(Output(losses), Batch.unlabelled(users)).mean().item() == pytest.approx(
+            (2 + 8) / 2 - (1 + 5) / 2
+        )
 
     def test_a_gap_needs_lists(self) -> None:
         data = replace(GROUPED, test=replace(GROUPED.test, values=(GROUPED.test.items % 2).float()))

@@ -171,14 +171,33 @@ class TestReader:
         model = model_of(variant)
         column, plain = Column.of(DATA, None, model), Shifted(model)
         assert column.name == "title"
-        known = (DATA.train.items[:, None] == 5) & (DATA.train.users[:, None] == USERS)
-        fresh = ~known.any(0)  # the others may read it in their histories
         spliced = Spliced.of(plain, 5)
         for title in ("sea", "winter winter song"):
             delta = column.delta(plain, [5], [title])
-            torch.testing.assert_close(scores(spliced.shift(delta))[fresh], scores(plain.shift(delta))[fresh])
+            torch.testing.assert_close(scores(spliced.shift(delta)), scores(plain.shift(delta)))
         with torch.autocast("cpu", torch.bfloat16):
             assert scores(spliced.shift(delta)).isfinite().all()
+
+    def test_who_reads_the_item_is_scored_anew_where_another_target_counts(self, variant: str) -> None:
+        model = model_of(variant)
+        column, plain = Column.of(DATA, None, model), Shifted(model)
+        counted = torch.ones(DATA.n_users, DATA.n_items, dtype=torch.bool)
+        counted[DATA.train.users, DATA.train.items] = False
+        batch = replace(question(model, USERS), aims=torch.tensor([[5, 9]]).repeat(DATA.n_users, 1), mask=counted)
+        delta = column.delta(plain, [5], ["winter winter song"])
+        with torch.no_grad():
+            exact, found = plain.shift(delta)(batch).scores, Spliced.of(plain, 5).shift(delta)(batch).scores
+        asked = counted[:, [5, 9]].any(1)
+        torch.testing.assert_close(found[asked], exact[asked])
+
+    def test_what_was_said_is_remembered_for_the_same_users(self, variant: str) -> None:
+        model = model_of(variant)
+        spliced = Spliced.of(Shifted(model), 5)
+        for _ in range(2):
+            for piece in (slice(0, 4), slice(4, DATA.n_users)):
+                with torch.no_grad():
+                    spliced(question(model, USERS).rows(piece))
+        assert len(spliced.others.scores) == 2
 
 
 @pytest.mark.skipif("llm_prompt" not in VARIANTS, reason="needs the extra `text`")

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Base, Budget, Perturbation, chosen, climb, spread, zeros
+from robustbench_rec.ascent import Base, Budget, Perturbation, chosen, climb, higher, spread, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -46,7 +46,7 @@ class APGD(Perturbation):
         best, value = self._run(at, batch, objective, base, zeros(base))
         for _ in range(self.restarts - 1):
             delta, other = self._run(at, batch, objective, base, self.inside(base, generator))
-            best, value = chosen(other > value, delta, best), torch.maximum(other, value)
+            best, value = chosen(higher(other, value), delta, best), torch.fmax(other, value)
         return at.shift(best), batch
 
     def _run(
@@ -75,9 +75,9 @@ class APGD(Perturbation):
             value, found = climb(at, batch, objective, delta)
             gradient = _known(found, base)
             helped += value > last
-            wins = value > best_value
+            wins = higher(value, best_value)
             best, best_gradient = chosen(wins, delta, best), chosen(wins, gradient, best_gradient)
-            best_value = torch.maximum(value, best_value)
+            best_value = torch.fmax(value, best_value)
             since += 1
             if since == gap:
                 halved = (helped <= HELPED * gap) | (~reduced & (last_best >= best_value))

@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import Perturbation, chosen, zeros
+from robustbench_rec.ascent import Perturbation, chosen, higher, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -74,7 +74,7 @@ class Flips(Perturbation):
         for _ in range(self.queries if self.edits else 0):
             moved = {name: self._proposed(base[name], each, generator) for name, each in best.items()}
             value = objective(at.shift(moved), batch)
-            best, best_value = chosen(value > best_value, moved, best), torch.maximum(value, best_value)
+            best, best_value = chosen(higher(value, best_value), moved, best), torch.fmax(value, best_value)
         return at.shift(best), batch
 
     def spent(self, at: Shifted, worse: Shifted, batch: Batch, changed: Batch, objective: Scalar) -> dict[str, Tensor]:

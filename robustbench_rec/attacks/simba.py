@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import SCORED, Base, Budget, Perturbation, chosen, spread, zeros
+from robustbench_rec.ascent import SCORED, Base, Budget, Perturbation, chosen, higher, spread, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -60,8 +60,8 @@ class SimBA(Perturbation):
                 for name, each in best.items()
             }
             value = objective(at.shift(moved), batch)
-            wins = value > best_value
-            best, best_value = chosen(wins, moved, best), torch.maximum(value, best_value)
+            wins = higher(value, best_value)
+            best, best_value = chosen(wins, moved, best), torch.fmax(value, best_value)
             fresh = wins | ~fresh  # a step down is tried where the step up was none
         return at.shift(best), batch
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_rec.ascent import SCORED, Budget, Perturbation, chosen, zeros
+from robustbench_rec.ascent import SCORED, Base, Budget, Perturbation, chosen, higher, zeros
 from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
@@ -54,26 +54,33 @@ class Square(Perturbation):
         best, best_value = zeros(base), objective(at, batch)
         for query in range(1 + self.queries):
             share = self.share * 0.5 ** sum(query > mark * self.queries / 10_000 for mark in HALVED) if query else 1.0
-            delta = self._proposed(best, radii, share, generator)
+            delta = self._proposed(best, base, radii, share, generator)
             value = objective(at.shift(delta), batch)
-            wins = value > best_value
-            best, best_value = chosen(wins, delta, best), torch.maximum(value, best_value)
+            best, best_value = chosen(higher(value, best_value), delta, best), torch.fmax(value, best_value)
         return at.shift(best), batch
 
-    def _proposed(self, best: Delta, radii: Delta, share: float, generator: torch.Generator) -> dict[str, Tensor]:
+    def _proposed(
+        self, best: Delta, base: Base, radii: Delta, share: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         found = {}
         for name, each in best.items():
             drawn = torch.rand(each.shape, generator=generator, device=generator.device).to(each.device)
-            block = self._block(drawn, share)
-            other = self._block(drawn.masked_fill(block, 2.0), share) & ~block
+            real = base.real.get(name)
+            block = self._block(drawn, share, real)
+            other = self._block(drawn.masked_fill(block, 2.0), share, real) & ~block
             new = self._new(each, radii[name], block, other, generator)
             found[name] = self.ball.project(new, radii[name])  # rounding may have left it
         return found
 
-    def _block(self, drawn: Tensor, share: float) -> Tensor:
-        """The ⌈share · d⌉ coordinates of each unit with the smallest of the drawn numbers."""
+    def _block(self, drawn: Tensor, share: float, real: Tensor | None) -> Tensor:
+        """The ⌈share · d⌉ coordinates of each unit with the smallest of the drawn numbers; d: those of real places."""
         dims = self.ball.dims(drawn)
         flat = drawn.flatten(dims[0] % drawn.ndim) if len(dims) < drawn.ndim else drawn.flatten()
+        if real is not None and len(dims) > 1:
+            there = real.expand(drawn.shape).reshape(flat.shape)
+            counts = (share * there.sum(-1, keepdim=True)).ceil().clamp_min(1)
+            place = flat.masked_fill(~there, 3.0).argsort(-1).argsort(-1)
+            return ((place < counts) & there).view(drawn.shape)
         count = max(1, -(-int(share * 1000 * flat.shape[-1]) // 1000))
         edge = flat.kthvalue(min(count, flat.shape[-1]), dim=-1, keepdim=True).values
         return (flat <= edge).view(drawn.shape)

@@ -49,10 +49,11 @@ class Fairness(Goal):
             self.words += f", {unknown_users} users of whom it is not known left out"
 
     def weigh(self, loss: Loss, users: Tensor) -> Loss:
-        losing, spared = (int(group[users].sum()) for group in (self.losing, self.spared))
+        lists = torch.bincount(users, minlength=len(self.losing))  # of each user, whose mean counts
+        losing, spared = (int((group & (lists > 0)).sum()) for group in (self.losing, self.spared))
         if not losing or not spared:
             raise RrecError(f"{self.words}: one of the two groups has nobody who is judged")
-        weights = len(users) * (self.losing / losing - self.spared / spared)
+        weights = len(users) * (self.losing / losing - self.spared / spared) / lists.clamp_min(1)
 
         def weighed(output: Output, batch: Batch) -> Tensor:
             return loss(output, batch) * weights[batch.users]
