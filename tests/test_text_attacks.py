@@ -179,15 +179,19 @@ class TestReader:
             assert scores(spliced.shift(delta)).isfinite().all()
 
     def test_who_reads_the_item_is_scored_anew_where_another_target_counts(self, variant: str) -> None:
-        model = model_of(variant)
+        model, item = model_of(variant), int(DATA.train.items[0])
         column, plain = Column.of(DATA, None, model), Shifted(model)
         counted = torch.ones(DATA.n_users, DATA.n_items, dtype=torch.bool)
         counted[DATA.train.users, DATA.train.items] = False
-        batch = replace(question(model, USERS), aims=torch.tensor([[5, 9]]).repeat(DATA.n_users, 1), mask=counted)
-        delta = column.delta(plain, [5], ["winter winter song"])
+        other = int(counted[DATA.train.users[0]].nonzero()[0])
+        batch = replace(
+            question(model, USERS), aims=torch.tensor([[item, other]]).repeat(DATA.n_users, 1), mask=counted
+        )
+        delta = column.delta(plain, [item], ["winter winter song"])
         with torch.no_grad():
-            exact, found = plain.shift(delta)(batch).scores, Spliced.of(plain, 5).shift(delta)(batch).scores
-        asked = counted[:, [5, 9]].any(1)
+            exact, found = plain.shift(delta)(batch).scores, Spliced.of(plain, item).shift(delta)(batch).scores
+        asked = counted[:, [item, other]].any(1)
+        assert (asked & ~counted[:, item]).any()
         torch.testing.assert_close(found[asked], exact[asked])
 
     def test_what_was_said_is_remembered_for_the_same_users(self, variant: str) -> None:
