@@ -24,7 +24,7 @@ from robustbench_rec.hardware import autocast
 from robustbench_rec.metrics.cost import Passes
 from robustbench_rec.model import RecModel
 from robustbench_rec.noise import Noise
-from robustbench_rec.objective import Objective, show, start_batch, start_epoch, told
+from robustbench_rec.objective import Objective, nested, show, start_batch, start_epoch, told
 from robustbench_rec.progress import Bar
 from robustbench_rec.sampling import Sampler, epoch_generator
 from robustbench_rec.savepoint import SAVE_EVERY, load_state, moments, save_state, under, with_moments
@@ -87,7 +87,7 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        waits = max(each.waits for each in self.objective.modules() if isinstance(each, Objective))
+        waits = max(each.waits for each in nested(self.objective))
         self.begins = waits if waits < self.fit.epochs else 0  # epochs before a defence begins say nothing of it
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
         self.steps = 0  # of the last epoch

@@ -215,6 +215,26 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def tuned_alone(
+    chosen: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Parameters of a small model, and what its fine-tuning in `tuned` says where one module is critical."""
+    for each in ("start", "tuned"):
+        (tmp_path / each).mkdir()
+    asked = compose("train", *SYNTHETIC, *words, "epochs=1", "top_k=[5]")
+    train.run(composing.typed(asked, "train"), tmp_path / "start")
+    start = tensors(tmp_path / "start")
+    names = [label(name) for name, each in start.items() if each.ndim > 1]
+    measured = {name: float(name == chosen) for name in sorted(names, key=lambda name: name != chosen)}
+    monkeypatch.setattr(finetune, "criticality", lambda *_, **__: measured)
+    return start, finetune.run(config(tmp_path / "start", "alphas=2", *overrides), tmp_path / "tuned")
+
+
+def share(start: dict[str, Tensor], *names: str) -> float:
+    """Of all parameters, those of the named tensors."""
+    return sum(start[each].numel() for each in names) / sum(each.numel() for each in start.values())
+
+
 class TestTask:
     @pytest.mark.parametrize("name", SMALL)
     def test_only_the_least_robust_module_changes(self, trained: dict[str, Path], tmp_path: Path, name: str) -> None:
@@ -231,35 +251,18 @@ class TestTask:
     def test_a_matrix_beside_the_chosen_one_in_its_layer_does_not_change(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for each in ("start", "tuned"):
-            (tmp_path / each).mkdir()
-        words = (*SYNTHETIC, "model=gru4rec", "model.dim=4", "model.hidden=4", "epochs=1", "top_k=[5]")
-        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "start")
-        start = tensors(tmp_path / "start")
-        chosen = "layers.0.recurrent"
-        measured = {chosen: 1.0} | {
-            label(name): 0.0 for name, each in start.items() if each.ndim > 1 and name != chosen
-        }
-        monkeypatch.setattr(finetune, "criticality", lambda *_, **__: measured)
-        told = finetune.run(config(tmp_path / "start", "lr=0.1", "tolerance=0.9", "alphas=2"), tmp_path / "tuned")
+        chosen, words = "layers.0.recurrent", ("model=gru4rec", "model.dim=4", "model.hidden=4")
+        start, told = tuned_alone(chosen, words, tmp_path, monkeypatch, "lr=0.1", "tolerance=0.9")
         after = tensors(tmp_path / "tuned")
         assert [name for name in start if not torch.equal(start[name], after[name])] in ([], [chosen])
-        share = start[chosen].numel() / sum(each.numel() for each in start.values())
-        assert told["budget/tuned_share"] == pytest.approx(share)
+        assert told["budget/tuned_share"] == pytest.approx(share(start, chosen))
 
     def test_a_table_is_tuned_with_the_bias_that_stands_beside_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for each in ("start", "tuned"):
-            (tmp_path / each).mkdir()
-        words = (*SYNTHETIC, "model=deepcf_mlp", "model.dim=4", "model.hidden=[4]", "epochs=1", "top_k=[5]")
-        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "start")
-        start = tensors(tmp_path / "start")
-        measured = {label(name): float(label(name) == "user") for name, each in start.items() if each.ndim > 1}
-        monkeypatch.setattr(finetune, "criticality", lambda *_, **__: measured)
-        told = finetune.run(config(tmp_path / "start", "lr=0.1", "alphas=2"), tmp_path / "tuned")
-        tuned = start["user.weight"].numel() + start["user_bias"].numel()
-        assert told["budget/tuned_share"] == pytest.approx(tuned / sum(each.numel() for each in start.values()))
+        words = ("model=deepcf_mlp", "model.dim=4", "model.hidden=[4]")
+        start, told = tuned_alone("user", words, tmp_path, monkeypatch, "lr=0.1")
+        assert told["budget/tuned_share"] == pytest.approx(share(start, "user.weight", "user_bias"))
 
     @pytest.mark.parametrize("name", SMALL)
     def test_it_never_loses_to_the_start_on_validation(
@@ -296,18 +299,10 @@ class TestTask:
     def test_a_module_whose_name_begins_like_the_chosen_one_does_not_change(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for each in ("start", "tuned"):
-            (tmp_path / each).mkdir()
         layers = "[" + ",".join("4" for _ in range(11)) + "]"  # sum.1 and sum.10
-        words = (*SYNTHETIC, "model=kgat", "model.dim=4", f"model.layers={layers}", "epochs=1", "top_k=[5]")
-        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "start")
-        start = tensors(tmp_path / "start")
-        measured = {label(name): float(label(name) == "sum.1") for name, each in start.items() if each.ndim > 1}
-        ordered = dict(sorted(measured.items(), key=lambda pair: -pair[1]))
-        monkeypatch.setattr(finetune, "criticality", lambda *_, **__: ordered)
-        told = finetune.run(config(tmp_path / "start", "epochs=1", "alphas=2"), tmp_path / "tuned")
-        share = sum(start[f"sum.1.{each}"].numel() for each in ("weight", "bias"))
-        assert told["budget/tuned_share"] == pytest.approx(share / sum(each.numel() for each in start.values()))
+        words = ("model=kgat", "model.dim=4", f"model.layers={layers}")
+        start, told = tuned_alone("sum.1", words, tmp_path, monkeypatch, "epochs=1")
+        assert told["budget/tuned_share"] == pytest.approx(share(start, "sum.1.weight", "sum.1.bias"))
 
     def test_a_frozen_body_stays_frozen(self, adapted: Path, tmp_path: Path) -> None:
         """The most critical modules of a model with adapters are those that its training left alone."""

@@ -28,7 +28,7 @@ from robustbench_rec.metrics.cost import parameters
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.noises import noises
-from robustbench_rec.objective import Objective, Plain, introduce
+from robustbench_rec.objective import Objective, Plain, introduce, nested
 from robustbench_rec.poison import Shilling
 from robustbench_rec.poisons import poisons
 from robustbench_rec.prepare import load
@@ -238,8 +238,8 @@ def check_rated(protocol: str, loss: str, negatives: int) -> None:
 
 def tell_late(defence: Objective, epochs: int) -> None:
     """Warn of what would begin after the last epoch only."""
-    for each in defence.modules():
-        if isinstance(each, Objective) and each.waits >= epochs:
+    for each in nested(defence):
+        if each.waits >= epochs:
             name = type(each).__module__.rpartition(".")[2]
             told = "defense=%s does nothing in its first epochs, %s of them, and epochs=%s: this trains without it"
             log.warning(told, name, each.waits, epochs)
