@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -25,6 +26,7 @@ from robustbench_rec.shifted import Shifted
 
 PARTS = ("valid", "test")
 CELLS = 2**25  # scores held at once: 128 MiB of float32
+SCORES = "scores"
 USERS = 1024  # at most at once: what attention over histories holds for each of them is megabytes
 
 Moved = Sequence[tuple[Shifted, Batch] | Tensor]
@@ -77,6 +79,18 @@ class Portion:
     users: Tensor
     items: Tensor | None
     context: Tensor | None
+
+
+class Keeper:
+    """What stands between an attack and what it asks; this one keeps nothing."""
+
+    def of(self, objective: Scalar) -> Scalar:
+        """The same objective, each answer of which may be kept."""
+        return objective
+
+    def once(self, question: Tensor, found: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What is found, or was before where the question was the same."""
+        return found()
 
 
 P = TypeVar("P", bound=Portion)
@@ -216,21 +230,22 @@ class Evaluator(ABC, Generic[P]):
         *,
         mark: Callable[[Batch], Batch] = lambda batch: batch,
         on_pass: Callable[[], object] = lambda: None,
-        kept: Callable[[Scalar], Scalar] = lambda objective: objective,
+        keeper: Keeper | None = None,
     ) -> tuple[Moved, dict[str, float]]:
         """Attack everyone in the part, climbing a loss on exactly the candidates that are judged.
 
         A perturbation that does not belong to the rows of a batch is one for all, found over the whole part; one that
         does (an activation, a history) is found for every row by itself, portion by portion. mark: adds to a labelled
-        batch what the attacker is about. on_pass: called at each of the `attack.passes` evaluations of the part.
-        kept: what stands between the attack and what it asks. Returns the attacked portions and the budget spent.
+        batch what the attacker is about. on_pass: called `passes` times at most. keeper: of what the attack is told,
+        or of what is found where every row is a portion. Returns the attacked portions and the budget spent.
         """
+        keeper = keeper or Keeper()
         with _judged(at.model):
             start, inputs = Shifted(at.model, at.delta, sparing=self.alone), list(self.inputs(at.model, part))
             first = mark(self.label(self.portions(part)[0], inputs[0]))
             scope = attack.scope(start, first)
             if scope == "all":
-                whole = kept(lambda at, _: streamed(at, map(mark, self.batches(at.model, part)), climbed))
+                whole = keeper.of(lambda at, _: streamed(at, map(mark, self.batches(at.model, part)), climbed))
 
                 def objective(at: Shifted, batch: Batch) -> Tensor:
                     on_pass()
@@ -246,26 +261,38 @@ class Evaluator(ABC, Generic[P]):
                 values = climbed(at(batch), batch)
                 return values if scope == "row" else values.mean()
 
-            answered = kept(own)
+            each_pass = 1 if self.alone else len(inputs)
+            answered = own if self.alone else keeper.of(own)
 
             def local(at: Shifted, batch: Batch) -> Tensor:
-                if next(calls) % len(inputs) == 0:
+                if next(calls) % each_pass == 0:
                     on_pass()
                 return answered(at, batch)
+
+            def alone(labelled: Batch) -> dict[str, Tensor]:
+                worse, changed = attack(start, labelled, local)
+                with torch.no_grad():
+                    scores = worse(changed.question()).scores.float()
+                return {SCORES: scores, **attack.spent(start, worse, labelled, changed, local)}
 
             moved: list[tuple[Shifted, Batch] | Tensor] = []
             spent: list[dict[str, Tensor]] = []
             for portion, batch in zip(self.portions(part), inputs, strict=True):
                 labelled = mark(self.label(portion, batch))
-                worse, changed = attack(start, labelled, local)
                 if self.alone:
-                    with torch.no_grad():
-                        moved.append(worse(changed.question()).scores.float())
-                else:
-                    moved.append((worse, changed.question()))
+                    found = keeper.once(labelled.users, partial(alone, labelled))
+                    moved.append(found[SCORES])
+                    spent.append({name: each for name, each in found.items() if name != SCORES})
+                    continue
+                worse, changed = attack(start, labelled, local)
+                moved.append((worse, changed.question()))
                 spent.append(attack.spent(start, worse, labelled, changed, local))
             joined = {name: torch.cat([each[name] for each in spent]) for name in spent[0]}
             return moved, attack.summary(joined)
+
+    def passes(self, attack: Attack, part: str) -> int:
+        """How often `attack` calls `on_pass`: at each evaluation of the part, or of each row that is a portion."""
+        return attack.passes * (len(self.portions(part)) if self.alone else 1)
 
     def history(self, users: Tensor, window: int, part: str) -> History | None:
         if not window:

@@ -12,12 +12,11 @@ from robustbench_rec.aims import aimed
 from robustbench_rec.attack import Member
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
-from robustbench_rec.evaluation.base import Evaluator, Moved, Result
+from robustbench_rec.evaluation.base import Evaluator, Keeper, Moved, Result
 from robustbench_rec.evaluation.ranking import Full, over_targets
 from robustbench_rec.goal import Goal
 from robustbench_rec.largest import largest
 from robustbench_rec.metrics.ranking import neutral
-from robustbench_rec.objective import Scalar
 from robustbench_rec.shifted import Shifted
 
 log = logging.getLogger(__name__)
@@ -67,20 +66,20 @@ def attacked(
     *,
     own_labels: bool = False,
     on_pass: Callable[[], object] = lambda: None,
-    kept: Callable[[Scalar], Scalar] = lambda objective: objective,
+    keeper: Keeper | None = None,
 ) -> tuple[Moved, dict[str, float]]:
     """What one member makes of the model, and its budget.
 
     own_labels: the attacker does not know the labels and takes for them what the clean model scores above 0. on_pass,
-    kept: see `Evaluator.attack`.
+    keeper: see `Evaluator.attack`.
     """
     if member.rival is None:
         climbed = judging.climbed(member.loss or loss, goal, part=part)
         mark = marking(at, goal, own_labels=own_labels)
-        return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass, kept=kept)
+        return judging.attack(at, member.attack, part, climbed, mark=mark, on_pass=on_pass, keeper=keeper)
     rivals = _rivals(judging, at, part, goal.k, member.rival, own_labels=own_labels)
     climbed = aimed("promote", k=goal.k)
-    return judging.attack(at, member.attack, part, climbed, mark=rivals, on_pass=on_pass, kept=kept)
+    return judging.attack(at, member.attack, part, climbed, mark=rivals, on_pass=on_pass, keeper=keeper)
 
 
 def marking(at: Shifted, goal: Goal, *, own_labels: bool) -> Callable[[Batch], Batch]:

@@ -82,7 +82,8 @@ def evade(cfg: Attack, out: Path) -> dict[str, float]:
     with Run(out, "attack", seeds=seeds, device=device, **notes), autocast(cfg.precision, device):
         clean = judged(judging, at, cfg.part, goal)
         trials = Trials(cfg, out, judging, at, goal, [loaded.digest], notes)
-        with Bar("attack", total=len(chosen), steps=max(each.attack.passes for each in chosen)) as bar:
+        steps = max(judging.passes(each.attack, cfg.part) for each in chosen)
+        with Bar("attack", total=len(chosen), steps=steps) as bar:
             found = trials.run(chosen, bar)
         left = [result for result, _ in found]
         after = worst(left, goal, judging.smaller)

@@ -118,7 +118,8 @@ class States:
     def run(self, sides: Sequence[Side]) -> list[Trace]:
         chosen = members(self.judging, self.suite, self.goal)
         total = len(chosen) * sum(len(side.epochs) + 1 for side in sides)
-        with Bar("attack", total=total, steps=max(each.attack.passes for each in chosen)) as bar:
+        steps = max(self.judging.passes(each.attack, self.cfg.part) for each in chosen)
+        with Bar("attack", total=total, steps=steps) as bar:
             return [self.trace(side, bar) for side in sides]
 
     def finish(self) -> None:

@@ -1,7 +1,7 @@
-"""What an attack was told so far, so that one that was killed need not ask again."""
+"""What an attack was told or found so far, so that one that was killed need not ask or search again."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -9,21 +9,24 @@ from torch import Tensor
 
 from robustbench_rec.batch import Batch
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation.base import Keeper
 from robustbench_rec.objective import Scalar, known
 from robustbench_rec.savepoint import SAVE_EVERY, load_state, save_state
 from robustbench_rec.shifted import Shifted
 
+QUESTION = "question"
 LIMIT = 2**32
 """Bytes that are written for one attack at most; what it is told after that, it asks again."""
 
 
-class Journal:
-    """The answers of an objective in their order, kept in files that begin with `path`; a new one every 5 s.
+class Journal(Keeper):
+    """What was told or found, in its order, kept in files that begin with `path`; a new one every 5 s.
 
     An attack is a function of what it is told: one that begins again and is told the same goes the same way, without
     the model, up to where it was killed. An answer is a value and its gradient in δ; where another gradient is wanted
-    the model answers. identity: of the attack and of all that it is about; answers to another one are removed, and so
-    are those after the first that does not belong to what is asked.
+    the model answers. Where every row is attacked by itself, what was found for a row is kept instead: gradients for
+    all of them would be gigabytes. identity: of the attack and of all that it is about; answers to another one are
+    removed, and so are those after the first that does not belong to what is asked.
     """
 
     def __init__(self, path: Path, identity: str, device: torch.device) -> None:
@@ -40,19 +43,22 @@ class Journal:
             moved = {name: each for name, each in at.delta.items() if climbing and each.requires_grad}
             if climbing and not moved:
                 return objective(at, batch)
-            question = _question(at, batch)
-            answer = next(self.told, None)
-            if answer is not None and not torch.equal(answer["question"], question):
-                self.latest.pop()
-                self._forget()
-                self.told, answer = iter(()), None
-            if answer is None:
-                answer = {"question": question, **_answered(objective(at, batch), moved)}
-                self._write(answer)
+            answer = self.once(_question(at, batch), lambda: _answered(objective(at, batch), moved))
             reached = {name: each for name, each in moved.items() if name in answer}
             return known(answer["value"], list(reached.values()), [answer[name] for name in reached])
 
         return asked
+
+    def once(self, question: Tensor, found: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        answer = next(self.told, None)
+        if answer is not None and not torch.equal(answer[QUESTION], question):
+            self.latest.pop()
+            self._forget()
+            self.told, answer = iter(()), None
+        if answer is None:
+            answer = {QUESTION: question, **found()}
+            self._write(answer)
+        return {name: each for name, each in answer.items() if name != QUESTION}
 
     def drop(self) -> None:
         """Remove what was written."""

@@ -79,7 +79,7 @@ class Trials:
 
     def _tried(self, path: Path, number: int, member: Member, bar: Bar) -> Trial:
         journal = Journal(path.with_suffix(".told"), self._identity(), self.judging.data.train.users.device)
-        passes = iter(bar.each(number, range(member.attack.passes)))
+        passes = iter(bar.each(number, range(self.judging.passes(member.attack, self.cfg.part))))
         moved, budget = attacked(
             self.judging,
             self.at,
@@ -89,7 +89,7 @@ class Trials:
             self.cfg.loss,
             own_labels=self.cfg.labels == "own",
             on_pass=lambda: next(passes, None),
-            kept=journal.of,
+            keeper=journal,
         )
         point = None if isinstance(moved[0], Tensor) else moved[0][0]
         if isinstance(point, Reworded):
