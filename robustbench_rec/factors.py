@@ -22,6 +22,11 @@ class Factorisation:
     alpha: float
     l2: float
 
+    @property
+    def sound(self) -> bool:
+        """Whether it can be fitted: dim at least 1, alpha not negative, l2 positive."""
+        return self.dim >= 1 and self.alpha >= 0 and self.l2 > 0
+
 
 Factors = tuple[Tensor, Tensor]
 

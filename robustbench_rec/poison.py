@@ -157,8 +157,7 @@ class Shilling(Poison):
         size = f"{view.n} fake users ({view.n / data.n_users:.1%})"
         goal = f"{self.shill.direction} {', '.join(data.item_ids[each] for each in aims.tolist())}"
         budget = f"{size}, {view.length} events each"
-        if self.shill.knowledge < 1:
-            budget += f"; sees the events of {view.data.n_users} users ({self.shill.knowledge:.1%})"
+        budget += f"; sees the events of {view.data.n_users} users ({self.shill.knowledge:.1%})"
         threat = replace(self.threat, budget=budget, goal=goal)
         about = {
             "config": self.settings,

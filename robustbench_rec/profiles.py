@@ -1,6 +1,6 @@
 """Fake users in the training data, and the files that keep them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
@@ -58,22 +58,40 @@ def inject(data: Data, profiles: Profiles) -> Data:
 
 def _check(data: Data, profiles: Profiles) -> None:
     """RrecError where a file that was made elsewhere says what cannot be."""
-    events = profiles.events
-    lengths = {len(each) for each in vars(events).values() if each is not None}
-    wrong = {
-        "columns of different lengths": len(lengths) != 1,
-        f"users that are not among 0 … {profiles.n - 1}": _outside(events.users, profiles.n),
-        f"items that are not among 0 … {data.n_items - 1}": _outside(events.items, data.n_items),
-        f"targets that are not among 0 … {data.n_items - 1}": _outside(profiles.targets, data.n_items),
-        "values that are no numbers": not bool(events.values.isfinite().all()),
-    }
-    for told, there in wrong.items():
+    for told, there in _faults(data, profiles):
         if there:
             raise RrecError(f"the fake users have {told}: they are not what rrec wrote")
 
 
-def _outside(index: Tensor, n: int) -> bool:
-    return bool(((index < 0) | (index >= n)).any())
+def _faults(data: Data, profiles: Profiles) -> Iterator[tuple[str, bool]]:
+    """What may be wrong with them, and whether it is; the later ones rely on the earlier ones."""
+    events, train, n = profiles.events, data.train, profiles.n
+    for name, each in (*vars(events).items(), ("targets", profiles.targets)):
+        if each is not None:
+            like = train.users if name == "targets" else getattr(train, name)
+            same = like is None or (each.dtype, each.shape[1:]) == (like.dtype, like.shape[1:])
+            yield f"{name} of another kind than those of dataset '{data.name}'", not same
+    yield "columns of different lengths", len({len(each) for each in vars(events).values() if each is not None}) != 1
+    yield f"users that are not among 0 … {n - 1}", _outside(events.users, 0, n - 1)
+    yield f"events of other than {n} users", len(events.users.unique()) != n
+    yield f"items that are not among 0 … {data.n_items - 1}", _outside(events.items, 0, data.n_items - 1)
+    yield "an item twice", len((events.users * data.n_items + events.items).unique()) != len(events)
+    yield "no targets", not len(profiles.targets)
+    yield f"targets that are not among 0 … {data.n_items - 1}", _outside(profiles.targets, 0, data.n_items - 1)
+    yield "values that are no numbers", not bool(events.values.isfinite().all())
+    low, high = train.values.min().item(), train.values.max().item()
+    yield f"values that are not within {low:g} … {high:g}", _outside(events.values, low, high)
+    if events.times is not None and train.times is not None:
+        first, last = int(train.times.min()), int(train.times.max())
+        yield f"times that are not within {first} … {last}", _outside(events.times, first, last)
+    if events.context is not None and train.context is not None:
+        sizes = torch.tensor(list(data.context_sizes.values()))
+        yield "context that the dataset does not have", bool(((events.context < 0) | (events.context >= sizes)).any())
+    yield "no words for what their attacker may do", not isinstance(profiles.about.get("threat"), dict)
+
+
+def _outside(values: Tensor, low: float, high: float) -> bool:
+    return bool(((values < low) | (values > high)).any())
 
 
 def save(out: Path, profiles: Profiles) -> None:
@@ -83,6 +101,7 @@ def save(out: Path, profiles: Profiles) -> None:
 
 def export(out: Path, profiles: Profiles, data: Data) -> None:
     """Write `poison.csv` into a run directory: user, original item id and, where the data has ratings, rating."""
+    import numpy as np
     import pandas as pd
 
     events = profiles.events
@@ -91,7 +110,7 @@ def export(out: Path, profiles: Profiles, data: Data) -> None:
         "item": [data.item_ids[each] for each in events.items.tolist()],
     }
     if "rating" in data.has:
-        columns["rating"] = [f"{each:g}" for each in events.values.tolist()]
+        columns["rating"] = [np.format_float_positional(each, trim="-") for each in events.values.numpy()]
     write_text(out / "poison.csv", pd.DataFrame(columns).to_csv(index=False))
 
 

@@ -286,6 +286,17 @@ class TestRadius:
             items.copy_(twins)
         assert torch.equal(certificate.certify(loaded(model, judge.data), judge, "test").above, apart)
 
+    @pytest.mark.parametrize("vectors", ["user", "item", "all"])
+    def test_no_more_is_certified_than_the_model_has_where_rounding_makes_items_level(self, vectors: str) -> None:
+        judge, model = judging(make_data(test=1), k=3), build("mf", make_data(test=1), dim=4)
+        with torch.no_grad():
+            items = model.get_parameter("item.weight")
+            drawn = torch.randn(items.shape, generator=torch.Generator().manual_seed(0))
+            items.copy_(1 + 1e-7 * drawn)
+        found = proof("radius", vectors=vectors, budgets=[0, 1e-4]).certify(loaded(model, judge.data), judge, "test")
+        for above in found.above:
+            assert_no_better(found.clean, guaranteed(judge, "test", above))
+
     def test_vectors_in_one_line_are_turned_by_all_three_steps(self) -> None:
         """p = q_t − q_k = e₁: the angles asin(r) and asin(2r) make a right one where r² + 4r² = 1."""
         judge, model = judging(make_data(test=1), k=1), build("mf", make_data(test=1), dim=2)
@@ -612,6 +623,12 @@ def test_a_fake_user_moves_as_many_votes_as_are_cast_in_an_election(name: str, v
 
 
 @pytest.mark.parametrize("name", ["partition", "pore"])
+def test_fake_users_whose_number_is_not_for_the_budget_to_say_are_refused(name: str) -> None:
+    with pytest.raises(RrecError, match="certify.poison=table: the budget says how many fake users"):
+        proof(name, budgets=[1], empirical=True, poison=configured("poison", "table"))
+
+
+@pytest.mark.parametrize("name", ["partition", "pore"])
 def test_a_poison_that_makes_no_fake_users_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = grouped()
     certificate = proof(name, budgets=[0, 1], empirical=True, poison=configured("poison", "none"))
@@ -626,7 +643,9 @@ class TestTask:
         metrics: dict[str, float] = verb.run(composing.typed(compose(name, *words), name), out)
         return metrics
 
-    def test_a_certificate_stands_beside_the_metrics(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_certificate_stands_beside_the_metrics(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         data = ["dataset=synthetic", "dataset.n_users=60", "dataset.n_items=40", "device=cpu", f"data_dir='{tmp_path}'"]
         self.run(train, "train", tmp_path / "run", *data, "model=mf", "epochs=1")
         words = [f"ckpt='{tmp_path / 'run'}'", "device=cpu", f"data_dir='{tmp_path}'", "top_k=[5]"]
@@ -644,6 +663,9 @@ class TestTask:
         assert json.loads((tmp_path / "eval" / "run.json").read_text())["certify"]["name"] == "radius"
         plain = self.run(evaluate, "eval", tmp_path / "plain", *words)
         assert not [name for name in plain if name.startswith("certified")]
+        monkeypatch.setattr("robustbench_rec.certificates.pore.PORE.elect", lambda *_: pytest.fail("an election"))
+        with pytest.raises(RrecError, match="no metric of auc can be certified"):
+            self.run(evaluate, "eval", tmp_path / "auc", *words, "certify=pore", "metrics=[auc]")
         with pytest.raises(RrecError, match="protocol=full"):
             self.run(
                 evaluate, "eval", tmp_path / "sampled", *words, "certify=radius", "protocol=sampled", "n_negatives=9"

@@ -167,6 +167,10 @@ class TestEveryDetector:
         one, two = find(name, FAKED).scores, find(name, moved).scores
         torch.testing.assert_close(two[order], one)
 
+    def test_who_likes_nothing_is_suspected_of_nothing(self, name: str) -> None:
+        train = Interactions(FAKED.train.users, FAKED.train.items, torch.zeros(len(FAKED.train)))
+        assert find(name, replace(FAKED, train=train)).scores.isfinite().all()
+
     def test_clicks_without_ratings_and_times_are_enough(self, name: str) -> None:
         train = Interactions(FAKED.train.users, FAKED.train.items, torch.ones(len(FAKED.train)))
         assert find(name, replace(FAKED, train=train)).scores.isfinite().all()
@@ -484,6 +488,14 @@ class TestRules:
         assert found.counts["near_duplicates"] == 2
         assert self.run([0, 0], [1, 1], [100, 161], [1.0] * 2, repeat=60).counts["near_duplicates"] == 0
 
+    def test_impossible_times_say_nothing_about_rates_and_duplicates(self) -> None:
+        for far in (4 * 10**15, 9 * 10**15, -(9 * 10**15)):
+            times = [1_700_000_000] * 3 + [far, far]
+            found = self.run([0, 5, 5, 1, 1], [0, 1, 2, 3, 3], times, [1.0] * 5, rate=1, repeat=60)
+            assert found.flagged.nonzero().flatten().tolist() == [5]
+            assert found.removed.tolist() == [False, True, True, True, True]
+            assert found.counts["near_duplicates"] == 0
+
     def test_who_is_faster_than_the_rate_in_any_minute_is_a_bot(self) -> None:
         users, times = [0] * 4 + [1] * 4, [30, 50, 70, 89, 100, 121, 140, 160]
         found = self.run(users, list(range(8)), times, [1.0] * 8, rate=3)
@@ -713,6 +725,17 @@ class TestGraph:
         found = find("rgcf", data, share=float(wrong.float().mean()))
         left = torch.isin(users * 40 + items, found.edges[0] * 40 + found.edges[1])
         assert (~left & wrong).sum() > 0.9 * wrong.sum()
+
+    def test_where_users_stand_does_not_say_which_of_many_alike_go(self) -> None:
+        """Every user has an item of its own, whose edge is like nothing: all these are level."""
+        users = torch.arange(60).repeat_interleave(2)
+        items = torch.stack([torch.arange(60) + 5, torch.arange(60) % 5], 1).flatten()
+        train = Interactions(users, items, torch.ones(120))
+        data = replace(GENUINE, train=train, item_ids=[f"i{each}" for each in range(65)], item_table=None)
+        edges = find("rgcf", data, share=0.25).edges
+        lost = 2 - torch.bincount(edges[0], minlength=60)
+        assert lost.sum() == 30
+        assert 5 < lost[:30].sum() < 25
 
     def test_models_on_a_graph_have_the_edges_and_learn_from_all_events(self) -> None:
         data, _ = cleaned(GENUINE, [step("rgcf", share=0.3)])

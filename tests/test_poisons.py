@@ -111,7 +111,7 @@ class TestEveryPoison:
         assert made.threat.knowledge in KNOWLEDGE
         words = made.profiles(BIG).about["threat"]
         assert words["surface"] == "training data"
-        assert words["budget"] == "6 fake users (10.0%), 10 events each"
+        assert words["budget"] == "6 fake users (10.0%), 10 events each; sees the events of 60 users (100.0%)"
 
     def test_times_lie_in_the_genuine_range_and_rise(self, name: str) -> None:
         made = maker(name).profiles(BIG)
@@ -840,6 +840,41 @@ class TestFiles:
         )
         assert len(fakes.train) == len(BIG.train) + len(again.events)
 
+    def test_a_table_keeps_every_digit_of_a_rating(self, tmp_path: Path) -> None:
+        values = torch.linspace(1, 1666671.625, len(BIG.train))
+        data = replace(BIG, train=replace(BIG.train, values=values))
+        made = maker("random", feedback="ratings").profiles(data)
+        profiles.export(tmp_path, made, data)
+        read = pd.read_csv(tmp_path / "poison.csv")["rating"].to_numpy("float32")
+        assert torch.equal(torch.tensor(read), made.events.values)
+
+    @pytest.mark.parametrize(
+        ("values", "given", "told"),
+        [
+            ([1.0], [5.0], None),
+            ([0.0, 1.0], [1.0], None),
+            ([0.0, 1.0], [0.0], None),
+            ([0.0, 1.0], [5.0], "user 'a' has rating 5; those of dataset 'tiny' are labels, 0 or 1"),
+            ([1.0, 5.0], [5.0], None),
+            ([1.0, 5.0], [5.5], "user 'a' has rating 5.5; those of dataset 'tiny' go from 1 to 5"),
+            ([1.0, 5.0], [0.5], "rating 0.5"),
+        ],
+    )
+    def test_ratings_of_a_table_are_such_as_the_data_has(
+        self, tmp_path: Path, values: list[float], given: list[float], told: str | None
+    ) -> None:
+        spread = torch.tensor(values)[torch.arange(len(BIG.train)) % len(values)]
+        data = replace(BIG, train=replace(BIG.train, values=spread))
+        (tmp_path / "p.csv").write_text("user,item,rating\n" + "".join(f"a,i1,{each}\n" for each in given))
+        poison = poisons.build({"name": "table", "path": str(tmp_path / "p.csv"), "items": ["i1"]})
+        if told is not None:
+            with pytest.raises(RrecError, match=told):
+                poison(data)
+            return
+        fakes = poison(data).fakes
+        assert fakes is not None
+        assert fakes.events.values.tolist() == (given if len(values) > 1 else [1.0])
+
     @pytest.mark.parametrize(
         ("text", "told"),
         [
@@ -983,6 +1018,8 @@ class TestVerbs:
             ({"items": 1000}, "items that are not among 0 … 49"),
             ({"targets": 50}, "targets that are not among 0 … 49"),
             ({"values": float("nan")}, "values that are no numbers"),
+            ({"values": 1e30}, "values that are not within 1 … 5"),
+            ({"times": -(10**6)}, "times that are not within"),
         ],
     )
     def test_a_file_of_fake_users_that_cannot_be_is_refused(self, changes: dict[str, Any], told: str) -> None:
@@ -995,6 +1032,48 @@ class TestVerbs:
         profiles.inject(BIG, made)
         with pytest.raises(RrecError, match=f"the fake users have {told}"):
             profiles.inject(BIG, wrong)
+
+    def test_a_file_of_another_make_is_refused(self) -> None:
+        made = maker("random").profiles(BIG)
+        events = made.events
+        context = torch.full((len(events), 1), 3)
+        placed = replace(BIG, train=replace(BIG.train, context=torch.ones(len(BIG.train), 1, dtype=torch.long)))
+        placed = replace(placed, context_sizes={"place": 3})
+        for data, wrong, told in (
+            (BIG, replace(made, events=replace(events, users=events.users.double())), "users of another kind"),
+            (BIG, replace(made, events=replace(events, items=events.items[:, None])), "items of another kind"),
+            (BIG, replace(made, events=replace(events, values=events.values[1:])), "columns of different lengths"),
+            (BIG, replace(made, events=replace(events, items=torch.zeros_like(events.items))), "an item twice"),
+            (BIG, replace(made, n=made.n + 1), "events of other than 7 users"),
+            (BIG, replace(made, targets=made.targets[:0]), "no targets"),
+            (BIG, replace(made, about={**made.about, "threat": "none"}), "no words for what their attacker may do"),
+            (placed, replace(made, events=replace(events, context=context)), "context that the dataset does not have"),
+        ):
+            with pytest.raises(RrecError, match=f"the fake users have {told}"):
+                profiles.inject(data, wrong)
+
+    @pytest.mark.parametrize(
+        ("name", "changes", "told"),
+        [
+            ("dlattack", {"surrogate_lr": -1.0}, "surrogate_lr=-1.0"),
+            ("dlattack", {"dim": 0}, "dim=0"),
+            ("dlattack", {"alpha": -5.0}, "alpha=-5.0"),
+            ("pga", {"alpha": -5.0}, "alpha=-5.0"),
+            ("rl", {"alpha": -5.0}, "alpha=-5.0"),
+        ],
+    )
+    def test_a_surrogate_that_cannot_be_fitted_is_refused(self, name: str, changes: dict[str, Any], told: str) -> None:
+        with pytest.raises(RrecError, match=told):
+            maker(name, **changes)
+
+    @pytest.mark.parametrize("steps", ["[rules]", "[none,rules]"])
+    def test_every_cleaning_that_is_named_is_done_before_the_training(
+        self, clean: Path, tmp_path: Path, steps: str
+    ) -> None:
+        found = run("attack", tmp_path / "a", f"ckpt='{clean}'", *JUDGED, *poison("random"), f"clean={steps}")
+        assert "cleaning/rules/events" in found
+        with pytest.raises(RrecError, match="clean=rules is for a training"):
+            run("attack", tmp_path / "b", f"ckpt='{clean}'", *JUDGED, f"clean={steps}")
 
     def test_a_poison_is_replayed_on_another_model(self, clean: Path, tmp_path: Path) -> None:
         run("attack", tmp_path / "a", f"ckpt='{clean}'", *JUDGED, *poison("bandwagon"))

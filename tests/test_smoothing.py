@@ -135,6 +135,12 @@ class TestSmoothing:
         curve = [each.metrics["hr@8"] for each in proven]
         assert curve == sorted(curve, reverse=True)
 
+    def test_more_changes_than_there_are_items_change_all(self) -> None:
+        data = grouped(n_users=20)
+        certificate = self.of(noise="flips", samples=4, votes=3, budgets=[data.n_items + 1], empirical=True)
+        left = certificate.attack(loaded(build("itemknn", data), data), judging(data), "test", certificate.budgets[0])
+        assert 0 <= left.metrics["hr@5"] <= 1
+
     def test_the_attack_on_the_users_vectors_does_harm(self) -> None:
         data = grouped(n_users=20)
         judge, built = judging(data, k=3), spread("mf", data)

@@ -53,6 +53,12 @@ def test_a_student_is_attacked_too(tmp_path: Path) -> None:
     assert "agreement/kendall" in student
 
 
+def test_lists_shorter_than_ten_are_attacked_whole(tmp_path: Path) -> None:
+    short = ("protocol=sampled", "n_negatives=6", "top_k=[5]", "split=leave_one_out")
+    found = run("train", tmp_path / "run", *FIT, *short, "model=mf", "model.dim=8", "attack=pgd", "eps=0.5")
+    assert found["attacked/ndcg@5"] < found["test/ndcg@5"]
+
+
 def test_an_attack_that_has_nothing_to_move_is_told_before_the_training(tmp_path: Path) -> None:
     with pytest.raises(RrecError, match="ease"):
         run("train", tmp_path / "run", *DATA, *JUDGED, "model=ease", "attack=pgd", "eps=0.1")

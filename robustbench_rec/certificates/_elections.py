@@ -46,6 +46,11 @@ class Elected(Certificate):
         self.made: dict[tuple[str, int], Data] = {}
         if config.votes < 1:
             raise RrecError(f"certify.votes={config.votes}: at least 1")
+        if self.attacked and "size" not in config.poison:
+            name = config.poison["name"]
+            raise RrecError(
+                f"certify.poison={name}: the budget says how many fake users there are, and {name} does not ask"
+            )
 
     @abstractmethod
     def elect(self, data: Data, judging: Full, part: str) -> Ballot:

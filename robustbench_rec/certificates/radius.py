@@ -35,7 +35,7 @@ class Radius(Certificate):
     ∠(p, d) + asin(r/‖p‖) + asin(2r/‖d‖) = π/2, which is gap/√(4‖p‖² + ‖d‖² + 4√(‖p‖²‖d‖² − gap²)). That an item leaves
     the first K needs the K-th smallest of them; for `item` that is exact, for the others a lower bound, exact for
     K = 1. Whoever has several relevant items is certified for the worst of each, though no one perturbation may do all
-    that. Computed in double precision from the vectors of the model.
+    that. Computed in double precision from the vectors of the model; what its own scores have level is not certified.
     """
 
     @dataclass
@@ -72,11 +72,11 @@ class Radius(Certificate):
         batches = judging.inputs(model, part)
         for portion, batch in zip(judging.portions(part), batches, strict=True):
             users, items = (each.double() for each in vectors(at, batch, loaded.data.n_items))
-            scores = users @ items.T  # [B, n_items]
+            scores, ranked = users @ items.T, at(batch).scores.float()  # [B, n_items]
             scores[portion.excluded] = float("-inf")
             relevant = torch.zeros_like(scores, dtype=torch.bool)
             relevant[portion.relevant] = True
-            for rows, own, distance in self._distances(users, items, scores, *portion.relevant):
+            for rows, own, distance in self._distances(users, items, scores, ranked, *portion.relevant):
                 distance[torch.arange(len(own)), own] = float("inf")
                 for k, kept in leaving.items():
                     kept.append(_smallest(distance, k))
@@ -85,7 +85,7 @@ class Radius(Certificate):
             if aims is not None:
                 open_ = scores[:, aims].isfinite() & ~relevant[:, aims]
                 rows, columns = open_.nonzero().unbind(1)
-                for _, own, distance in self._distances(users, items, -scores, rows, aims[columns]):
+                for _, own, distance in self._distances(users, items, -scores, -ranked, rows, aims[columns]):
                     # that t passes k is that k falls behind t: the K-th largest of the distances lets it enter
                     distance[distance.isinf()] = 0
                     distance[torch.arange(len(own)), own] = 0
@@ -129,11 +129,12 @@ class Radius(Certificate):
         )
 
     def _distances(
-        self, users: Tensor, items: Tensor, scores: Tensor, rows: Tensor, columns: Tensor
+        self, users: Tensor, items: Tensor, scores: Tensor, ranked: Tensor, rows: Tensor, columns: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For pairs `[P]`, in portions: rows, columns, and how far the vectors must move for each other item to pass.
 
-        `[p, n_items]`: 0 where it stands above already, ∞ where it is no candidate.
+        `[p, n_items]`: 0 where it stands above or level already, ∞ where it is no candidate. scores: in double
+        precision. ranked: those by which the lists are made, in which rounding may have put level what is not.
         """
         squares = items.square().sum(1)
         for part in torch.arange(len(rows), device=rows.device).split(max(1, CELLS // scores.shape[1])):
@@ -151,7 +152,8 @@ class Radius(Certificate):
                 # for vectors nearly in one line a difference of almost equal numbers: never too small
                 area = (size.square() * (between + ROUNDING * sums) - gap.square()).clamp_min(0).sqrt()
                 distance = gap / (4 * size.square() + between + 4 * area).sqrt()
-            distance = torch.where(gap > 0, distance, 0.0)
+            below = ranked[row, own][:, None] > ranked[row]
+            distance = torch.where((gap > 0) & below, distance, 0.0)
             yield row, own, distance.masked_fill(others.isinf(), float("inf"))
 
 

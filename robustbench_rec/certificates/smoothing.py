@@ -247,7 +247,7 @@ class Smoothing(Certificate):
         for change, old in (("delete", True), ("insert", False)):
             if count and c.changes in (change, "replace"):
                 keys = torch.rand(has.shape, generator=draw).to(has.device).masked_fill(has != old, -1)
-                best = keys.topk(count, 1)
+                best = keys.topk(min(count, n_items), 1)
                 has = has.scatter(1, best.indices, torch.where(best.values >= 0, not old, has.gather(1, best.indices)))
         for _ in range(c.samples):
             keys = torch.rand(has.shape, generator=draw).to(has.device)

@@ -23,7 +23,7 @@ def profiles(data: Data, users: Tensor, form: str) -> tuple[Tensor, Tensor]:
     if len(users) * max(data.n_items, len(users)) > CELLS:
         raise RrecError(
             f"{len(users)} users and {data.n_items} items are too many for a step that holds them as a matrix; "
-            "use clean=rules, fap with seeds, or degree_sad"
+            "use clean=rules, degree_sad, or fap with known=true"
         )
     row = torch.full((data.n_users,), -1).index_copy(0, users, torch.arange(len(users)))
     train = data.train.liked()  # a refusal is no click

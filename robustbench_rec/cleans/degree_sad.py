@@ -28,6 +28,8 @@ class DegreeSAD(Detector):
         counts = torch.bincount(owner, minlength=data.n_users)[users]
         ends = counts.cumsum(0)
         line, some = popularity[order], counts > 0
+        if not some.any():
+            return torch.zeros(len(users), dtype=torch.double)
         first, last, counts = (ends - counts)[some], ends[some] - 1, counts[some]
         mean = torch.zeros(data.n_users, dtype=torch.double).index_add(0, owner, popularity)[users[some]] / counts
         quartile = line[first + (0.75 * counts).ceil().long() - 1]

@@ -40,7 +40,8 @@ class RGCF(Clean):
     def find(self, data: Data, fake: Tensor | None) -> Finding:
         users, items = clicked(data)
         likeness = structural(users, items, data.n_users, data.n_items)
-        order = likeness.argsort(stable=True)
+        order = torch.randperm(len(users), generator=torch.Generator().manual_seed(0))
+        order = order[likeness[order].argsort(stable=True)]  # edges are sorted by user: ties must not tell them apart
         best = torch.full((data.n_users,), float("-inf"), dtype=likeness.dtype)
         best = best.scatter_reduce(0, users, likeness, "amax")
         order = order[likeness[order] < best[users[order]]]  # all but the best of each user

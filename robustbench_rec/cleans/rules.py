@@ -21,7 +21,8 @@ class Rules(Clean):
     rate: a user with more events in any 60 seconds is a bot. longest: so is one whose number of events lies above this
     quantile of all users. constant: so many ratings or more, all the same, make a constant rater. null leaves a rule
     out; those about times or ratings say nothing where the data has none. Impossible times are before 1970 or more than
-    a day ahead, as in `prepare`, which does not see fake users. Of bots and constant raters all events go.
+    a day ahead, as in `prepare`, which does not see fake users; the other rules about times pass them over. Of bots and
+    constant raters all events go.
     """
 
     @dataclass
@@ -49,15 +50,16 @@ class Rules(Clean):
         removed = torch.zeros(len(train), dtype=torch.bool)
         flagged, counts = torch.zeros(data.n_users, dtype=torch.bool), dict[str, int]()
         if train.times is not None:
-            impossible = (train.times < 1) | (train.times > int(time.time()) + DAY)
-            counts["impossible_times"] = int(impossible.sum())
-            removed |= impossible
+            removed = (train.times < 1) | (train.times > int(time.time()) + DAY)
+            counts["impossible_times"] = int(removed.sum())
+            timed = train.where(~removed)
+            assert timed.times is not None
             if c.repeat is not None:
-                again = _again(train.users * data.n_items + train.items, train.times, c.repeat)
+                again = _again(timed.users * data.n_items + timed.items, timed.times, c.repeat)
                 counts["near_duplicates"] = int(again.sum())
-                removed |= again
+                removed = removed.masked_scatter(~removed, again)
             if c.rate is not None:
-                fast = _busiest(train.users, train.times, data.n_users) > c.rate
+                fast = _busiest(timed.users, timed.times, data.n_users) > c.rate
                 counts["bots_by_rate"] = int(fast.sum())
                 flagged |= fast
         length = torch.bincount(train.users, minlength=data.n_users)

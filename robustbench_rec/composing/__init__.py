@@ -14,7 +14,7 @@ from robustbench_rec import config
 from robustbench_rec.composing.keys import unknown_key
 from robustbench_rec.errors import UsageError
 
-LARGEST_SEED = 2**63 - 1
+LARGEST_SEED = 2**32 - 1  # what scikit-learn takes
 """What generators of random numbers take."""
 
 

@@ -49,13 +49,14 @@ class Searching(Shilling):
     rates: ClassVar[tuple[Rate, Rate]] = ("highest", "item")
 
     def __init__(self, config: Search) -> None:
-        least = {"steps": 2, "sweeps": 1, "unroll": 1, "dim": 1}
-        low = [name for name, each in least.items() if getattr(config, name) < each]
-        if low or config.unroll > config.sweeps or config.lr <= 0 or not 0 <= config.momentum < 1 or config.l2 <= 0:
-            told = ", ".join(f"{name}={getattr(config, name)}" for name in (*least, "lr", "momentum", "l2"))
+        least = {"steps": 2, "sweeps": 1, "unroll": 1}
+        low = [name for name, each in least.items() if getattr(config, name) < each] or not config.sound
+        if low or config.unroll > config.sweeps or config.lr <= 0 or not 0 <= config.momentum < 1:
+            named = (*least, "lr", "momentum", "dim", "alpha", "l2")
+            told = ", ".join(f"{name}={getattr(config, name)}" for name in named)
             raise RrecError(
-                f"poison with {told}: steps >= 2, sweeps, unroll, dim >= 1, unroll <= sweeps, lr, l2 > 0 and momentum "
-                "in [0, 1) are needed"
+                f"poison with {told}: steps >= 2, sweeps, unroll, dim >= 1, unroll <= sweeps, lr, l2 > 0, alpha >= 0 "
+                "and momentum in [0, 1) are needed"
             )
         super().__init__(config)
         self.config = config

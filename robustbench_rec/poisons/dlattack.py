@@ -37,10 +37,13 @@ class DLAttack(Shilling):
     rates = ("highest", "item")
 
     def __init__(self, config: Config) -> None:
-        if config.steps < 1 or config.warm < 1 or config.k < 1 or not 0 < config.decay <= 1 or config.l2 <= 0:
+        counts = min(config.steps, config.warm, config.k) >= 1
+        if not (counts and 0 < config.decay <= 1 and config.surrogate_lr > 0 and config.weight >= 0 and config.sound):
+            named = ("steps", "warm", "k", "decay", "surrogate_lr", "weight", "dim", "alpha", "l2")
+            told = ", ".join(f"{name}={getattr(config, name)}" for name in named)
             raise RrecError(
-                f"poison=dlattack with steps={config.steps}, warm={config.warm}, k={config.k}, decay={config.decay}, "
-                f"l2={config.l2}: steps, warm, k >= 1, decay in (0, 1] and l2 > 0 are needed"
+                f"poison=dlattack with {told}: steps, warm, k, dim >= 1, decay in (0, 1], surrogate_lr, l2 > 0 and "
+                "weight, alpha >= 0 are needed"
             )
         super().__init__(config)
         self.config = config

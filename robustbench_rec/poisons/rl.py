@@ -38,11 +38,12 @@ class ClusterPolicy(Shilling):
     rates = ("highest", "item")
 
     def __init__(self, config: Config) -> None:
-        least = {"clusters": 2, "steps": 1, "draws": 2, "k": 1, "dim": 1}
-        if any(getattr(config, name) < each for name, each in least.items()) or config.lr <= 0 or config.l2 <= 0:
-            told = ", ".join(f"{name}={getattr(config, name)}" for name in (*least, "lr", "l2"))
+        least = {"clusters": 2, "steps": 1, "draws": 2, "k": 1}
+        low = any(getattr(config, name) < each for name, each in least.items())
+        if low or config.lr <= 0 or not config.sound:
+            told = ", ".join(f"{name}={getattr(config, name)}" for name in (*least, "lr", "dim", "alpha", "l2"))
             raise RrecError(
-                f"poison=rl with {told}: clusters, draws >= 2, steps, k, dim >= 1 and lr, l2 > 0 are needed"
+                f"poison=rl with {told}: clusters, draws >= 2, steps, k, dim >= 1, lr, l2 > 0 and alpha >= 0 are needed"
             )
         super().__init__(config)
         self.config = config

@@ -1,4 +1,5 @@
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
@@ -19,8 +20,9 @@ class Table(Poison):
     """The fake users of a table, made by whatever else: a row an event, in the order in which they happen.
 
     path: a CSV, TSV or Parquet file with the columns `user` (names, which mean nothing outside), `item` (original ids)
-    and, where the data has ratings, `rating`. items: the targets, original ids. Where the data has times, the events of
-    a fake user are spread evenly over them. RrecError for what the data cannot take, as an item that it does not have.
+    and, where the data has ratings, `rating`; else that column is not read. items: the targets, original ids. Where the
+    data has times, the events of a fake user are spread evenly over them. RrecError for what the data cannot take, as
+    an item that it does not have, or a rating beside its scale.
     """
 
     @dataclass
@@ -47,6 +49,7 @@ class Table(Poison):
             raise RrecError(f"poison=table: dataset '{data.name}' has context columns, which a table cannot tell")
         if "rating" not in frame and "rating" in data.has:
             raise RrecError(f"{self.path}: dataset '{data.name}' has ratings, so a column rating is needed")
+        frame = frame.assign(rating=_ratings(frame, data, self.path) if "rating" in data.has else 1.0)
         places = pd.Index(data.item_ids).get_indexer(pd.Index(frame["item"]))
         if (places < 0).any():
             raise RrecError(f"{self.path}: dataset '{data.name}' has no item '{frame['item'][places < 0].iloc[0]}'")
@@ -81,7 +84,6 @@ class Table(Poison):
 
 def _events(frame: pd.DataFrame, data: Data) -> Interactions:
     """frame: by fake user, each in order."""
-    values = frame["rating"].to_numpy("float32") if "rating" in frame else [1.0] * len(frame)
     times = None
     if data.train.times is not None:
         first, last = int(data.train.times.min()), int(data.train.times.max())
@@ -89,4 +91,16 @@ def _events(frame: pd.DataFrame, data: Data) -> Interactions:
         share = (frame.groupby("owner").cumcount() + 1) / (sizes + 1)
         times = torch.tensor((first + share * (last - first)).round().astype("int64").to_numpy())
     users, items = (torch.tensor(frame[name].to_numpy("int64")) for name in ("owner", "place"))
-    return Interactions(users, items, torch.as_tensor(values), times)
+    return Interactions(users, items, torch.tensor(frame["rating"].to_numpy("float32")), times)
+
+
+def _ratings(frame: pd.DataFrame, data: Data, path: Path) -> pd.Series:
+    """The ratings; RrecError for one that no genuine user could give."""
+    given, known = frame["rating"], torch.unique(data.train.values).tolist()
+    labels = set(known) <= {0.0, 1.0}
+    wrong = ~given.isin([0, 1]) if labels else ~given.between(known[0], known[-1])
+    if wrong.any():
+        scale = "are labels, 0 or 1" if labels else f"go from {known[0]:g} to {known[-1]:g}"
+        user, rating = frame[wrong][["user", "rating"]].iloc[0]
+        raise RrecError(f"{path}: user '{user}' has rating {rating:g}; those of dataset '{data.name}' {scale}")
+    return given

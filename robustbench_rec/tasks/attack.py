@@ -26,7 +26,7 @@ from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.frontier import frontier
 from robustbench_rec.tasks.retrain import retrain
 from robustbench_rec.tasks.struck import compared, threat_of
-from robustbench_rec.tasks.train import keep
+from robustbench_rec.tasks.train import cleaning, keep
 from robustbench_rec.tasks.trials import Trial, Trials, labelled
 from robustbench_rec.tasks.undefended import evaded, repaired, victim
 
@@ -54,8 +54,8 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
         if cfg.frontier is not None:
             raise RrecError("frontier and poison: a poison trains anew, no state is attacked; leave one of them out")
         return retrain(cfg, out)
-    if cfg.clean["name"] != "none":
-        raise RrecError(f"clean={cfg.clean['name']} is for a training: name a poison too, or use rrec train")
+    if steps := cleaning(cfg.clean):
+        raise RrecError(f"clean={steps[0].name} is for a training: name a poison too, or use rrec train")
     return evade(cfg, out) if cfg.frontier is None else frontier(cfg, out)
 
 

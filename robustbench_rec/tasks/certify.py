@@ -29,8 +29,9 @@ def certificate(cfg: Eval) -> Certificate | None:
 def certified(proof: Certificate, cfg: Eval, loaded: Loaded, judging: Evaluator[Any], out: Path) -> dict[str, float]:
     """Certified, empirical and clean quality over the budget: a table, `certified.csv`, `certified.png` and metrics."""
     assert isinstance(judging, Full)
+    names = certifiable(judging)
     found = proof.certify(loaded, judging, cfg.part)
-    names, clean = certifiable(judging), found.clean.metrics
+    clean = found.clean.metrics
     told = {f"certified/clean/{name}": clean[name] for name in names}
     lines: list[list[str | float]] = []
     for budget, above in zip(proof.budgets, found.above, strict=True):

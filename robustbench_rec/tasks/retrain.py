@@ -146,7 +146,7 @@ def _training(cfg: Attack, loaded: checkpoint.Loaded, key: str, path: str) -> Tr
             f"{key}={path} does not say how it was trained (only runs of rrec train and rrec distill do): "
             "train it again"
         )
-    clean = cfg.clean if cfg.clean["name"] != "none" else loaded.training.get("clean", cfg.clean)
+    clean = cfg.clean if cleaning(cfg.clean) else loaded.training.get("clean", cfg.clean)
     here = {each.name: getattr(cfg, each.name) for each in fields(Base) if each.name not in loaded.training}
     recipe = asdict(loaded.recipe)
     changed = {"model": loaded.config, "poison": cfg.poison, "clean": clean, "resume": None}

@@ -9,7 +9,7 @@ from robustbench_rec.attack import Member, Suite
 from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Train
 from robustbench_rec.data import Data
-from robustbench_rec.evaluation import Evaluator, Result, evaluator
+from robustbench_rec.evaluation import Evaluator, Ranking, Result, evaluator
 from robustbench_rec.evaluation.worst import attacked, judged, members, worst
 from robustbench_rec.goal import Goal
 from robustbench_rec.goals import goals
@@ -19,12 +19,14 @@ from robustbench_rec.progress import Bar
 from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.shifted import Shifted
 
+PLACES = 10
 PART = "test"
 """Where a model that was just trained is attacked."""
 
 
 class Strike:
-    """The attack that a training ends with: on quality, and on as many places as `rrec attack` looks at unasked.
+    """The attack that a training ends with: on quality, and on as many places as `rrec attack` looks at unasked,
+    fewer where the lists are shorter.
 
     RrecError where the model has nothing for it to move, which shows before the training.
     """
@@ -34,7 +36,8 @@ class Strike:
         self.suite = attacks.build(cfg.attack or {})
         self.judging = evaluator(data, cfg, alone=self.suite.alone)
         self.judging.portions(PART)
-        self.goal = goals.build({"name": "untargeted", "k": 10}, data)
+        places = min(PLACES, self.judging.n_candidates - 1) if isinstance(self.judging, Ranking) else PLACES
+        self.goal = goals.build({"name": "untargeted", "k": places}, data)
         for each in members(self.judging, self.suite.prepared(model, data), self.goal):
             if each.rival is None:
                 self.judging.climbed(each.loss, self.goal, part=PART)
