@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from importlib.util import find_spec
+from inspect import BoundArguments, signature
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +40,14 @@ AFTER_PADDING = frozenset(
     | {"xlm-roberta", "xlm-roberta-xl", "xmod"}
 )
 """Kinds of models that count positions from behind that of padding, so that they have fewer than they say."""
+BY_ROW = frozenset(
+    {"alibi", "attention_mask", "band_mask", "blocked_encoder_mask", "from_mask", "is_index_global_attn"}
+    | {"is_index_masked", "lang_ids", "mamba_attention_mask", "per_layer_input", "position_bias"}
+    | {"position_embeddings", "position_ids", "relative_pos", "to_mask"}
+)
+"""What blocks read beside the states that has a row for each text, or one for all of them."""
+SHARED = frozenset({"cache_position", "rel_embeddings"})
+"""What blocks read that is for all texts, whatever its size."""
 TOKENS = 2**12
 """Tokens that go through a block at once."""
 log = logging.getLogger(__name__)
@@ -175,14 +184,43 @@ class Block(nn.Module):
         if rows <= size:
             found = self.layer(hidden, *args, **kwargs)
             return self.site(found) if isinstance(found, Tensor) else (self.site(found[0]), *found[1:])
-        pieces, bare = [], True
+        call, pieces, bare = signature(self.layer.forward).bind(hidden, *args, **kwargs), [], True
         for start in range(0, rows, size):
-            part, more, named = _rows((hidden, args, kwargs), rows, slice(start, start + size))
-            found = recomputed(self.layer, part, *more, **named)
+            part = self._part(call, rows, slice(start, start + size))
+            found = recomputed(self.layer, *part.args, **part.kwargs)
             bare = isinstance(found, Tensor)
-            pieces.append(found if bare else found[0])
-        state = self.site(torch.cat(pieces))
-        return state if bare else (state,)
+            pieces.append((found,) if bare else found)
+        state, *more = (None if each[0] is None else torch.cat(each) for each in zip(*pieces, strict=True))
+        return self.site(state) if bare else (self.site(state), *more)
+
+    def _part(self, call: BoundArguments, count: int, part: slice) -> BoundArguments:
+        """A call of the layer with some of its `count` texts alone; RrecError where it is not known what these read."""
+        states, *_ = call.arguments
+
+        def cut(name: str, value: Any) -> Any:
+            if isinstance(value, dict):
+                return {key: cut(key, each) for key, each in value.items()}
+            if isinstance(value, (tuple, list)):
+                return type(value)(cut(name, each) for each in value)
+            if value is None or isinstance(value, (bool, int, float, str)):
+                return value
+            told = type(value).__name__
+            if isinstance(value, Tensor):
+                told = str(list(value.shape))
+                of_heads = name == "position_bias" and value.ndim == 3  # MPT
+                if name in SHARED or of_heads or value.ndim == 0 or len(value) == 1:
+                    return value
+                if len(value) == count and (name in BY_ROW or (name == states and value.ndim == 3)):
+                    return value[part]
+                if name == "alibi" and not len(value) % count:  # Bloom: texts and heads as one
+                    return value.unflatten(0, (count, -1))[part].flatten(0, 1)
+            raise RrecError(
+                f"model.encoder: a {type(self.layer).__name__} reads '{name}' ({told}) of {count} texts; what of it "
+                "belongs to which text is not known, take an encoder of another kind"
+            )
+
+        found = {name: cut(name, each) for name, each in call.arguments.items()}
+        return BoundArguments(call.signature, found)
 
 
 class Backbone(nn.Module):
@@ -204,12 +242,13 @@ class Backbone(nn.Module):
         return self
 
 
-def hold(model: nn.Module, name: str) -> None:
+def hold(model: Any, name: str) -> None:
     """Freeze a pretrained transformer and give its blocks sites: nothing in it but adapters is ever trained.
 
     Its own weights become buffers, which no optimiser and no checkpoint has; rows of its word embeddings still are an
     embedding surface.
     """
+    model.config.use_cache = False  # of keys and values: what one piece of texts leaves there is not for the next
     freeze(model)
     stacks = _stacks(model)
     if not stacks:
@@ -375,14 +414,3 @@ def _stacks(model: nn.Module) -> list[nn.ModuleList]:
         if isinstance(each, nn.ModuleList) and not inside and len(each) and all(_projections(one) for one in each):
             found[name] = each
     return list(found.values())
-
-
-def _rows(tree: Any, count: int, part: slice) -> Any:
-    """The same with only some rows of every tensor that has `count` of them."""
-    if isinstance(tree, Tensor):
-        return tree[part] if tree.ndim > 1 and len(tree) == count else tree
-    if isinstance(tree, (tuple, list)):
-        return type(tree)(_rows(each, count, part) for each in tree)
-    if isinstance(tree, dict):
-        return {name: _rows(each, count, part) for name, each in tree.items()}
-    return tree

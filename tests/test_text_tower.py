@@ -19,8 +19,8 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models import text_tower
 from robustbench_rec.models.text_tower import TextTower
 from robustbench_rec.objective import Plain
-from robustbench_rec.pretrained import Backbone, Pretrained, kept, texts
-from robustbench_rec.shifted import Shifted, surface
+from robustbench_rec.pretrained import Backbone, Block, Pretrained, kept, texts
+from robustbench_rec.shifted import Shifted, embedded, surface
 
 pytestmark = pytest.mark.skipif(not buildable("text_tower"), reason="needs the extra `text`")
 
@@ -67,6 +67,38 @@ def ours(lines: list[str], folder: str) -> Tensor:
             states = model(**tokenizer(line, return_tensors="pt")).last_hidden_state[0].mean(0)
             found.append(states / states.norm())
     return torch.stack(found)
+
+
+def saved(folder: Path, model: Any) -> str:
+    """A model with a tokenizer that has neither padding nor tokens of its own."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained("causal"))
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def laid_out(kind: str) -> nn.Module:
+    """A small model of four heads, or four relative positions, whose blocks read more than states and a mask."""
+    import transformers as hub
+
+    deberta = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    deberta |= {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "vocab_size": 64, "initializer_range": 0.3}
+    alibi = {"num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True, "new_decoder_architecture": False}
+    models = {
+        "bloom": lambda: hub.BloomModel(hub.BloomConfig(hidden_size=16, n_layer=2, n_head=4, vocab_size=64)),
+        "deberta": lambda: hub.DebertaModel(hub.DebertaConfig(max_relative_positions=2, **deberta)),
+        "deberta_v2": lambda: hub.DebertaV2Model(hub.DebertaV2Config(position_buckets=2, **deberta)),
+        "falcon": lambda: hub.FalconModel(hub.FalconConfig(hidden_size=16, multi_query=False, vocab_size=64, **alibi)),
+        "mpt": lambda: hub.MptModel(hub.MptConfig(d_model=16, n_layers=2, n_heads=4, max_seq_len=16, vocab_size=64)),
+        "xmod": lambda: hub.XmodModel(
+            hub.XmodConfig(languages=["en_XX"], default_language="en_XX", **{**deberta, "num_attention_heads": 4})
+        ),
+    }
+    found: nn.Module = models[kind]().eval()
+    return found
 
 
 class TestTexts:
@@ -116,6 +148,50 @@ class TestEncoder:
         torch.testing.assert_close(one, two)
         for name, each in whole.items():
             torch.testing.assert_close(each, pieces[name], rtol=1e-3, atol=1e-6)
+
+    def test_a_decoder_in_pieces_says_at_a_zero_shift_what_it_says_without(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import transformers
+
+        shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "initializer_range": 0.3}
+        folder = saved(tmp_path, transformers.GPT2Model(transformers.GPT2Config(**shape, vocab_size=64)))
+        model = model_of(encoder=folder, lora=ADAPTED)
+        for tokens in (2**12, 40):
+            monkeypatch.setattr(library, "TOKENS", tokens)
+            zero = {name: torch.zeros(1) for name in embedded(model)}
+            with torch.no_grad():
+                found = Shifted(model.eval(), zero)(question(model, USERS)).scores
+            torch.testing.assert_close(found, scores(model))
+
+    @pytest.mark.parametrize("kind", ["bloom", "deberta", "deberta_v2", "falcon", "mpt", "xmod"])
+    def test_pieces_of_texts_take_with_them_what_is_theirs_alone(
+        self, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        backbone = Backbone(laid_out(kind), kind).eval()
+        lengths = torch.tensor([8, 3, 5, 8])  # as many texts as the model has heads, or relative positions
+        ids, real = torch.randint(4, 60, (4, 8)), torch.arange(8) < lengths[:, None]
+        found = []
+        for tokens in (2**12, 16, 24):
+            monkeypatch.setattr(library, "TOKENS", tokens)
+            with torch.no_grad():
+                found.append(backbone(ids, real)[real])
+        for each in found[1:]:
+            torch.testing.assert_close(each, found[0])
+
+    def test_what_a_block_reads_of_texts_in_an_unknown_way_is_refused_in_pieces(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Odd(nn.Module):
+            def forward(self, states: Tensor, weather: Tensor) -> Tensor:
+                return states + weather
+
+        block, states, weather = Block(Odd(), entry=False), torch.zeros(4, 2, 3), torch.randn(4, 1, 1)
+        assert torch.equal(block(states, weather), weather.expand(4, 2, 3))
+        monkeypatch.setattr(library, "TOKENS", 4)
+        assert torch.equal(block(states, weather[:1]), weather[:1].expand(4, 2, 3))
+        with pytest.raises(RrecError, match=r"a Odd reads 'weather' \(\[4, 1, 1\]\) of 4 texts; .* of another kind"):
+            block(states, weather)
 
     def test_training_encodes_the_items_of_the_batch_alone_and_scores_them_as_evaluation_does(self) -> None:
         for variant in VARIANTS:
@@ -318,23 +394,13 @@ class TestModel:
         with pytest.raises(RrecError, match=message):
             model_of(**changes)
 
-    def saved(self, folder: Path, model: Any) -> str:
-        """A model with a tokenizer that has neither padding nor tokens of its own."""
-        import transformers
-
-        tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained("causal"))
-        tokenizer.pad_token = None
-        tokenizer.save_pretrained(folder)
-        model.save_pretrained(folder)
-        return str(folder)
-
     @pytest.mark.parametrize("lora", [{**ADAPTED, "rank": 0}, ADAPTED], ids=["frozen", "lora"])
     def test_a_tokenizer_may_have_no_padding_and_texts_no_token(self, tmp_path: Path, lora: dict[str, Any]) -> None:
         import transformers
 
         shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
         model = transformers.LlamaModel(transformers.LlamaConfig(**shape, vocab_size=64))
-        folder = self.saved(tmp_path, model)
+        folder = saved(tmp_path, model)
         assert DATA.item_table is not None
         titles = ["", *DATA.item_table["title"][1:]]
         for told in (DATA.item_table["title"].tolist(), titles, [""] * DATA.n_items):
@@ -346,7 +412,7 @@ class TestModel:
         import transformers
 
         shape = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "vocab_size": 64}
-        folder = self.saved(tmp_path, transformers.T5Model(transformers.T5Config(**shape)))
+        folder = saved(tmp_path, transformers.T5Model(transformers.T5Config(**shape)))
         with pytest.raises(RrecError, match="has a decoder beside its encoder"):
             model_of(encoder=folder)
 
@@ -355,7 +421,7 @@ class TestModel:
 
         shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4}
         config = transformers.RobertaConfig(**shape, vocab_size=64, max_position_embeddings=12, pad_token_id=1)
-        folder = self.saved(tmp_path, transformers.RobertaModel(config))
+        folder = saved(tmp_path, transformers.RobertaModel(config))
         with pytest.raises(RrecError, match="11 tokens, .* reads 10 at most"):
             model_of(encoder=folder, max_tokens=11)
         assert scores(model_of(encoder=folder, max_tokens=10)).isfinite().all()

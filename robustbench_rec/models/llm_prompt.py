@@ -120,7 +120,6 @@ class LLMPrompt(RecModel):
     def _reader(self, config: Config, pretrained: Pretrained, tokenizer: Any) -> "_Asked | _Classified":
         settings, device = pretrained.settings(), self.titles.device
         kind = next(iter(settings.architectures or ()), "of an unknown kind")
-        settings.use_cache = False
         if kind.endswith(CLASSIFIER):
             if settings.num_labels not in (1, 2):
                 raise RrecError(f"model.encoder={config.encoder} has {settings.num_labels} labels; 1, or 2 (no, yes)")
