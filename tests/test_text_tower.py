@@ -358,6 +358,19 @@ class TestModel:
         assert loss("softmax")(Shifted(model)(batch), batch).isfinite().all()
         assert scores(model).isfinite().all()
 
+    def test_a_target_that_noise_put_into_an_epoch_is_a_candidate_of_its_own_row(self) -> None:
+        train = replace(DATA.train, items=DATA.train.items.clamp_max(14))
+        for variant in VARIANTS:
+            model = build("text_tower", replace(DATA, train=train), **{**SMALL, **variant})
+            batch = batch_for(model, replace(DATA, train=train))
+            assert batch.targets is not None
+            batch = replace(batch, targets=batch.targets.where(torch.arange(len(batch)) > 0, 15))
+            found = Shifted(model)(batch)
+            assert found.scores[:, 15].isfinite().tolist() == [True, *[False] * (len(batch) - 1)]
+            value = Plain(loss("softmax"))(Shifted(model), batch)
+            assert value.isfinite()
+            assert all(each.isfinite().all() for each in gradients(model, value).values())
+
     def test_a_checkpoint_of_another_encoder_is_refused(self, tmp_path: Path) -> None:
         folder = pretrained("encoder")
         assert folder is not None

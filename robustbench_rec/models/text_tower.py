@@ -56,11 +56,12 @@ class TextTower(RecModel):
 
     An item is its text and nothing else, so one that training never saw can be ranked; with user=history, so can a
     user. Where training compares with the whole catalogue, items without a training event are left out, or their texts
-    would be learnt as those of items that nobody wants. Without adapters the texts are encoded once, are kept in the
-    data directory, and are the feature surface. With LoRA or bottlenecks the encoder runs in the graph, over the texts
-    that a batch names or, in evaluation, over all of them; its word embeddings are then part of the embedding surface.
-    The backbone is never changed and never stored. [R] Put together from these papers' ideas; none of them has this
-    very model. Vectors are centred and scaled by what the frozen encoder says of the catalogue.
+    would be learnt as those of items that nobody wants; not where one is itself the target. Without adapters the texts
+    are encoded once, are kept in the data directory, and are the feature surface. With LoRA or bottlenecks the encoder
+    runs in the graph, over the texts that a batch names or, in evaluation, over all of them; its word embeddings are
+    then part of the embedding surface. The backbone is never changed and never stored. [R] Put together from these
+    papers' ideas; none of them has this very model. Vectors are centred and scaled by what the frozen encoder says of
+    the catalogue.
     """
 
     @dataclass
@@ -141,8 +142,10 @@ class TextTower(RecModel):
         users = self._users(batch, table, named)  # [B, D]
         if batch.items is None:
             scores = self.meeting(users, None, table, None)  # [B, n_items]
-            learning = batch.targets is not None
-            return Output(scores.masked_fill(self.unseen, -torch.inf) if learning else scores, {"user": users})
+            if batch.targets is not None:
+                own = batch.targets[:, None]  # noise that is drawn in each epoch may have put it in
+                scores = scores.masked_fill(self.unseen, -torch.inf).scatter(1, own, scores.gather(1, own))
+            return Output(scores, {"user": users})
         return Output(self.meeting(users, None, table, _places(batch.items, named)), {"user": users})
 
     def user_states(self, batch: Batch, encoded: Tensor | None) -> Tensor:
