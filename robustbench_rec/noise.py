@@ -35,6 +35,8 @@ class Noise(ABC):
     """The highest level."""
     finished: ClassVar[bool] = True
     """Whether a model that is trained can be judged with it; else it is there for what an epoch shows alone."""
+    of_test: ClassVar[bool] = False
+    """Whether it is about what the test part asks, so that a model judged on another part says nothing of it."""
 
     def __init__(self, config: Level) -> None:
         if not 0 <= config.level <= self.most:

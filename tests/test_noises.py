@@ -777,6 +777,17 @@ class TestRecipe:
         data_task.info(composing.typed(compose("data", *SYNTHETIC, "noise=sparsify", "noise.level=0.5"), "data"))
         assert load(RECIPE, None).fingerprint not in capsys.readouterr().out
 
+    @pytest.mark.parametrize("name", [name for name, what in TOUCHED.items() if "test" in what])
+    def test_noise_of_the_test_part_is_refused_on_another(self, name: str, tmp_path: Path) -> None:
+        words = (*SYNTHETIC, "device=cpu", "epochs=1")
+        (tmp_path / "run").mkdir()
+        train.run(composing.typed(compose("train", *words), "train"), tmp_path / "run")
+        words = (f"ckpt='{tmp_path / 'run'}'", "device=cpu", "part=valid", f"noise={name}")
+        (tmp_path / "eval").mkdir()
+        with pytest.raises(RrecError, match=f"noise={name} changes what test asks, .* part=valid: take part=test"):
+            evaluate.run(composing.typed(compose("eval", *words), "eval"), tmp_path / "eval")
+        assert evaluate.run(composing.typed(compose("eval", *words, "noise.level=0"), "eval"), tmp_path / "eval")
+
 
 @pytest.mark.parametrize("protocol", ["full", "sampled"])
 def test_an_event_that_noise_took_from_train_is_no_candidate(protocol: str) -> None:

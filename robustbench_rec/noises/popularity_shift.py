@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,8 @@ class PopularityShift(Noise):
     @dataclass
     class Config(Level):
         pass
+
+    of_test: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Subpopulation(Noise):
         among: str
         share: float
         value: str | None
+
+    of_test: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

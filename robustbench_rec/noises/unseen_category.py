@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -23,6 +24,8 @@ class UnseenCategory(Noise):
     class Config(Level):
         column: str | None
         value: str | None
+
+    of_test: ClassVar[bool] = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

@@ -9,6 +9,7 @@ import torch
 
 from robustbench_rec import checkpoint
 from robustbench_rec.config import Eval
+from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Moved, Result, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.evaluation.calibration import Calibrated
@@ -17,6 +18,7 @@ from robustbench_rec.evaluation.slices import check, sliced
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import autocast, setup
 from robustbench_rec.metrics import prediction
+from robustbench_rec.noises import noises
 from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
@@ -34,6 +36,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
 
     Also how far scores and lists are from those of fp32, in another precision, and from those of a baseline.
     """
+    _check_part(cfg)
     device, proof = setup(cfg), certificate(cfg)
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
@@ -82,6 +85,13 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
         if proof is not None:
             told |= certified(proof, cfg, loaded, judging, out)
     return told
+
+
+def _check_part(cfg: Eval) -> None:
+    """RrecError where the noise is about another part than the one that is judged."""
+    noise = noises.build(cfg.noise)
+    if noise.level and noise.of_test and cfg.part != "test":
+        raise RrecError(f"noise={noise.name} changes what test asks, nothing of part={cfg.part}: take part=test")
 
 
 def _baseline(cfg: Eval, judging: Evaluator[Any], loaded: checkpoint.Loaded, device: torch.device) -> Moved | None:
