@@ -207,6 +207,36 @@ class TestEvents:
         assert data.hidden is not None
         assert len(data.hidden) == count
 
+    @pytest.mark.parametrize("name", ["edge_add", "label_flip"])
+    @pytest.mark.parametrize("timed", [True, False])
+    def test_false_events_stand_among_true_ones(self, name: str, timed: bool) -> None:
+        clean = make_data(n_users=30, n_items=400, train=20, valid=1, test=1)
+        clean = replace(clean, train=replace(clean.train, values=torch.ones(600)))
+        assert clean.train.times is not None
+        same = clean.train.times - clean.train.times % 10  # many at once
+        data = noisy(name, replace(clean, train=replace(clean.train, times=same if timed else None)), level=0.4)
+        counts = torch.bincount(data.train.users)
+        at = torch.arange(len(data.train)) - (counts.cumsum(0) - counts)[data.train.users]
+        at, false = at / (counts - 1)[data.train.users], data.truth["train/noise"]
+        assert at[false].mean().item() == pytest.approx(at[~false].mean().item(), abs=0.08)
+        assert (at[false] == 1).float().mean() < 0.15
+
+    @pytest.mark.parametrize("name", ["edge_add", "label_flip"])
+    def test_where_no_other_event_can_be_a_warning_says_so(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+        users, items = torch.cartesian_prod(torch.arange(20), torch.arange(3)).T
+        clean = make_data(n_users=20, n_items=6, train=2, valid=1, test=1)
+        train = interactions(users, items)
+        clean = replace(clean, train=train, valid=interactions(users, items + 2), test=train)  # item 5 alone is left
+        data = noisy(name, clean, level=0.6)
+        found = int(data.truth["train/noise"].sum())
+        assert found < 36
+        assert f"{found} of 36 false events were found" in caplog.text
+
+    def test_who_keeps_an_event_has_no_wrong_one_in_its_place(self, caplog: pytest.LogCaptureFixture) -> None:
+        clean = replace(CLEAN, train=interactions(torch.arange(30), torch.arange(30)), truth={})
+        assert not noisy("label_flip", clean, level=0.5).truth["train/noise"].any()
+        assert "0 of 15 events are wrong" in caplog.text
+
     def test_noise_of_the_source_stays_marked(self) -> None:
         marked = torch.zeros(len(CLEAN.train), dtype=torch.bool)
         marked[:7] = True

@@ -1,5 +1,6 @@
 """What noises on events share."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ EDITS = ("delete", "insert", "replace")
 """What changes events one by one."""
 ITEMS = ("popular", "uniform", "unpopular")
 REDRAWS = 20
+log = logging.getLogger(__name__)
 
 
 def rows(part: Interactions, index: Tensor) -> Interactions:
@@ -92,13 +94,17 @@ def edited(data: Data, op: str, places: Tensor, items: str, generator: torch.Gen
     origin = torch.arange(len(train))
     false, places = added(data, places, drawn_by, generator)
     if op == "insert":
-        order = torch.cat([origin, places]).argsort(stable=True)  # each behind the one that it is a copy of
-        return with_train(
-            data, rows(joined(train, false), order), torch.cat([origin, places])[order], order >= len(train)
-        )
+        return inserted(data, origin, false, places)
     others, noise = train.items.clone(), torch.zeros(len(train), dtype=torch.bool)
     others[places], noise[places] = false.items, True
     return with_train(data, replace(train, items=others), origin, noise)
+
+
+def inserted(data: Data, kept: Tensor, false: Interactions, base: Tensor) -> Data:
+    """The data with the training events at the places `kept`, and false ones behind those at `base` that they copy."""
+    origin = torch.cat([kept, base])
+    order = origin.argsort(stable=True)  # a copy has the time of what it copies, or none
+    return with_train(data, rows(joined(rows(data.train, kept), false), order), origin[order], order >= len(kept))
 
 
 def weights(data: Data, bias: str) -> Tensor:
@@ -119,7 +125,8 @@ def checked(bias: str) -> None:
 def added(data: Data, base: Tensor, popularity: Tensor, generator: torch.Generator) -> tuple[Interactions, Tensor]:
     """Copies of training events at places `[N]` with items that their users have nowhere, and the places.
 
-    popularity: what items are drawn by `[n_items]`. An event for which no such item is found is left out.
+    popularity: what items are drawn by `[n_items]`. An event for which no such item is found is left out, and a warning
+    says how many were found.
     """
     known = torch.cat([pairs(data.part(each), data) for each in ("train", "valid", "test")])
     copies = rows(data.train, base)
@@ -132,6 +139,8 @@ def added(data: Data, base: Tensor, popularity: Tensor, generator: torch.Generat
             break
         items[wrong] = torch.multinomial(popularity, len(wrong), replacement=True, generator=generator)
     right = ~repeated(copies.users * data.n_items + items, known)
+    if not bool(right.all()):
+        log.warning("%d of %d false events were found, others are hardly there", int(right.sum()), len(right))
     return rows(replace(copies, items=items), right), base[right]
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from robustbench_rec.data import Data
 from robustbench_rec.noise import Level, Noise
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import added, checked, joined, with_train
+from robustbench_rec.noises._events import added, checked, inserted
 
 
 @noises.register
@@ -14,8 +14,9 @@ class EdgeAdd(Noise):
     """False edges of the interaction graph.
 
     level: as a share of the edges, which are the training events but those with label 0. bias: none, users and items
-    uniform; degree, both in proportion to their training events. A false edge is a copy of an edge of its user with an
-    item that the user has in no part; it is marked in `train/noise` of the ground truth. Valid and test stay.
+    uniform; degree, both in proportion to their training events. A false edge is a copy of an edge of its user, and
+    stands behind it, with an item that the user has in no part; it is marked in `train/noise` of the ground truth. A
+    warning says where there are too few such items. Valid and test stay.
     """
 
     @dataclass
@@ -33,8 +34,7 @@ class EdgeAdd(Noise):
         popularity = degrees if self.bias == "degree" else torch.ones(data.n_items)
         base = edges[self._bases(train.users[edges], self.count(len(edges)), generator)]
         false, origin = added(data, base, popularity, generator)
-        noise = torch.cat([torch.zeros(len(train), dtype=torch.bool), torch.ones(len(origin), dtype=torch.bool)])
-        return with_train(data, joined(train, false), torch.cat([torch.arange(len(train)), origin]), noise)
+        return inserted(data, torch.arange(len(train)), false, origin)
 
     def _bases(self, users: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Of edges in the order of their users `[E]` those whose users get one: any, or any of a user."""

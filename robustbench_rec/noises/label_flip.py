@@ -1,3 +1,4 @@
+import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -5,7 +6,9 @@ import torch
 from robustbench_rec.data import Data
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import added, joined, rows, spared, with_train
+from robustbench_rec.noises._events import added, inserted, spared, with_train
+
+log = logging.getLogger(__name__)
 
 
 @noises.register
@@ -13,8 +16,9 @@ class LabelFlip(Noise):
     """Wrong labels of training events; in data of positives alone, false positives in the place of true ones.
 
     level: share of the events. Where clicks have labels, 1 becomes 0 and 0 becomes 1. Else so many events are dropped,
-    and as many are added: copies of random events with an item, uniform, that the user has in no part. Valid and test
-    stay. What was flipped or added is marked in `train/noise` of the ground truth.
+    and as many are added: copies of random events, which stand where these do, with an item, uniform, that the user has
+    in no part. A warning says where fewer can be. Valid and test stay. What was flipped or added is marked in
+    `train/noise` of the ground truth.
     """
 
     @dataclass
@@ -28,6 +32,8 @@ class LabelFlip(Noise):
         train, count = data.train, self.count(len(data.train))
         free = (~spared(data, generator)).float()
         gone = drawn(free, count, generator)
+        if len(gone) < count:
+            log.warning("noise label_flip: %d of %d events are wrong, every user keeps one", len(gone), count)
         noise = torch.zeros(len(train), dtype=torch.bool)
         noise[gone] = True
         if len(train.liked()) < len(train):
@@ -36,5 +42,4 @@ class LabelFlip(Noise):
         kept = (~noise).nonzero().squeeze(1)
         base = torch.randint(len(train), (len(gone),), generator=generator)
         false, origin = added(data, base, torch.ones(data.n_items), generator)
-        marks = torch.cat([torch.zeros(len(kept), dtype=torch.bool), torch.ones(len(origin), dtype=torch.bool)])
-        return with_train(data, joined(rows(train, kept), false), torch.cat([kept, origin]), marks)
+        return inserted(data, kept, false, origin)
