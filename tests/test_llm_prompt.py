@@ -54,11 +54,10 @@ def fresh(model: nn.Module) -> None:
             nn.init.zeros_(each.up)
 
 
-def one_by_one(kind: str, prompts: list[str]) -> Tensor:
+def one_by_one(kind: str, folder: str, prompts: list[str]) -> Tensor:
     """Every prompt by itself, unpadded, through the model of transformers as it is."""
     import transformers
 
-    folder = pretrained(kind)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     yes, no = (tokenizer(each, add_special_tokens=False)["input_ids"][0] for each in ("yes", "no"))
     found = []
@@ -75,20 +74,62 @@ def one_by_one(kind: str, prompts: list[str]) -> Tensor:
     return torch.stack(found)
 
 
+def as_it_is(kind: str, folder: str) -> tuple[Tensor, Tensor]:
+    """Scores of a few prompts, and those of the model of transformers as it is."""
+    model, titles = model_of(kind, encoder=folder), texts(DATA, None)
+    fresh(model)
+    batch = asked([3, 1, 0], 3, torch.tensor([[4, 9], [2, 2], [7, 0]]))
+    assert batch.items is not None
+    prompts = [
+        TEMPLATE.format(history=" , ".join(titles[:length]), item=titles[item])
+        for length, row in zip([3, 1, 0], batch.items.tolist(), strict=True)
+        for item in row
+    ]
+    return scores(model, batch), one_by_one(kind, folder, prompts).view(3, 2)
+
+
+def saved(folder: Path, kind: str, **changes: Any) -> str:
+    """A small language model of some kind, "Llama", with the tokenizer of `pretrained("causal")`."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained("causal"))
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+    config = getattr(transformers, f"{kind}Config")(
+        **shape, vocab_size=len(tokenizer), initializer_range=0.3, **changes
+    )
+    lm = "LMHeadModel" if kind == "Bert" else "ForCausalLM"
+    getattr(transformers, kind + lm)(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("Granite", {"logits_scaling": 8.0}),
+        ("Cohere", {"logit_scale": 0.25}),
+        ("Gemma2", {"final_logit_softcapping": 2.0, "head_dim": 4}),
+    ],
+    ids=str,
+)
+def test_logits_are_scaled_and_capped_as_the_config_says(tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
+    found, expected = as_it_is("causal", saved(tmp_path, kind, num_key_value_heads=2, **changes))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_logits_are_something_else_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "Bert", is_decoder=True)  # has a layer between the last state and the words
+    with pytest.raises(RrecError, match="the logits of a BertLMHeadModel are not those of its last states"):
+        model_of(encoder=folder)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 class TestScores:
     def test_they_are_those_of_the_model_as_it_is_on_every_prompt_by_itself(self, kind: str) -> None:
-        model, titles = model_of(kind), texts(DATA, None)
-        fresh(model)
-        batch = asked([3, 1, 0], 3, torch.tensor([[4, 9], [2, 2], [7, 0]]))
-        assert batch.items is not None
-        prompts = [
-            TEMPLATE.format(history=" , ".join(titles[:length]), item=titles[item])
-            for length, row in zip([3, 1, 0], batch.items.tolist(), strict=True)
-            for item in row
-        ]
-        expected = one_by_one(kind, prompts).view(3, 2)
-        torch.testing.assert_close(scores(model, batch), expected, rtol=1e-4, atol=1e-5)
+        folder = pretrained(kind)
+        assert folder is not None
+        found, expected = as_it_is(kind, folder)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     def test_padding_never_matters(self, kind: str) -> None:
         model, items = model_of(kind), torch.tensor([[4, 9], [2, 2]])
@@ -223,15 +264,7 @@ class TestConfig:
             build("llm_prompt", encoder=folder)
 
     def test_a_llama_works_as_a_gpt_does(self, tmp_path: Path) -> None:
-        import transformers
-
-        folder = pretrained("causal")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = transformers.LlamaConfig(**shape, num_key_value_heads=2, vocab_size=len(tokenizer))
-        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        model = model_of(encoder=str(tmp_path))
+        model = model_of(encoder=saved(tmp_path, "Llama", num_key_value_heads=2))
         assert sum(isinstance(each, LoRA) for each in model.modules()) == 2 * 4
         items = torch.tensor([[4, 9], [2, 2]])
         narrow, wide = (scores(model, asked([2, 1], width, items)) for width in (2, 6))

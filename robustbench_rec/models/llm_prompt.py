@@ -3,6 +3,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_rec.adapters import Adaptation, add_low_rank
@@ -40,11 +41,11 @@ class LLMPrompt(RecModel):
     """A language model answers yes or no to history and candidate in a prompt (Bao et al., RecSys 2023: TALLRec).
 
     encoder: a folder or a name on the Hugging Face hub, of which safetensors alone are read; a causal language model,
-    whose score is logit(yes) − logit(no) of the next token, or a sequence classifier with one logit or with two, no and
-    yes. columns: of the item table that make a title, null for all that hold text. template: the prompt, with {history}
-    and then {item}. window: latest items in it. title_tokens: of a title, the rest is cut off. separator: between
-    titles. answers: yes and no, of each the first token counts. lora: on the attention projections; the head of a
-    classifier is trained too, nothing else is.
+    whose score is logit(yes) − logit(no) of the next token, scaled and capped as its config says, or a sequence
+    classifier with one logit or with two, no and yes. columns: of the item table that make a title, null for all that
+    hold text. template: the prompt, with {history} and then {item}. window: latest items in it. title_tokens: of a
+    title, the rest is cut off. separator: between titles. answers: yes and no, of each the first token counts. lora: on
+    the attention projections; the head of a classifier is trained too, nothing else is.
 
     The pieces of a prompt become tokens once, one by one, and are put together as arrays; so a title begins a token of
     its own, whatever stands before it. Every candidate is a prompt, so a full ranking reads n_items prompts a user:
@@ -226,22 +227,44 @@ class LLMPrompt(RecModel):
 
 
 class _Asked(nn.Module):
-    """How much more a causal language model expects yes than no as the next token."""
+    """How much more a causal language model expects yes than no as the next token.
+
+    RrecError where its logits are something else than a map of the last state, scaled and capped as its config says.
+    """
 
     def __init__(self, model: Any, answers: tuple[int, int], name: str) -> None:
         super().__init__()
+        probe, settings = torch.tensor([answers], device=model.device), model.config
+        with torch.no_grad():
+            yes, no = model(input_ids=probe).logits[0, -1, list(answers)].tolist()
         freeze(model)  # as one, so that tied weights stay tied
         self.backbone, self.head = Backbone(model.base_model, name), model.get_output_embeddings()
         self.answers, self.width = answers, model.config.hidden_size
         self.last = Site()
+        self.scale = getattr(model, "logit_scale", 1.0) / getattr(settings, "logits_scaling", 1.0)  # Cohere; Granite
+        self.cap: float | None = getattr(settings, "final_logit_softcapping", None)  # Gemma
+        with torch.no_grad():
+            found = self(probe, torch.tensor([2], device=probe.device)).item()
+        if abs(found - (yes - no)) > 1e-3 * max(abs(yes), abs(no)):
+            raise RrecError(
+                f"model.encoder={name}: the logits of a {type(model).__name__} are not those of its last states as "
+                "llm_prompt reads them; take another kind of language model"
+            )
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         real = filled(lengths, ids.shape[1])
         states = self.backbone(ids, real)  # [P, T, H]
         last = self.last(states[torch.arange(len(ids), device=ids.device), lengths - 1])
-        yes, no = self.answers
-        score: Tensor = last @ (self.head.weight[yes] - self.head.weight[no])
-        return score if self.head.bias is None else score + self.head.bias[yes] - self.head.bias[no]
+        weight, bias, (yes, no) = self.head.weight, self.head.bias, self.answers
+        score: Tensor = last @ (weight[yes] - weight[no])
+        if bias is not None:
+            score = score + bias[yes] - bias[no]
+        score = score * self.scale
+        if self.cap is None:
+            return score
+        both = F.linear(last, weight[[yes, no]], None if bias is None else bias[[yes, no]]) * self.scale  # [P, 2]
+        # tanh a − tanh b = tanh(a − b) · (1 − tanh a · tanh b), which rounding does not take from the difference
+        return self.cap * (score / self.cap).tanh() * (1 - (both / self.cap).tanh().prod(1))
 
 
 class _Classified(nn.Module):
