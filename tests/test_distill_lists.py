@@ -300,6 +300,14 @@ class TestLists:
         with pytest.raises(RrecError, match="1 <= k <= 15 candidates"):
             distil("boundary", k=16)
 
+    def test_one_score_alone_is_not_standardised(self) -> None:
+        with pytest.raises(RrecError, match="count=1 and standardised scores: .* count >= 2 or standardise=false"):
+            distil("cd", count=1)
+        built = distil("cd", student=(student := build("mf")), count=1, standardise=False)
+        value = value_of(built, student, batch_of())
+        assert value.isfinite()
+        assert any(each.any() for each in gradients(student, value).values())
+
     @pytest.mark.parametrize("name", LISTS)
     def test_what_training_took_teaches_nothing_where_a_user_has_few_candidates(self, name: str) -> None:
         data = make_data(n_users=6, n_items=10, train=7)

@@ -17,10 +17,10 @@ class CD(OverLists):
 
     count: items a user, drawn every epoch without replacement out of the teacher's first `top` candidates, with
     probabilities ∝ exp(−rank / decay). temperature: of the soft labels σ(s / T) that the student's probabilities are
-    compared with by cross-entropy. standardise: z-score each list of scores first; null for false, as in the paper,
-    where the teacher's scores are logits of a click (a model of loss=bce, and a student that learns no ratings), else
-    true: dot products, counts or distances would all be labels of 0 or 1. The student's own ranks play no part in the
-    draws, unlike in the paper's student guided variant.
+    compared with by cross-entropy. standardise: z-score each list of scores first, of two at least; null for false, as
+    in the paper, where the teacher's scores are logits of a click (a model of loss=bce, and a student that learns no
+    ratings), else true: dot products, counts or distances would all be labels of 0 or 1. The student's own ranks play
+    no part in the draws, unlike in the paper's student guided variant.
     """
 
     @dataclass
@@ -41,6 +41,11 @@ class CD(OverLists):
         self.config = config
         logits = lesson.teacher.loss == "bce" and lesson.loss is not mse
         self.standardise = not logits if config.standardise is None else config.standardise
+        if self.standardise and config.count < 2:
+            raise RrecError(
+                f"distill with count={config.count} and standardised scores: one score alone is always 0 then; "
+                "count >= 2 or standardise=false is needed"
+            )
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         ranked, there = self.best(self.config.top)
