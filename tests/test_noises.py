@@ -310,6 +310,18 @@ class TestEvents:
         half = noisy("unseen_category", level=0.5)
         assert len(half.test.items.unique()) <= round(0.5 * int(members.sum()))
 
+    def test_a_category_of_most_items_is_not_chosen(self) -> None:
+        table = CLEAN.item_table
+        assert table is not None
+        constant = replace(CLEAN, item_table=table.assign(title="film"))  # has fewer words than genres
+        data = noisy("unseen_category", constant, level=1.0)
+        members = torch.tensor(table["genres"].str.contains("sea").to_numpy())
+        assert torch.equal(data.test.items, CLEAN.test.items[members[CLEAN.test.items]])
+        with pytest.raises(RrecError, match=r"in title every word is .* noise.value \(choices: film\)"):
+            noisy("unseen_category", constant, level=1.0, column="title")
+        named = noisy("unseen_category", constant, level=0.5, column="title", value="film")
+        assert 0 < len(named.test) < len(CLEAN.test)
+
     @pytest.mark.parametrize("among", ["users", "items"])
     def test_the_coldest_are_left_in_test(self, among: str) -> None:
         train = interactions([0] * 5 + [1] * 2 + list(range(2, 30)), [1, 2, 3, 4, 5, 1, 2, *[1] * 28])

@@ -16,8 +16,9 @@ class UnseenCategory(Noise):
     """A test on items of a category that train does not show.
 
     level: share of the category's items, drawn at random, that train loses and test alone has; a user with nothing else
-    keeps one event. column: of the item table, null for the one with the fewest different words. value: a word there,
-    null for that of most items, but of at most half of them. Valid stays.
+    keeps one event. column: of the item table, null for the one with the fewest different words (without a value, of
+    those that have one of at most half of the items). value: a word there, null for that of most items, but of at most
+    half of them. Valid stays.
     """
 
     @dataclass
@@ -34,12 +35,7 @@ class UnseenCategory(Noise):
     def change(self, data: Data, generator: torch.Generator) -> Data:
         if data.item_table is None or data.item_table.empty:
             raise RrecError(f"noise '{self.name}' needs an item table, which dataset '{data.name}' does not have")
-        words = self._words(data, data.item_table)
-        counts = words.value_counts()
-        common = counts[counts <= data.n_items / 2]
-        value = self.value if self.value is not None else (common if len(common) else counts).index[0]
-        if value not in counts.index:
-            raise unknown("noise.value", str(value), map(str, counts.index))
+        words, value = self._chosen(data, data.item_table)
         members = torch.zeros(data.n_items)
         members[torch.tensor(words.index[words == value].to_numpy())] = 1
         unseen = torch.zeros(data.n_items, dtype=torch.bool)
@@ -48,17 +44,30 @@ class UnseenCategory(Noise):
         train = without(data, (unseen[data.train.items] & ~kept).nonzero().squeeze(1))
         return with_test(train, unseen[data.test.items], f"on items with '{value}'")
 
-    def _words(self, data: Data, table: pd.DataFrame) -> "pd.Series[str]":
-        """The different words of each item, by the item's index."""
+    def _chosen(self, data: Data, table: pd.DataFrame) -> tuple["pd.Series[str]", str]:
+        """The different words of each item in a column, by the item's index, and the one of the category."""
         if self.column is not None and self.column not in table.columns:
             raise unknown("noise.column", self.column, map(str, table.columns))
         columns = [self.column] if self.column is not None else list(table.columns)
         split = [table[name].dropna().astype(str).str.split().map(set).explode().dropna() for name in columns]
-        found = [each for each in split if len(each)]
+        found, told = [each for each in split if len(each)], ", ".join(map(str, columns))
         if not found:
-            told = ", ".join(map(str, columns))
             raise RrecError(f"noise '{self.name}': no item of dataset '{data.name}' has a word in {told}")
-        return min(found, key=lambda each: each.nunique())
+        found.sort(key=lambda each: each.nunique())
+        if self.value is not None:
+            if self.value not in set(found[0]):
+                raise unknown("noise.value", self.value, map(str, found[0].value_counts().index))
+            return found[0], self.value
+        for words in found:
+            counts = words.value_counts()
+            common = counts[counts <= data.n_items / 2]
+            if len(common):
+                return words, common.index[0]
+        choices = ", ".join(map(str, found[0].value_counts().index))
+        raise RrecError(
+            f"noise '{self.name}': in {told} every word is that of more than half of the items; "
+            f"name one as noise.value (choices: {choices})"
+        )
 
 
 def _others(data: Data, unseen: torch.Tensor) -> torch.Tensor:
