@@ -145,7 +145,23 @@ class TestVectors:
             -math.log(row[0] / (row[0] + noise + 1e-7)) - sum(math.log(noise / (x + noise + 1e-7)) for x in row[1:])
             for row in e.tolist()
         ]
-        assert nce(e, n).item() == pytest.approx(sum(total) / 4, rel=1e-5)
+        assert nce(e.log(), n).item() == pytest.approx(sum(total) / 4, rel=1e-5)
+
+    def test_crd_at_a_low_temperature_is_what_double_precision_says(self) -> None:
+        """exp(1 / τ) is beyond single precision, and so is what a step has beside the Z of the first."""
+        single, double = Contrast(3, 3, 9, 4), Contrast(3, 3, 9, 4).double()
+        double.load_state_dict(single.state_dict())
+        index, (student, teacher) = torch.arange(6), torch.randn(2, 6, 3)
+        others = besides(index, 9, 7, torch.Generator().manual_seed(0))
+        for sign in (1, -1):
+            found = []
+            for contrast, dtype in ((single, torch.float32), (double, torch.float64)):
+                each = Entities("user", index, (sign * student).to(dtype).requires_grad_(), teacher.to(dtype))
+                found.append(contrast(each, others, 0.005, 0.5))
+                found[-1].backward()
+                assert each.student.grad is not None
+                assert each.student.grad.isfinite().all()
+            assert found[0].item() == pytest.approx(found[1].item(), rel=1e-3)
 
     def test_the_negatives_of_crd_are_all_others_alike_and_never_oneself(self) -> None:
         index = torch.tensor([0, 2, 4])
@@ -190,7 +206,7 @@ class TestVectors:
         value_of(built, build("mf"), batch_of())
         after = built.state_dict()
         changed = {key.rpartition(".")[2] for key in after if not torch.equal(before[key], after[key])}
-        assert changed == {"student", "teacher", "scales"}
+        assert changed == {"student", "teacher", "log_scales"}
 
     def test_crd_treats_both_nets_alike(self) -> None:
         """Conformance 9: with the nets exchanged, memories and heads with them, the value is the same."""

@@ -1,3 +1,4 @@
+import math
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,7 @@ class CRD(OverVectors):
 class Contrast(nn.Module):
     """Heads, memories and normalisers of n instances of one kind."""
 
-    scales: Tensor
+    log_scales: Tensor
 
     def __init__(self, student: int, teacher: int, n: int, dim: int) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class Contrast(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(size, dim) for size in (student, teacher))
         for side in ("student", "teacher"):
             self.register_buffer(side, F.normalize(torch.randn(n, dim), dim=1))
-        self.register_buffer("scales", torch.zeros(2))
+        self.register_buffer("log_scales", torch.full((2,), math.nan))
 
     def forward(self, each: Entities, others: Tensor, temperature: float, momentum: float) -> Tensor:
         index = torch.cat([each.index[:, None], others], 1)  # [B, 1 + N], the first its own
@@ -77,10 +78,10 @@ class Contrast(nn.Module):
         total = []
         for number, other in enumerate(("teacher", "student")):
             memory = self.get_buffer(other)[index].clone()
-            e = (torch.einsum("bd,bnd->bn", vectors[number], memory) / temperature).exp()
-            if not bool(self.scales[number]):
-                self.scales[number] = e.detach().mean() * self.n
-            total.append(nce(e / self.scales[number].clone(), self.n))
+            logits = torch.einsum("bd,bnd->bn", vectors[number], memory) / temperature
+            if bool(self.log_scales[number].isnan()):
+                self.log_scales[number] = logits.detach().logsumexp((0, 1)) + math.log(self.n / logits.numel())
+            total.append(nce(logits - self.log_scales[number].clone(), self.n))
         with torch.no_grad():
             for side, vector in zip(("student", "teacher"), vectors, strict=True):
                 kept = self.get_buffer(side)
@@ -95,8 +96,9 @@ def besides(index: Tensor, n: int, count: int, generator: torch.Generator) -> Te
     return drawn + (drawn >= index[:, None])
 
 
-def nce(e: Tensor, n: int) -> Tensor:
-    """Noise-contrastive loss of scores `[B, 1 + N]`, the first its own, among n instances; mean over the rows."""
-    noise = (e.shape[1] - 1) / n
-    own, others = e[:, 0], e[:, 1:]
-    return -((own / (own + noise + EPS)).log() + (noise / (others + noise + EPS)).log().sum(1)).mean()
+def nce(log_e: Tensor, n: int) -> Tensor:
+    """Noise-contrastive loss of log scores `[B, 1 + N]`, the first its own, among n instances; mean over the rows."""
+    noise = (log_e.shape[1] - 1) / n
+    apart = log_e - math.log(noise + EPS)  # of e⁺/(e⁺ + noise) the logit, of noise/(e⁻ + noise) its negative
+    kept = math.log1p(EPS / noise) * (log_e.shape[1] - 1)
+    return (F.softplus(-apart[:, 0]) + F.softplus(apart[:, 1:]).sum(1)).mean() + kept
