@@ -391,5 +391,8 @@ def _fill(model: RecModel, tensors: Mapping[str, Tensor], where: str) -> None:
         if own[name].shape != tensors[name].shape:
             found, wanted = tuple(tensors[name].shape), tuple(own[name].shape)
             raise RrecError(f"{where}: tensor '{name}' has shape {found}, the model of {CARD} needs {wanted}")
+        if own[name].dtype != tensors[name].dtype:
+            kinds = f"is of {tensors[name].dtype}, the model of {CARD} needs {own[name].dtype}"
+            raise RrecError(f"{where}: tensor '{name}' {kinds}".replace("torch.", ""))
     model.load_state_dict(tensors)
     model.refresh()

@@ -11,6 +11,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
+INTERPOLATED = "${"
+"""How a text begins that OmegaConf would replace by something else; what a config says was replaced before."""
 RESUMABLE_WITH = ("device", "threads", "data_dir", "tracker")
 """What may change when a run is continued: where it runs, not what it computes."""
 
@@ -363,6 +365,9 @@ ROOTS = {
 
 
 def _typed(schema: type[T], values: Mapping[str, Any]) -> T:
+    for name, value in flat(values).items():
+        if INTERPOLATED in value:
+            raise ValueError(f"{name}={value}: not read from the environment or from other keys here")
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
     except OmegaConfBaseException as error:

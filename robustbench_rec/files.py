@@ -10,6 +10,9 @@ from typing import Any
 
 from robustbench_rec.errors import RrecError
 
+LOCK = "lock"
+"""What a process has that is at a run, or at a job of a sweep."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write atomically: a reader sees the old file or the new one, also after SIGKILL, a full disk or a power cut.
@@ -53,7 +56,11 @@ def held(path: Path) -> Iterator[None]:
 
     The system lets go of it when a process ends, however it ends. Without locks of files (Windows) all may enter.
     """
-    with open(path, "a", encoding="utf-8") as file:
+    try:
+        opened = open(path, "a", encoding="utf-8")  # noqa: SIM115 - it is closed below
+    except OSError as error:
+        raise RrecError(f"cannot write {path}: {error.strerror}; name another place for the outputs") from error
+    with opened as file:
         try:
             import fcntl
         except ImportError:

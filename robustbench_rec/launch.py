@@ -73,14 +73,14 @@ def launch(
         if isinstance(error, AssertionError) and job.out is not None:
             raise
         status, stopped = 2, mistakes.explain(error, verb, overrides)
-    except OSError as error:
-        if job.out is not None or error.filename is None:
-            raise
-        status, stopped = 2, f"cannot write {error.filename}: {error.strerror}; name another place for the outputs"
     except Exception as error:
-        if Sweep.directory is None or not any(each.error for each in sweeping.jobs_of(verb, Sweep.directory)):
+        if job.out is None and (refused := _refused(error)) is not None:
+            where = refused.filename or "the directory of the run"
+            status, stopped = 2, f"cannot write {where}: {refused.strerror}; name another place for the outputs"
+        elif Sweep.directory is None or not any(each.error for each in sweeping.jobs_of(verb, Sweep.directory)):
             raise
-        status, stopped = 1, f"the sweep stopped: {error}"  # the sweeper, after jobs had failed
+        else:
+            status, stopped = 1, f"the sweep stopped: {error}"  # the sweeper, after jobs had failed
     failed = job.failed
     if job.refused and job.out is not None and Sweep.directory is None and not resumed and _discard(job.out, verb):
         job.status = 2
@@ -137,6 +137,11 @@ def _directly(verb: str, overrides: Sequence[str], task: Callable[[Any], None], 
     except RrecError as error:
         _say(str(error))
         return error.status
+    except Exception as error:
+        if (asked := _memory(error)) is None:
+            raise
+        _say(f"there is no memory{asked}; a smaller model or data set needs less")
+        return 1
     return 0
 
 
@@ -210,7 +215,7 @@ class Job:
         begun = False
         where = f"job {settings.job.num} ({' '.join(settings.overrides.task)}): " if swept else ""
         try:
-            with files.held(self.out / sweeping.LOCK):  # a worker may outlive the sweep that started it
+            with files.held(self.out / files.LOCK):  # a worker may outlive the sweep that started it
                 begun = True
                 if not swept or not sweeping.finished(self.out, composed, settings.overrides.task):
                     return self._run(composed, self.out)
@@ -237,6 +242,13 @@ class Job:
             files.write_json(out / "metrics.json", metrics)
             results(metrics)
         return _worth(typed, metrics)
+
+
+def _refused(error: BaseException | None) -> OSError | None:
+    """What the system refused, behind what Hydra made of it; None where it was something else."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _memory(error: Exception) -> str | None:
@@ -283,7 +295,7 @@ class Sweep(Callback):
 
 def _discard(out: Path, verb: str) -> bool:
     """Remove the run directory of a run that was refused before it began; whether that was so."""
-    if not {each.name for each in out.iterdir()} <= {".hydra", f"{verb}.log", sweeping.LOCK}:
+    if not {each.name for each in out.iterdir()} <= {".hydra", f"{verb}.log", files.LOCK}:
         return False
     shutil.rmtree(out / ".hydra", ignore_errors=True)
     for each in out.iterdir():

@@ -162,6 +162,10 @@ class FoldIn:
             value = VOTES * (torch.nn.functional.softplus(-margins) * others[row]).sum()
             for each in steps.values():
                 value = value + 0.5 * each.square().sum()
+            if not value.isfinite():
+                raise RrecError(
+                    "a score is NaN or infinite: such a model cannot recommend; train it again with a lower lr or eps"
+                )
             value.backward()
             return value.detach()
 

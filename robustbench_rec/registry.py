@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robustbench_rec.config import INTERPOLATED
 from robustbench_rec.errors import RrecError, unknown
 
 T = TypeVar("T")
@@ -66,6 +67,8 @@ class Registry(Generic[T]):
         for key, value in _leaves(values):
             if isinstance(value, float) and not math.isfinite(value):
                 raise RrecError(f"{self.key}.{key}={value}: not a finite number")
+            if isinstance(value, str) and INTERPOLATED in value:
+                raise RrecError(f"{self.key}.{key}={value}: not read from the environment or from other keys here")
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
         except OmegaConfBaseException as error:

@@ -26,8 +26,8 @@ class Sampler(ABC):
     """
 
     def __init__(self, data: Data, *, batch_size: int) -> None:
-        if batch_size < 1:
-            raise RrecError(f"batch_size={batch_size}: must be at least 1")
+        if not 1 <= batch_size < 2**31:
+            raise RrecError(f"batch_size={batch_size}: must be at least 1, and below 2**31")
         self.data, self.batch_size = data, batch_size
 
     @property

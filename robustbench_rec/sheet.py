@@ -246,13 +246,23 @@ def _flat(path: Path, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray | N
     if pa.types.is_boolean(kind):
         return column.cast(pa.int8())
     if pa.types.is_decimal(kind):
-        return column.cast(pa.float64())
+        return column.cast(pa.float64()) if kind.scale else _whole(column)
+    if pa.types.is_date(kind):
+        return column.cast(pa.timestamp("s"))
     if not pa.types.is_nested(kind):
         return column
     if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and not pa.types.is_nested(kind.value_type):
         return pa.compute.binary_join(column.cast(pa.list_(pa.string())), "|")
     log.warning("%s: column '%s' holds %s and is left out", path, name, kind)
     return None
+
+
+def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole decimals to the last digit, since they may be ids; as text where they are longer than other numbers."""
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return column.cast(pa.string())
 
 
 def refuse_twins(path: Path, names: Sequence[str]) -> None:

@@ -11,15 +11,20 @@ from omegaconf import DictConfig, OmegaConf
 from robustbench_rec import config, files
 from robustbench_rec.console import Output, line
 from robustbench_rec.errors import RrecError
+from robustbench_rec.files import LOCK
 from robustbench_rec.reports.reading import last_error
+from robustbench_rec.resuming import refuse_foreign
 
 if TYPE_CHECKING:
     from robustbench_rec.reports.summary import Job as SweptJob
 
+SWEPT = (
+    *("hydra.mode", "hydra/launcher", "hydra.launcher.n_jobs"),
+    *("hydra.sweep.", "hydra.sweeper.params", "hydra.sweeper.n_"),
+)
+"""How keys of Hydra begin that a sweep goes on with; others are taken from the command line alone."""
 SWEEP, JOB = "sweep.json", "job.json"
 """What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
-LOCK = "lock"
-"""What a process has that is at a run, or at a job of a sweep."""
 
 
 def asked(directory: Path) -> tuple[str, list[str]]:
@@ -28,8 +33,9 @@ def asked(directory: Path) -> tuple[str, list[str]]:
         raise RrecError(f"{directory} is not the directory of a sweep (it has no {SWEEP})")
     told = files.read_json(directory / SWEEP, "sweep")
     verb, words = told.get("verb"), told.get("overrides")
-    if verb not in config.ROOTS or not isinstance(words, list):
+    if not (isinstance(verb, str) and verb in config.ROOTS and isinstance(words, list)):
         raise RrecError(f"{directory / SWEEP} is not what rrec wrote; start the sweep anew")
+    refuse_foreign([str(each) for each in words], str(directory / SWEEP), SWEPT)
     place = "'" + str(directory.resolve()).replace("'", r"\'") + "'"
     return str(verb), [
         *(each for each in map(str, words) if not each.startswith("hydra.sweep.dir=")),
@@ -51,8 +57,10 @@ def refuse_sweep(directory: Path) -> None:
 def refuse_other(directory: Path, verb: str, overrides: Sequence[str]) -> None:
     """RrecError where a place holds a run, or another sweep; how its jobs are launched is no difference."""
     if not (directory / SWEEP).is_file():
-        if (directory / ".hydra").is_dir():
-            raise RrecError(f"{directory} holds a run: name another hydra.sweep.dir, or remove it")
+        runs = [directory, *(each for each in directory.glob("*") if each.name.isdecimal())]
+        for each in runs:
+            if (each / ".hydra").is_dir() or (each / "run.json").is_file():
+                raise RrecError(f"{each} holds a run: name another hydra.sweep.dir, or remove it")
         return
     theirs, words = asked(directory)
     before, now = (
@@ -80,14 +88,17 @@ def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
 
 def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
     """What the jobs of a sweep left behind, in the order of their numbers."""
+    from robustbench_rec.evaluation import PROTOCOLS
     from robustbench_rec.reports.summary import Job as SweptJob
 
     found = []
     for stored in directory.glob(f"*/{JOB}"):
         run = stored.parent
         told = files.read_json(stored, "sweep")
-        words = told["overrides"]
-        overrides = {key: value for key, _, value in (each.lstrip("+~").partition("=") for each in words)}
+        words = told.get("overrides")
+        if not isinstance(words, list) or told.get("protocol") not in (None, *PROTOCOLS):
+            raise RrecError(f"{stored} is not what rrec wrote; remove {run} to do the job again")
+        overrides = {key: value for key, _, value in (str(each).lstrip("+~").partition("=") for each in words)}
         metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
         error = None if metrics is not None else _why(run, verb)
         found.append(SweptJob(run.name, overrides, metrics, error, bool(told.get("nuke"))))
@@ -138,12 +149,12 @@ def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:
     for job in jobs:
         if job.metrics is not None:
             told = files.read_json(directory / job.name / JOB, "sweep")
-            if told["protocol"] is None:
+            if told.get("protocol") is None:
                 break
             kinds = (name.partition("/") for name in job.metrics)
             names = [name for side, _, name in kinds if side in SIDES and "/" not in name]
             protocol = PROTOCOLS[told["protocol"]]
-            return str(told["monitor"] or (protocol.main(names) if names else protocol.monitor))
+            return str(told.get("monitor") or (protocol.main(names) if names else protocol.monitor))
     return None
 
 

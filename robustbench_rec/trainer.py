@@ -240,7 +240,8 @@ class Trainer:
         tensors |= {f"objective/{name}": each for name, each in self.objective.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
             tensors |= {f"optimizer/{number}/{name}": each for name, each in moments(optimizer).items()}
-        notes = {"history": json.dumps(self.history), "identity": self._identity()}
+        cost = [self.passes.forward, self.passes.backward, self.counted]
+        notes = {"history": json.dumps(self.history), "identity": self._identity(), "cost": json.dumps(cost)}
         save_state(self.out / RESUME / "state.safetensors", tensors, notes)
 
     def _resume(self) -> None:
@@ -266,6 +267,7 @@ class Trainer:
         for number, optimizer in enumerate(self.optimizers):
             with_moments(optimizer, under(f"optimizer/{number}/", tensors))
         self.history = json.loads(notes["history"])
+        self.passes.forward, self.passes.backward, self.counted = json.loads(notes["cost"])
 
 
 def _summed(row: Mapping[str, float]) -> str:

@@ -107,6 +107,12 @@ class TestLoading:
         retensor(saved, lambda tensors: tensors.update({"item.weight": torch.zeros(3, 64)}))
         refused(saved, r"tensor 'item.weight' has shape \(3, 64\), the model of model.json needs \(20, 64\)")
 
+    @pytest.mark.parametrize("kind", [torch.int8, torch.float64, torch.bool])
+    def test_a_tensor_of_another_kind(self, saved: Path, kind: torch.dtype) -> None:
+        retensor(saved, lambda tensors: tensors.update({"item.weight": tensors["item.weight"].to(kind)}))
+        name = str(kind).removeprefix("torch.")
+        refused(saved, f"tensor 'item.weight' is of {name}, the model of model.json needs float32")
+
     def test_an_extra_and_a_missing_tensor(self, saved: Path) -> None:
         retensor(saved, lambda tensors: tensors.update(extra=torch.zeros(1)))
         refused(saved, "has an unknown tensor 'extra'")
@@ -234,6 +240,7 @@ class TestRealRecipe:
             (("dataset", "seed"), 1),
             (("dataset", "n_users"), 31),
             (("split", "name"), "no_such_split"),
+            (("dataset", "name"), "${oc.env:HOME}"),
             (("split", "valid"), 2.0),
             (("prepare", "defects"), "ignore"),
         ],

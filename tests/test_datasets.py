@@ -1,5 +1,6 @@
 """File formats: what is read, and the one line that each mistake in a file comes to."""
 
+import datetime as dt
 from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
@@ -85,6 +86,22 @@ class TestTable:
         frame.to_parquet(tmp_path / "a.parquet")
         events = load("table", path=str(tmp_path / "a.parquet")).events  # a column that says itself what it is
         assert rows(events, "user", "item", "rating", "time") == [("1", "7", 1.0, 9), ("2", "8", 5.0, 10)]
+
+    def test_parquet_keeps_every_digit_of_an_id_and_reads_dates(self, tmp_path):
+        ids = [Decimal(10**19 + each) for each in (1, 2, 3)]
+        frame = pd.DataFrame(
+            {"user_id": ids, "item_id": [7, 8, 9], "timestamp": [dt.date(1970, 1, each) for each in (1, 2, 3)]}
+        )
+        frame.to_parquet(tmp_path / "a.parquet")
+        events = load("table", path=str(tmp_path / "a.parquet"), rating=None).events
+        assert rows(events, "user", "time") == [(str(each), 86400 * n) for n, each in enumerate(ids)]
+        whole = pd.DataFrame({"item": [7, 8], "votes": [Decimal(12), Decimal(5)]})
+        whole.to_parquet(tmp_path / "items.parquet")
+        items = {"path": str(tmp_path / "items.parquet"), "id": "item"}
+        assert load("table", path=str(tmp_path / "a.parquet"), rating=None, items=items).items["votes"].tolist() == [
+            12,
+            5,
+        ]
 
     def test_parquet_lists_are_several_values_and_what_no_text_file_can_have_is_told(self, tmp_path, caplog):
         events = {"user_id": ["a", "b"], "item_id": ["x", "y"], "rating": [1, 2], "timestamp": [1, 2]}

@@ -58,6 +58,14 @@ class TestNeighbours:
         np.testing.assert_allclose(found.numpy(), clicks()[users.numpy()] @ kept, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("neighbour", [-1, WORLD.n_items])
+def test_a_neighbour_that_is_no_item_is_refused(neighbour: int) -> None:
+    model = model_of()
+    model.get_buffer("neighbour")[0, 0] = neighbour
+    with pytest.raises(RrecError, match="a neighbour is not among"):
+        model.refresh()
+
+
 def test_portions_of_items_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = model_of().state_dict()
     monkeypatch.setattr(_item_based, "CELLS", 3 * (WORLD.n_users + WORLD.n_items))

@@ -1,7 +1,9 @@
 import ast
 import csv
+import errno
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -119,6 +121,12 @@ MISTAKES = {
         ["seed=99999999999999999999999"],
         2,
         "seed=99999999999999999999999: a seed is",
+    ),
+    "a seed below 0": (
+        "train",
+        ["dataset=synthetic", "dataset.seed=-1"],
+        2,
+        "dataset.seed=-1: a seed is a whole number",
     ),
     "a seed of a part": ("train", ["split.seed=9223372036854775808"], 2, "split.seed=9223372036854775808: a seed is"),
     "missing checkpoint": ("attack", [], 2, "attack needs ckpt=<run directory>"),
@@ -262,6 +270,19 @@ def test_resume_takes_everything_from_the_stored_run_and_writes_there(monkeypatc
     assert not Path("outputs").exists()
 
 
+FOREIGN = (
+    "+hydra.callbacks.x._target_=pandas.read_pickle",
+    "~hydra.callbacks.x",
+    "hydra/launcher=joblib",
+    "+model@hydra.callbacks.x=mf",
+    "hydra.searchpath=[file:///tmp]",
+    "--experimental-rerun=job.pickle",
+    "--config-dir=/tmp",
+    "+attack.x={_target_:os.system}",
+)
+"""Words that no run stores: Hydra would load or run what they name."""
+
+
 @pytest.mark.parametrize(
     ("prepare", "verb", "extra", "multirun", "fragment"),
     [
@@ -272,6 +293,11 @@ def test_resume_takes_everything_from_the_stored_run_and_writes_there(monkeypatc
         (lambda run: (run / ".hydra/overrides.yaml").unlink(), "train", [], False, "is not a run directory"),
         (lambda run: (run / ".hydra/overrides.yaml").write_text(""), "train", [], False, "start it anew"),
         (lambda run: (run / ".hydra/overrides.yaml").write_text("- 'a"), "train", [], False, "start it anew"),
+        *(
+            (lambda run, word=word: (run / ".hydra/overrides.yaml").write_text(f"- seed=13\n- {word}"), *rest)
+            for word in FOREIGN
+            for rest in (("train", [], False, "which rrec does not take from a file"),)
+        ),
     ],
 )
 def test_a_resume_that_cannot_be_is_one_line(
@@ -328,6 +354,11 @@ def test_a_run_and_a_sweep_do_not_share_a_directory(capsys: pytest.CaptureFixtur
     assert launch("train", ["hydra.run.dir=sweep"]) == 2
     assert "rrec: sweep holds a sweep: name another hydra.run.dir" in capsys.readouterr().err
     assert {**contents("run"), **contents("sweep")} == before
+    assert launch("train", ["hydra.run.dir=runs/0"]) == 0
+    before = contents("runs")
+    assert launch("train", ["model=pop,mf", "hydra.sweep.dir=runs"], multirun=True) == 2
+    assert "rrec: runs/0 holds a run: name another hydra.sweep.dir" in capsys.readouterr().err
+    assert contents("runs") == before
 
 
 @pytest.mark.parametrize("words", [["hydra.run.dir=run"], ["resume=run"]])
@@ -335,7 +366,9 @@ def test_a_run_that_another_process_is_at_is_left_to_it(words: list[str], capsys
     assert launch("train", ["hydra.run.dir=run", "seed=14"]) == 130
     metrics = Path("run/metrics.json")
     with held(Path("run/lock")):
-        assert launch("train", [*words, "threads=2"] if "resume=run" in words else [*words, "seed=14"]) == 1
+        before = contents("run")
+        assert launch("train", [*words, "threads=2"] if "resume=run" in words else [*words, "seed=14"]) == 2
+        assert contents("run") == before
     assert "run: another process is still at it" in capsys.readouterr().err
     assert not metrics.exists()
 
@@ -343,9 +376,39 @@ def test_a_run_that_another_process_is_at_is_left_to_it(words: list[str], capsys
 def test_a_run_that_another_process_has_just_begun_is_left_to_it() -> None:
     Path("run").mkdir()
     with held(Path("run/lock")):
-        assert launch("train", ["hydra.run.dir=run"]) == 1
-        assert Path("run/lock").exists()
-    assert Path("run/.hydra").is_dir()
+        assert launch("train", ["hydra.run.dir=run", "model=pop"]) == 2
+        assert contents("run") == {Path("run/lock"): b""}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("train", ["hydra.run.dir=run", "seed=13"]) == 1
+    capsys.readouterr()
+    for path in (Path("run"), Path("run/.hydra")):
+        path.chmod(0o500)
+    try:
+        for words in (["hydra.run.dir=run", "seed=13"], ["resume=run"]):
+            assert launch("train", words) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1
+            assert "cannot write" in err
+    finally:
+        for path in (Path("run"), Path("run/.hydra")):
+            path.chmod(0o700)
+
+
+def test_what_the_system_refuses_before_a_run_begins_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise ValueError("Unable to configure handler 'file'") from error
+
+    monkeypatch.setattr("robustbench_rec.composing.register_schemas", full)
+    assert launch("train", ["seed=13"]) == 2
+    assert "cannot write the directory of the run: No space left on device" in capsys.readouterr().err
 
 
 def test_a_run_whose_settings_cannot_be_read_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1000,7 +1000,7 @@ class TestVerbs:
     def test_settings_that_were_changed_by_hand_are_refused_in_one_line(self, clean: Path, tmp_path: Path) -> None:
         copytree(clean, tmp_path / "run")
         card = json.loads((clean / "model.json").read_text())
-        for changed in ({"lr": "fast"}, {"hook": "os.system"}):
+        for changed in ({"lr": "fast"}, {"hook": "os.system"}, {"start": "${oc.env:HOME}"}):
             text = json.dumps({**card, "training": {**card["training"], **changed}})
             (tmp_path / "run" / "model.json").write_text(text)
             with pytest.raises(RrecError, match="its training cannot be repeated") as caught:

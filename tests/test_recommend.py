@@ -90,6 +90,15 @@ class TestNewUsers:
         torch.testing.assert_close(found.scores, recommender.of(torch.tensor([user]), K).scores)
 
     @pytest.mark.parametrize("name", ["mf", "lightgcn", "kgat", "structure_aware_kgat", "kgcn", "neumf", "biased_mf"])
+    def test_rows_that_are_no_numbers_are_told(self, name: str) -> None:
+        recommender = asked(name)
+        for each in recommender.model.parameters():
+            each.data.fill_(torch.nan)
+        recommender.model.refresh()
+        with pytest.raises(RrecError, match="NaN or infinite"):
+            recommender.new(torch.tensor([4, 9]), K)
+
+    @pytest.mark.parametrize("name", ["mf", "lightgcn", "kgat", "structure_aware_kgat", "kgcn", "neumf", "biased_mf"])
     def test_a_learnt_row_likes_what_is_liked_and_changes_nothing_else(self, name: str) -> None:
         recommender, liked = asked(name), torch.tensor([4, 9])
         for table in surface(recommender.model, "embedding"):

@@ -352,6 +352,37 @@ def test_a_sweep_that_cannot_be_resumed_is_one_line() -> None:
             assert "sweep.json" in said
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "+hydra.callbacks.x._target_=pandas.read_pickle",
+        "hydra.launcher._target_=os.system",
+        "hydra.sweeper.custom_search_space=os.system",
+        "hydra.launcher.setup=[ls]",
+        "--experimental-rerun=job.pickle",
+    ],
+)
+def test_a_sweep_takes_no_code_from_its_directory(word: str) -> None:
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    told = json.loads(Path("s/sweep.json").read_text())
+    Path("s/sweep.json").write_text(json.dumps({**told, "overrides": [*told["overrides"], word]}))
+    RAN.clear()
+    for action in ("resume", "show"):
+        status, said = rrec("sweep", action, "s")
+        assert (status, said.count("\n"), RAN) == (2, 1, [])
+        assert f"the word '{word}'" in said
+
+
+@pytest.mark.parametrize("told", [{}, {"overrides": "lr=1"}, {"overrides": [], "protocol": "foo"}])
+def test_a_job_that_is_not_what_was_written_is_one_line(told: dict[str, object]) -> None:
+    assert launch("train", ["seed=0,1", "hydra.sweep.dir=s"], multirun=True) == 0
+    Path("s/1/job.json").write_text(json.dumps(told))
+    for action in ("resume", "show"):
+        status, said = rrec("sweep", action, "s")
+        assert (status, said.count("\n")) == (2, 1)
+        assert "s/1/job.json is not what rrec wrote" in said
+
+
 def test_relative_paths_of_a_resumed_sweep_mean_what_they_meant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

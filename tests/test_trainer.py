@@ -370,6 +370,7 @@ class TestResume:
             again = run(out, model=build(name, seed=5 if after > 1 else 0), **changes)
             assert same(state(again), state(whole)), after
             assert history(again) == history(whole), after
+            assert (again.passes.equivalents, again.counted) == (whole.passes.equivalents, whole.counted), after
             with open(out / "history.csv", newline="") as file:
                 assert [int(row["epoch"]) for row in csv.DictReader(file)] == [row["epoch"] for row in whole.history]
 

@@ -50,6 +50,7 @@ def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
         raise UsageError(f"{said or verb} needs {wanted}")
     settings = OmegaConf.to_object(composed)
     for name, value in config.flat(settings).items():
-        if name.rpartition(".")[2] == "seed" and value.lstrip("-").isdecimal() and abs(int(value)) > LARGEST_SEED:
-            raise UsageError(f"{name}={value}: a seed is a whole number up to {LARGEST_SEED}")
+        whole = value.lstrip("-").isdecimal()
+        if name.rpartition(".")[2] == "seed" and whole and not 0 <= int(value) <= LARGEST_SEED:
+            raise UsageError(f"{name}={value}: a seed is a whole number from 0 to {LARGEST_SEED}")
     return settings

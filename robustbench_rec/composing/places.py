@@ -17,7 +17,9 @@ from robustbench_rec import config
 from robustbench_rec.composing import session
 from robustbench_rec.composing.mistakes import explain
 from robustbench_rec.errors import RrecError
+from robustbench_rec.files import LOCK, held
 from robustbench_rec.reports import reading
+from robustbench_rec.resuming import refuse_foreign
 
 KEPT = ("metrics.json", "model.safetensors", "resume", "trajectory", "round-1")
 """What a run that failed may have left that is worth keeping."""
@@ -50,6 +52,9 @@ def with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[str
         raise RrecError(f"resume: {run} is a run of `rrec {ran}`, not of `rrec {verb}`")
     if (run / "metrics.json").exists():
         raise RrecError(f"resume: {run} is finished; its results are in metrics.json")
+    refuse_foreign(stored, f"resume: {run}", ())
+    with held(run / LOCK):
+        pass
     quoted = "'" + str(run.resolve()).replace("'", r"\'") + "'"
     before = [each for each in stored if not each.startswith("resume=")]
     # the configuration is that of the run, so without resume=; .hydra stays as it was first written, because rewriting
@@ -97,6 +102,9 @@ def _with_place(verb: str, overrides: Sequence[str]) -> DictConfig:
 def _refuse_other(verb: str, composed: DictConfig, but: Sequence[str]) -> None:
     """The same run may go on in its place or be done again; one that left nothing may be done with other settings."""
     place = Path(composed.hydra.run.dir)
+    if place.is_dir():
+        with held(place / LOCK):  # Hydra would write into the directory of another process before that is seen
+            pass
     found = reading.read(place)
     if found.record.get("status") not in ("running", "done") and not any((place / each).exists() for each in KEPT):
         return

@@ -44,6 +44,10 @@ class ItemKNN(ItemBased):
             cosine.diagonal(first).fill_(-1)
             self.similarity[part], self.neighbour[part] = cosine.topk(self.k, 1)
 
+    def refresh(self) -> None:
+        if bool(((self.neighbour < 0) | (self.neighbour >= self.n_items)).any()):
+            raise RrecError(f"itemknn: a neighbour is not among the {self.n_items} items; train it anew")
+
     def of_rows(self, owned: Csr, encoded: Encoded) -> Tensor:
         has = owned.dense(self.n_items).T  # [n_items, U]
         starts = self.k * torch.arange(self.n_items + 1, device=has.device)

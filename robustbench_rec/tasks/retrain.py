@@ -1,6 +1,7 @@
 """rrec attack with a poison."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -141,7 +142,7 @@ def _training(cfg: Attack, loaded: checkpoint.Loaded, key: str, path: str) -> Tr
     """The settings of the training of a checkpoint, which a key named, here and now."""
     if loaded.data.fakes is not None:
         raise RrecError(f"{key}={path} was trained on poisoned data: name a clean run")
-    if loaded.training is None:
+    if not isinstance(loaded.training, Mapping):
         raise RrecError(
             f"{key}={path} does not say how it was trained (only runs of rrec train and rrec distill do): "
             "train it again"
@@ -152,5 +153,5 @@ def _training(cfg: Attack, loaded: checkpoint.Loaded, key: str, path: str) -> Tr
     changed = {"model": loaded.config, "poison": cfg.poison, "clean": clean, "resume": None}
     try:
         return typed_training({**here, **loaded.training, **recipe, **changed})
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RrecError(f"{key}={path}: its training cannot be repeated ({error})") from error
