@@ -83,7 +83,15 @@ def finished(out: Path, composed: DictConfig, overrides: Sequence[str]) -> bool:
         return False
     if files.read_json(out / JOB, "sweep") != told:
         raise RrecError(f"{out} holds a job with other settings; name another hydra.sweep.dir")
-    return (out / "metrics.json").exists()
+    return _results(out) is not None
+
+
+def _results(run: Path) -> dict[str, Any] | None:
+    """What a job has found; None where it failed, as a gate that is shut has, which writes what it found as well."""
+    if not (run / "metrics.json").exists():
+        return None
+    metrics = files.read_json(run / "metrics.json", "sweep")
+    return None if metrics.get("gate/failed") else metrics
 
 
 def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
@@ -99,7 +107,7 @@ def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
         if not isinstance(words, list) or told.get("protocol") not in (None, *PROTOCOLS):
             raise RrecError(f"{stored} is not what rrec wrote; remove {run} to do the job again")
         overrides = {key: value for key, _, value in (str(each).lstrip("+~").partition("=") for each in words)}
-        metrics = files.read_json(run / "metrics.json", "sweep") if (run / "metrics.json").exists() else None
+        metrics = _results(run)
         error = None if metrics is not None else _why(run, verb)
         found.append(SweptJob(run.name, overrides, metrics, error, bool(told.get("nuke"))))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))

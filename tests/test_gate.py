@@ -1,5 +1,6 @@
 """rrec gate: limits are held against what is measured, the status says how it went, and machines can read it."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,17 @@ def test_the_better_model_passes_and_the_worse_one_does_not(
         assert int(str(root.get("failures"))) == metrics["gate/failed"] >= failed
         assert ("**PASS**" if not failed else "**FAIL**") in (out / "gate.md").read_text()
         assert json.loads((out / "run.json").read_text())["status"] == "done"
+
+
+def test_a_gate_that_is_shut_is_a_failed_job_of_a_sweep_however_often_it_is_asked(runs: Path, tmp_path: Path) -> None:
+    words = [f"ckpt={runs / 'good'},{runs / 'bad'}", f"data_dir={runs}/cache", f"hydra.sweep.dir={tmp_path}/swept"]
+    words += ["max_drop.ndcg@10=5%", f"baseline={runs / 'good'}"]
+    for _ in range(2):
+        assert launch.launch("gate", words, multirun=True) == 1
+        found = list(csv.DictReader((tmp_path / "swept" / "summary.csv").open()))
+        assert [(each["done"], each["failed"]) for each in found] == [("1", "0"), ("0", "1")]
+        told = list(csv.DictReader((tmp_path / "swept" / "sweep.csv").open()))
+        assert ["the gate is shut" in each["error"] for each in told] == [False, True]
 
 
 def test_an_attack_is_about_all_places_that_are_judged(runs: Path, tmp_path: Path) -> None:
