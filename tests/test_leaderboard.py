@@ -19,8 +19,9 @@ from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.models import models
 from robustbench_rec.reports import cards
-from robustbench_rec.tasks.leaderboard import add, build, verify
+from robustbench_rec.tasks.leaderboard import LEFT_OUT, add, build, verify
 
+STANDARD = cards.STANDARD
 SMALL = {**cards.STANDARD, "attack": {**cards.STANDARD["attack"], "steps": 3, "queries": 3, "rivals": 1}}
 GOOD = dict.fromkeys(cards.LIMITS, 0.0)
 BUDGET = ("attack=rank_autoattack", "attack.steps=3", "attack.queries=3", "attack.rivals=1")
@@ -71,9 +72,25 @@ def copied(there: Path, tmp_path: Path) -> Path:
 
 
 def test_the_standard_is_what_the_command_line_has() -> None:
-    standard = {**SMALL, "attack": {**SMALL["attack"], "steps": 100, "queries": 500, "rivals": 9}}
     composed: Any = OmegaConf.to_container(compose("attack", "ckpt=x", "attack=rank_autoattack"), resolve=True)
-    assert cards.unlike(composed, standard) == []
+    assert cards.unlike(composed, STANDARD) == []
+    assert composed.keys() - STANDARD.keys() == {*LEFT_OUT, "seed", "deterministic", "metrics", "top_k"}
+    for name in ("goal", "attack"):
+        assert composed[name].keys() == STANDARD[name].keys()
+
+
+def test_the_cards_of_the_repository_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "STANDARD", STANDARD)
+    assert len(cards.load_all(Path(__file__).parents[1] / "leaderboard" / "cards")) == 12
+
+
+def test_a_card_keeps_nothing_of_what_the_run_told_beside(there: Path, tmp_path: Path) -> None:
+    done(
+        "attack", tmp_path / "more", f"ckpt='{there / 'apr'}'", *JUDGED, *BUDGET, f"baseline='{there / 'plain-attack'}'"
+    )
+    path = add(tmp_path / "more", tmp_path / "cards")
+    assert not cards.load(path).config.keys() & {"baseline", "slices", "anonymity"}
+    assert verify(path, there / "apr")
 
 
 def test_a_card_says_what_the_runs_say(there: Path, carded: Path) -> None:
@@ -106,6 +123,9 @@ def test_another_budget_another_attack_and_no_run_are_refused(there: Path, tmp_p
     done("attack", tmp_path / "weak", f"ckpt='{there / 'plain'}'", *JUDGED, *BUDGET, "eps=0.01")
     with pytest.raises(RrecError, match=r"eps=0\.01 instead of 0\.1"):
         add(tmp_path / "weak", tmp_path)
+    done("attack", tmp_path / "one", f"ckpt='{there / 'plain'}'", *JUDGED, *BUDGET, "goal.k=1")
+    with pytest.raises(RrecError, match=r"goal\.k=1 instead of 10"):
+        add(tmp_path / "one", tmp_path)
     done("attack", tmp_path / "pgd", f"ckpt='{there / 'plain'}'", *JUDGED, "attack.steps=1")
     with pytest.raises(RrecError, match="is no run of rrec attack attack=rank_autoattack"):
         add(tmp_path / "pgd", tmp_path)
@@ -318,6 +338,9 @@ def test_adding_again_keeps_what_was_verified(there: Path, carded: Path, tmp_pat
         ({"flags": {k: v for k, v in GOOD.items() if k != "random"}}, "'flags' of the card do not tell of random"),
         ({"config": {**SMALL, "eps": 1e-4}}, r"not attacked with the standard budget: eps=0\.0001 instead of 0\.1"),
         ({"config": {**SMALL, "attack": {"name": "fgm"}}}, r"attack\.name=fgm instead of rank_autoattack"),
+        ({"config": {**SMALL, "goal": {"name": "untargeted", "k": 1}}}, r"goal\.k=1 instead of 10"),
+        ({"config": {**SMALL, "precision": "bf16"}}, "precision=bf16 instead of fp32"),
+        ({"config": {**SMALL, "frontier": "true"}}, "frontier=true instead of None"),
         ({"config": {**SMALL, "protocol": "clicks"}}, "protocol=clicks instead of full or sampled"),
         ({"config": {**SMALL, "n_negatives": 9}}, "n_negatives=9 instead of None or 99"),
     ],

@@ -20,6 +20,7 @@ from robustbench_rec.significance import Spread, over_seeds
 
 FORMAT = 1
 STANDARD: dict[str, Any] = {
+    "precision": "fp32",
     "part": "test",
     "eps": 0.1,
     "loss": None,
@@ -27,7 +28,10 @@ STANDARD: dict[str, Any] = {
     "protocol": ("full", "sampled"),
     "seen": False,
     "n_negatives": (None, 99),
-    "goal": {"name": "untargeted"},
+    "frontier": None,
+    "goal": {"name": "untargeted", "k": 10},
+    "poison": {"name": "none"},
+    "clean": {"name": "none"},
     "attack": {
         "name": "rank_autoattack",
         "surface": "embedding",

@@ -25,7 +25,7 @@ from robustbench_rec.runs import versions
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks.attack import run as attack
 
-LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_user")
+LEFT_OUT = ("ckpt", "data_dir", "device", "threads", "resume", "tracker", "per_user", "baseline", "slices", "anonymity")
 """Of the configuration of an attack, what a card does not keep: where it ran, and what it wrote beside."""
 
 
@@ -129,7 +129,8 @@ def build(folder: Path, out: Path) -> None:
 
 
 def _attack(config: Mapping[str, Any], ckpt: Path, data_dir: str | None) -> Attack:
-    here = {"ckpt": str(ckpt), "data_dir": data_dir, "device": "auto", "threads": 0, "resume": None, "per_user": False}
+    here: dict[str, Any] = {"ckpt": str(ckpt), "data_dir": data_dir, "device": "auto", "threads": 0, "resume": None}
+    here |= {"per_user": False, "baseline": None, "slices": []}
     try:
         return typed_attack({**{k: v for k, v in config.items() if k not in LEFT_OUT}, **here})
     except ValueError as error:
