@@ -245,7 +245,7 @@ def leaderboard_add(
 def leaderboard_verify(
     card: Annotated[Path, typer.Argument(help="A card, a JSON file.")],
     ckpt: Annotated[str, typer.Argument(metavar="ckpt=RUN", help="The run directory of its checkpoint.")],
-    tolerance: Annotated[float, typer.Option(help="The largest difference of a metric.")] = 0.005,
+    tolerance: Annotated[float, typer.Option(help="The largest difference of a metric, at most 0.005.")] = 0.005,
     data_dir: DataDir = None,
 ) -> None:
     """Run the attack of a card again and note what was found; exit 1 where it differs.

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -199,8 +200,8 @@ def test_verifying_runs_the_attack_again(there: Path, carded: Path, tmp_path: Pa
 def test_a_tolerance_that_is_none_is_refused_before_the_attack(there: Path, carded: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(of(carded, "none"), tmp_path))
     before = path.read_bytes()
-    for tolerance in (-1.0, float("nan"), float("inf")):
-        with pytest.raises(RrecError, match="tolerance=.*: a difference is a finite number"):
+    for tolerance in (-1.0, float("nan"), float("inf"), 1.0, 0.006):
+        with pytest.raises(RrecError, match=r"tolerance=.*: a difference between 0 and 0\.005"):
             verify(path, there / "plain", tolerance=tolerance)
     assert path.read_bytes() == before
 
@@ -217,6 +218,30 @@ def test_a_verified_card_whose_numbers_were_changed_since_is_refused(there: Path
     path.write_text(json.dumps(card))
     with pytest.raises(RrecError, match=r"said to be verified, but clean/recall@10 is 0\.2"):
         cards.load(path)
+
+
+def test_no_tolerance_that_a_card_says_it_had_makes_it_verified(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    assert verify(path, there / "plain")
+    card = json.loads(path.read_text())
+    found = card["verified"]["attacked/recall@10"]
+    for name in ("reported", "verified"):
+        del card[name]["drop/recall@10"]
+    card["reported"]["attacked/recall@10"] = found + 0.1
+    path.write_text(json.dumps(card | {"verification": card["verification"] | {"tolerance": 1.0}}))
+    with pytest.raises(RrecError, match=r"said to be verified, but attacked/recall@10 is 0\.1.*, at most 0\.005"):
+        cards.load(path)
+
+
+def test_the_board_shows_what_was_verified(there: Path, carded: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(of(carded, "none"), tmp_path))
+    card = json.loads(path.read_text())
+    found = card["reported"]["attacked/ndcg@10"]
+    del card["reported"]["drop/ndcg@10"]
+    path.write_text(json.dumps(card | {"reported": card["reported"] | {"attacked/ndcg@10": found + 0.1}}))
+    assert not verify(path, there / "plain")
+    (row,) = cards.board(cards.load_all(tmp_path)).tables[0].rows
+    assert row[4].text == f"{found:.4f}"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +276,7 @@ def test_a_card_that_boasts_is_found_out(there: Path, carded: Path, tmp_path: Pa
         ({"dataset": "ml_100k"}, "its dataset is synthetic, the card says ml_100k"),
         ({"fingerprint": "0" * 64}, "its fingerprint is .*, the card says 0000"),
         ({"recipe": {"epochs": 99}}, "trained with epochs=4 instead of 99"),
+        ({"seeds": {"seed": 7}}, "trained with seed=0 instead of 7"),
     ],
 )
 def test_a_card_about_something_else_is_not_verified(
@@ -273,7 +299,8 @@ def test_cards_of_other_data_or_settings_are_not_seeds_of_one_entry_and_other_sp
     carded: Path, tmp_path: Path
 ) -> None:
     def write(name: str, **changes: Any) -> None:
-        (tmp_path / f"{name}.json").write_text(json.dumps({**card, **changes}))
+        made = {"checkpoint": sha256(name.encode()).hexdigest()}
+        (tmp_path / f"{name}.json").write_text(json.dumps({**card, **made, **changes}))
 
     card = json.loads(of(carded, "none").read_text())
     seeds, recipe = card["seeds"], card["recipe"]
@@ -363,6 +390,7 @@ def test_the_board_is_sorted_by_what_is_left_and_escapes_what_cards_say(
     folder = tmp_path / "cards"
     shutil.copytree(carded, folder)
     evil = json.loads(of(carded, "none").read_text()) | {"defense": "<script>alert(1)</script>"}
+    evil["checkpoint"] = "e" * 64
     (folder / "evil.json").write_text(json.dumps(evil))
     out = tmp_path / "site" / "index.html"
     told = CliRunner().invoke(app, ["leaderboard", "build", "--cards", str(folder), "-o", str(out)])
@@ -387,6 +415,10 @@ def test_a_card_counts_once(carded: Path, tmp_path: Path) -> None:
     shutil.copy(first, folder / "copy.json")
     with pytest.raises(RrecError, match=rf"copy\.json and {first.name}|{first.name} and copy\.json"):
         build(folder, tmp_path / "out.html")
+    for changed in ({"seeds": {"seed": 1}}, {"recipe": None}, {"defense": "mine"}):
+        (folder / "copy.json").write_text(json.dumps(json.loads(first.read_text()) | changed))
+        with pytest.raises(RrecError, match="are cards of the same checkpoint: remove one"):
+            build(folder, tmp_path / "out.html")
 
 
 def test_an_empty_folder_is_one_line(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ STANDARD: dict[str, Any] = {
 """What every entry is attacked with, the defaults of `rrec attack attack=rank_autoattack`; a tuple: one of these."""
 LIMITS = {"zero_gradients": 0.0, "random": 0.0, "saturated": 0.5, "black_box": 0.1}
 """The most that the flags of masked gradients of an eligible entry may be."""
+TOLERANCE = 0.005
+"""The largest difference of a metric of what counts as verified."""
 ROUNDING = 1e-4
 """Of a drop from single precision."""
 RULES = (
@@ -57,7 +59,8 @@ RULES = (
     "labels of the test part. Full rankings and 99 sampled negatives an event have tables of their own: values of one "
     "say nothing about the other. It is eligible if gradients are not 0, if judging it twice gives the same numbers, "
     "if nothing is optimised or changed while it ranks, and if the checkpoint is the one whose hash is named. "
-    "Verified: somebody ran the attack again on that checkpoint and found the same."
+    "Verified: somebody ran the attack again on that checkpoint and found the same, up to 0.005; values are those that "
+    "were found then."
 )
 
 
@@ -160,8 +163,9 @@ def load(path: Path) -> Card:
         _consistent(path, name, content.get(name) or {})
     if card.state == "verified":
         worst, difference = apart(card.reported, card.verified or {})
-        if not difference <= float((card.verification or {}).get("tolerance", float("nan"))):
-            raise RrecError(f"{path}: said to be verified, but {worst} is {difference:.6f} from what was reported")
+        if not difference <= TOLERANCE:
+            far = f"{difference:.6f} from what was reported, at most {TOLERANCE}"
+            raise RrecError(f"{path}: said to be verified, but {worst} is {far}")
     if f"attacked/{card.metric}" not in card.reported:
         raise RrecError(f"{path}: 'reported' of the card has no attacked/{card.metric}, the metric that it is about")
     return card
@@ -181,10 +185,10 @@ def load_all(folder: Path) -> list[Card]:
     if not folder.is_dir():
         raise RrecError(f"{folder} is no directory: rrec leaderboard add makes cards")
     found: dict[Path, Card] = {path: load(path) for path in sorted(folder.glob("*.json"))}
-    first: dict[str, Path] = {}
+    first: dict[tuple[str, str, str], Path] = {}
     for path, card in found.items():
-        entry = json.dumps([card.name, card.fingerprint, card.seeds, card.config, card.recipe], sort_keys=True)
-        if (other := first.setdefault(entry, path)) is not path:
+        judged = card.checkpoint, card.protocol, card.metric  # whatever else two cards say of it
+        if (other := first.setdefault(judged, path)) is not path:
             raise RrecError(f"{other.name} and {path.name} in {folder} are cards of the same checkpoint: remove one")
     return list(found.values())
 
@@ -334,7 +338,7 @@ COSTS = {"train_seconds": "training (s)", "parameters": "parameters"}
 
 
 def _spread(cards: Sequence[Card], name: str) -> Spread:
-    return over_seeds([_known(each.reported.get(name)) for each in cards])
+    return over_seeds([_known((each.reported | (each.verified or {})).get(name)) for each in cards])
 
 
 def _known(value: float | None) -> float:

@@ -18,7 +18,7 @@ from robustbench_rec.evaluation import evaluator
 from robustbench_rec.files import write_text
 from robustbench_rec.hardware import setup
 from robustbench_rec.reports import cards
-from robustbench_rec.reports.cards import STANDARD, Card
+from robustbench_rec.reports.cards import STANDARD, TOLERANCE, Card
 from robustbench_rec.reports.reading import LOCAL, Book, Found, parameters, read, without_seeds
 from robustbench_rec.reports.render import html
 from robustbench_rec.runs import versions
@@ -83,14 +83,14 @@ def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
     return place
 
 
-def verify(path: Path, ckpt: Path, *, tolerance: float = 0.005, data_dir: str | None = None) -> bool:
+def verify(path: Path, ckpt: Path, *, tolerance: float = TOLERANCE, data_dir: str | None = None) -> bool:
     """Attack the checkpoint of a card again and note what was found; whether all values agree with the reported ones.
 
-    tolerance: the largest difference of a metric. RrecError where the checkpoint is another one than the card says, of
-    other data, or made in another way.
+    tolerance: the largest difference of a metric, at most 0.005. RrecError where the checkpoint is another one than the
+    card says, of other data, or made in another way.
     """
-    if not 0 <= tolerance < float("inf"):
-        raise RrecError(f"tolerance={tolerance}: a difference is a finite number that is not negative")
+    if not 0 <= tolerance <= TOLERANCE:
+        raise RrecError(f"tolerance={tolerance}: a difference between 0 and {TOLERANCE}, the most of what is verified")
     card = cards.load(path)
     tensors = ckpt / checkpoint.TENSORS
     if not tensors.is_file():
@@ -182,7 +182,11 @@ def _as_carded(card: Card, path: Path, cfg: Attack) -> None:
     for name, value in found.items():
         if value != (said := getattr(card, name)):
             raise RrecError(f"{path} is not about ckpt={cfg.ckpt}: its {name} is {value}, the card says {said}")
-    if card.recipe is not None and (other := cards.unlike(_recipe(source, book), card.recipe)):
+    seeds = _seeds(_first(source, book))
+    other = cards.unlike(seeds, {name: card.seeds.get(name) for name in seeds})
+    if card.recipe is not None:
+        other += cards.unlike(_recipe(source, book), card.recipe)
+    if other:
         raise RrecError(f"{path} is not about ckpt={cfg.ckpt}: trained with {', '.join(other)}")
 
 
