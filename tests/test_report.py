@@ -591,6 +591,40 @@ def test_a_run_that_is_repeated_with_the_same_seed_counts_once(there: Path, tmp_
     assert row["runs"] == "1"
 
 
+def test_of_repeated_runs_the_last_counts_and_the_page_says_how_many_are_left_out(there: Path, tmp_path: Path) -> None:
+    for name, start, value in (("1", "2026-01-02", 0.3), ("2", "2026-01-03", 0.5), ("3", "2026-01-01", 0.1)):
+        shutil.copytree(there / "train" / "plain0", tmp_path / name)
+        record = json.loads((tmp_path / name / "run.json").read_text()) | {"start": start}
+        write_json(tmp_path / name / "run.json", record)
+        write_json(tmp_path / name / "metrics.json", metrics(tmp_path / name) | {"test/ndcg@10": value})
+    found = page_of(Book(runs([tmp_path])), [], [])
+    (row,) = next(each for each in found.tables if each.name == "clean").rows
+    assert [each.text for each in row[1:3]] == ["1", "0.5000"]
+    assert found.notes == ["2 runs are left out: later ones repeat them, settings and seeds included."]
+    assert page_of(Book(runs([there / "train"])), [], []).notes == []
+
+
+def test_runs_of_one_recipe_whose_files_changed_are_not_seeds_of_one_model(there: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        shutil.copytree(there / "train" / f"plain{seed}", tmp_path / f"plain{seed}")
+        shutil.copytree(there / "attack" / f"plain{seed}-0.2", tmp_path / f"attack{seed}")
+        text = (tmp_path / f"attack{seed}" / ".hydra" / "config.yaml").read_text()
+        text = re.sub(r"^ckpt: .*$", f"ckpt: {tmp_path / f'plain{seed}'}", text, flags=re.MULTILINE)
+        (tmp_path / f"attack{seed}" / ".hydra" / "config.yaml").write_text(text)
+
+    def counted(name: str, column: int) -> list[str]:
+        made = page_of(Book(runs([tmp_path])), [], []).tables
+        return [row[column].text for each in made if re.fullmatch(rf"{name}(_\d)?", each.name) for row in each.rows]
+
+    assert (counted("clean", 1), counted("robust", 3)) == (["2"], ["2"])
+    for name in ("plain1", "attack1"):
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        write_json(tmp_path / name / "run.json", record | {"fingerprint": "f" * 64})
+    assert (counted("clean", 1), counted("robust", 3)) == (["1", "1"], ["1", "1"])
+    titles = [each.title for each in page_of(Book(runs([tmp_path])), [], []).tables if each.name.startswith("clean")]
+    assert any("fingerprint=ffffffffffff" in each for each in titles)
+
+
 @pytest.mark.parametrize(("status", "why"), [("running", "still running"), ("done", "no metrics.json")])
 def test_a_run_without_results_says_why(there: Path, tmp_path: Path, status: str, why: str) -> None:
     shutil.copytree(there / "train" / "plain0", tmp_path / "a")

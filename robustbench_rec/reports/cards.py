@@ -13,9 +13,9 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_json
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Page, Section, Table
-from robustbench_rec.reports.reading import is_number
+from robustbench_rec.reports.reading import RECIPE, is_number
 from robustbench_rec.reports.sections.cells import NOISE, marked
-from robustbench_rec.reports.sections.grouping import RECIPE, in_words
+from robustbench_rec.reports.sections.grouping import in_words
 from robustbench_rec.significance import Spread, over_seeds
 
 FORMAT = 1

@@ -17,6 +17,8 @@ LOCAL = ("seed", "device", "threads", "data_dir", "resume", "deterministic", "pe
 """What does not make two runs different experiments: seeds, where they ran, and what they wrote beside."""
 TOLD = ("metrics", "top_k", "slices", "anonymity")
 """What says how much is told of a run; it tells two runs apart where nothing else does."""
+RECIPE = ("dataset", "split", "prepare")
+"""What decides which data a model is judged on."""
 LARGEST = 2**24
 """Bytes of a file that is read whole."""
 LONGEST = 200
@@ -207,12 +209,14 @@ class Book:
     _keys: dict[Path, str] = field(default_factory=dict)
     _labels: dict[str, str] = field(default_factory=dict)
     _told: dict[str, tuple[str, dict[str, str], str]] = field(default_factory=dict)  # what labels are made of
+    _changed: set[str] = field(default_factory=set)  # recipes of data that gave several with the same seeds
 
     def __post_init__(self) -> None:
         for run in self.runs:  # grows while it is walked
             source = self.source(run)
             if source is not None and source not in self.runs:
                 self.runs.append(source)
+        self._changed = _ambiguous(self.runs)
         made: dict[str, list[str]] = {}
         for run in self.runs:
             if run.verb in ("train", "distill", "finetune") and run.metrics is not None:
@@ -243,8 +247,13 @@ class Book:
             config: dict[str, Any] = without_seeds(run.config, LOCAL)
             if source is not None:
                 config |= {each: self.key(source) for each in ("ckpt", "teacher") if each in config}
+            config |= self.data(run)
             self._keys[run.path] = json.dumps([run.verb, config], sort_keys=True, default=str)
         return self._keys[run.path]
+
+    def data(self, run: Found) -> dict[str, str]:
+        """The fingerprint of its data where the settings do not tell which they are: the files have changed."""
+        return {"fingerprint": _fingerprint(run)[:12]} if _recipe(run) in self._changed else {}
 
     def label(self, run: Found | None) -> str:
         """What made a model, in a few words; runs that differ in seeds alone have the same."""
@@ -322,6 +331,29 @@ def without_seeds(config: Mapping[str, Any], local: Sequence[str]) -> dict[str, 
         key: {k: v for k, v in each.items() if k != "seed" or key == "dataset"} if isinstance(each, Mapping) else each
         for key, each in kept.items()
     }
+
+
+def _ambiguous(runs: Iterable[Found]) -> set[str]:
+    """The recipes that gave several data with the same seeds."""
+    prints: dict[str, set[str]] = {}
+    recipes = {}
+    for run in runs:
+        if run.named("dataset") != "none" and (told := _fingerprint(run)):
+            exact = json.dumps([run.config.get(key) for key in (*RECIPE, "noise", "poison")], default=str)
+            prints.setdefault(exact, set()).add(told)
+            recipes[exact] = _recipe(run)
+    return {recipes[exact] for exact, found in prints.items() if len(found) > 1}
+
+
+def _recipe(run: Found) -> str:
+    return json.dumps(without_seeds({key: run.config.get(key) for key in RECIPE}, ()), sort_keys=True, default=str)
+
+
+def _fingerprint(run: Found) -> str:
+    """Of its data before cleaning, empty where it is not told."""
+    from robustbench_rec.checkpoint import uncleaned  # half a second, for reports only
+
+    return str(uncleaned(run.record) or "")
 
 
 def told_apart(settings: Sequence[Any]) -> list[str]:

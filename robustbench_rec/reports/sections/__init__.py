@@ -18,7 +18,15 @@ from robustbench_rec.reports.sections.users import lists, slices
 def page(book: Book, shown: Sequence[Before], notes: Sequence[str]) -> Page:
     """Everything that the files of the runs have something to say about."""
     asked = [each for each in book.runs if each.asked]
-    done = once([each for each in book.runs if each.metrics is not None], book)
+    finished = [each for each in book.runs if each.metrics is not None]
+    done = once(finished, book)
+    if left := len(finished) - len(done):
+        words = (
+            "1 run is left out: a later one repeats it"
+            if left == 1
+            else f"{left} runs are left out: later ones repeat them"
+        )
+        notes = [*notes, f"{words}, settings and seeds included."]
     trained = grouped(done, book)
     attacks = attacked(done, book)
     main = main_metric(chain.from_iterable(each.metrics or () for each in done))

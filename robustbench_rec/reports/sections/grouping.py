@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from robustbench_rec.metrics.direction import sign
-from robustbench_rec.reports.reading import LOCAL, Book, Found, told_apart, without_seeds
+from robustbench_rec.reports.reading import LOCAL, RECIPE, Book, Found, told_apart, without_seeds
 from robustbench_rec.significance import Spread, over_seeds
 
 PREFERRED = ("ndcg@10", "auc", "rmse")
@@ -21,8 +21,6 @@ STRUCK = ("attack", "protocol", "seen", "n_negatives", "precision")
 """Of the settings of a training, what decides how it was attacked at its end."""
 ENDS = ("attacked", "drop", "rise", "offset")
 """What an attack tells beside the clean quality."""
-RECIPE = ("dataset", "split", "prepare")
-"""What decides which data a model is judged on."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,12 @@ class Attacked:
 
 
 def once(done: Sequence[Found], book: Book) -> list[Found]:
-    """Without runs that repeat another one, seeds included: they say nothing about the spread over seeds."""
+    """The last of runs that repeat one another, seeds included: they say nothing about the spread over seeds."""
     found: dict[str, Found] = {}
     for run in done:
-        found.setdefault(_made(run, book), run)
+        made = _made(run, book)
+        if made not in found or _start(run) > _start(found[made]):
+            found[made] = run
     return list(found.values())
 
 
@@ -64,12 +64,17 @@ def merged(runs: Sequence[Found], book: Book) -> list[Found]:
     return list(found.values())
 
 
+def _start(run: Found) -> str:
+    """When, in UTC, so that it sorts as text."""
+    return str(run.record.get("start", ""))
+
+
 def _made(run: Found, book: Book) -> str:
     """Equal for runs that repeat one another, seeds included."""
     told: list[Any] = []
     at: Found | None = run
     while at is not None and len(told) < 5:
-        told.append([book.key(at), at.record.get("seeds"), at.config.get("seed")])
+        told.append([book.key(at), *(at.record.get(each) for each in ("seeds", "fingerprint")), at.config.get("seed")])
         at = book.source(at)
     return json.dumps(told, default=str)
 
@@ -174,7 +179,7 @@ def place_of(runs: Sequence[Found], book: Book, *, splits: bool = True) -> str:
     runs: what is told as one number. splits: with the seeds of all their splits.
     """
     run, root = runs[0], root_of(runs[0], book)
-    told: dict[str, Any] = without_seeds({key: root.config.get(key) for key in RECIPE}, ())
+    told: dict[str, Any] = without_seeds({key: root.config.get(key) for key in RECIPE}, ()) | book.data(root)
     if splits:
         told["split.seed"] = split_seeds(runs, book)
     told["protocol"] = str(run.config.get("protocol", "full"))
