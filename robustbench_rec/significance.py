@@ -10,6 +10,7 @@ from torch import Tensor
 RESAMPLES = 2000
 LEVEL = 0.05
 """A p below it is no chance."""
+CHANCE = "may be chance"
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,6 @@ class Estimate:
     low: float
     high: float
     p: float
-
-    @property
-    def above(self) -> bool:
-        """Whether it is above 0 beyond chance."""
-        return self.low > 0
 
 
 def estimate(value: float, resampled: Tensor) -> Estimate:
@@ -148,6 +144,23 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
     if one.n < 2 or other.n < 2:
         return None
     return abs(one.mean - other.mean) <= math.hypot(one.std, other.std)
+
+
+def worth(difference: float, word: str, *, noise: bool | None, chance: bool | None) -> str:
+    """What a difference is worth, in words: `word` where it is beyond chance among users and beyond seed noise.
+
+    noise: whether it is within that of seeds; None for one seed. chance: whether it may be that of users; None where
+    their values are not there.
+    """
+    if difference == 0:
+        return "the same"
+    if noise:
+        return "within seed noise"
+    if chance is None:
+        return "unknown: one seed" if noise is None else word
+    if chance:
+        return CHANCE
+    return f"{word}, one seed" if noise is None else word
 
 
 def _effects(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,14 +64,14 @@ class TestCurves:
         found = advantage(one, one)
         assert (found.value, found.low, found.high) == (0, 0, 0)
         assert found.p == 1
-        assert not found.above
+        assert not found.low > 0
 
     def test_a_constant_gain_is_found_whatever_the_clean_quality(self) -> None:
         base = trace([0.1, 0.3, 0.4], [0.3, 0.2, 0.1], noise=0.1)
         better = trace([0.1, 0.3, 0.4], [0.35, 0.25, 0.15], noise=0.1)
         found = advantage(better, base)
         assert found.value == pytest.approx(0.05)
-        assert found.above
+        assert found.low > 0
         assert advantage(base, better).value == pytest.approx(-0.05)
 
     def test_training_less_is_no_defence(self) -> None:
@@ -79,7 +79,7 @@ class TestCurves:
         base = trace([0.2, 0.3, 0.35, 0.4], [0.2, 0.25, 0.22, 0.1], noise=0.05)
         slow = trace([0.35], [0.22], noise=0.05)
         assert advantage(slow, base).value == pytest.approx(0, abs=1e-12)
-        assert not advantage(slow, base).above
+        assert not advantage(slow, base).low > 0
 
     def test_errors_are_compared_over_all_that_lose_a_fifth(self) -> None:
         """Negated errors: from 1.2 times the best undefended one on, and not the best alone."""
@@ -113,7 +113,7 @@ class TestCurves:
         found = advantage(trace([0.4], [0.3], n=1), trace([0.4], [0.2], n=1))
         assert found.value == pytest.approx(0.1)
         assert found.p != found.p
-        assert not found.above
+        assert not found.low > 0
 
     def test_without_an_interval_nothing_is_said_to_beat_anything(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -127,9 +127,47 @@ class TestCurves:
         assert section is not None
         assert isinstance(section.blocks[0], Table)
         value, *_, verdict = section.blocks[0].rows[0][2:]
-        assert (value.mark, verdict.text) == ("", "not known")
+        assert (value.mark, verdict.text) == ("", "unknown: one seed")
         (words,) = summary([run], {}, [], [], [run], book, "auc")
         assert words.startswith("At equal clean quality it is not known whether mine beats")
+
+    @pytest.mark.parametrize(
+        ("gaps", "verdict", "words"),
+        [
+            ([(0.3, 0.2, 0.4), (0.32, 0.2, 0.4)], "beats it", "mine beats the undefended run"),
+            ([(-0.3, -0.4, -0.2), (-0.32, -0.4, -0.2)], "is worse than it", "mine is worse than the undefended run"),
+            ([(0.3, 0.2, 0.4), (-0.2, -0.3, -0.1)], "within seed noise", "mine is not told apart from the undefended"),
+            ([(0.3, -0.2, 0.8), (0.32, -0.2, 0.8)], "may be chance", "mine is not told apart from the undefended"),
+            ([(0.3, 0.2, 0.4)], "beats it, one seed", "mine beats the undefended run"),
+            ([(-0.3, -0.4, -0.2)], "is worse than it, one seed", "mine is worse than the undefended run"),
+            ([(0.3, -0.2, 0.8)], "may be chance", "mine is not told apart from the undefended run"),
+        ],
+    )
+    def test_seeds_are_told_together_and_it_beats_only_what_it_beats_beyond_their_noise(
+        self, tmp_path: Path, gaps: list[tuple[float, float, float]], verdict: str, words: str
+    ) -> None:
+        found = []
+        for seed, told in enumerate(gaps):
+            metrics = dict(zip(("frontier/gap", "frontier/gap/low", "frontier/gap/high"), told, strict=True))
+            config = {"frontier": f"base{seed}", "ckpt": "mine", "eps": 0.1, "seed": seed}
+            found.append(Found(tmp_path / str(seed), "attack", config, [], {}, metrics, None, tmp_path))
+        book = Book(found)
+        section = frontiers(found, book, "auc")
+        assert section is not None
+        assert isinstance(section.blocks[0], Table)
+        (row,) = section.blocks[0].rows
+        assert (row[5].value, row[6].text) == (len(gaps), verdict)
+        assert row[2].number == pytest.approx(sum(each for each, _, _ in gaps) / len(gaps))
+        (said,) = summary(found, {}, [], [], found, book, "auc")
+        assert said.startswith(f"At equal clean quality {words}")
+        assert said.endswith(", one seed).") == (len(gaps) == 1 and verdict != "may be chance")
+
+    def test_one_run_says_that_it_is_one_seed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for mine, words in ((0.3, "it beats"), (0.1, "it is worse than")):
+            _told([trace([0.4], [mine], n=30), trace([0.4], [0.2], n=30)], "auc", tmp_path)
+            said = " ".join(capsys.readouterr().out.split())
+            number = f"{mine - 0.2:+.4f}"
+            assert f"At equal clean quality {words} the undefended run stopped early ({number}, one seed)" in said
 
 
 class TestSignificance:

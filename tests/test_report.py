@@ -752,6 +752,25 @@ def test_cells_say_what_is_known(value: float | Spread | None, text: str) -> Non
     assert Cell(value).text == text
 
 
+@pytest.mark.parametrize("name", ['round-"><b>mine', r"round-\g", "round-'&"])
+def test_names_of_folders_are_no_part_of_a_page(there: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(there / "tuned", tmp_path / "tuned")
+    for folder in ("round-1", "round-2", name):
+        (tmp_path / "tuned" / folder).mkdir()
+        shutil.copy(there / "tuned" / "criticality.csv", tmp_path / "tuned" / folder)
+    (tmp_path / "tuned" / "criticality.csv").unlink()
+    report([tmp_path / "tuned"], tmp_path / "r.html", ["html"], 0, None)
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<b>mine" not in text
+    assert len({*re.findall(r"criticality_1_round-\d", text)}) == 3
+
+
+def test_what_a_figure_is_called_is_text_in_it() -> None:
+    text = plots.svg(plots.bars({"a": 1.0}, [], "", ""), r'"><b>\g<1>')
+    assert "<b>" not in text
+    assert r'id="&quot;&gt;&lt;b&gt;\g&lt;1&gt;-' in text
+
+
 def test_labels_of_strangers_are_text_in_a_figure() -> None:
     name = """--><script>alert("1")</script> $x_$ \\ & "q" _"""
     points = {name: (0.1, 0.2, 0.0, 0.0), "_b": (0.2, 0.1, float("nan"), float("nan"))}

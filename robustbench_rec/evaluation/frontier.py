@@ -1,11 +1,12 @@
 """The early-stopping frontier: the robustness that stopping earlier buys an undefended model, at what clean quality."""
 
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from torch import Tensor
 
-from robustbench_rec.significance import Estimate, estimate, means, resamples
+from robustbench_rec.significance import Estimate, Spread, estimate, means, resamples, within_noise, worth
 
 BEST = "best"
 """The state that early stopping chose, the checkpoint itself."""
@@ -53,6 +54,27 @@ def advantage(run: Trace, undefended: Trace) -> Estimate:
     pieces = (few for each in resamples(run.clean.shape[1]) for few in each.split(200))  # levels take room too
     parts = [once.new_empty(0), *(_advantage(run, undefended, few) for few in pieces)]
     return estimate(_advantage(run, undefended, once).item(), torch.cat(parts))
+
+
+def verdict(gap: Spread, low: float, high: float) -> str:
+    """What advantages over seeds are worth, in words. low, high: means of their intervals over users; NaN: none."""
+    word = "beats it" if gap.mean > 0 else "is worse than it"
+    noise = within_noise(gap, Spread(0.0, 0.0, gap.n))
+    return worth(gap.mean, word, noise=noise, chance=None if isnan(low) else low <= 0 <= high)
+
+
+def sentence(name: str, gap: Spread, low: float, high: float) -> str:
+    """The same as a sentence about what is called so."""
+    found = verdict(gap, low, high)
+    word, _, seeds = found.partition(", ")
+    words, more = f"{name} is not told apart from", found
+    if found.startswith("unknown"):
+        words, more = f"it is not known whether {name} beats", "one seed"
+    elif word.endswith(" it"):
+        words, more = f"{name} {word.removesuffix(' it')}", seeds
+    number = f"{gap.mean:+.4f}" + (f" ± {gap.std:.4f}" if gap.n > 1 else "")
+    told = ", ".join(each for each in (number, more) if each)
+    return f"At equal clean quality {words} the undefended run stopped early ({told})"
 
 
 def _advantage(run: Trace, undefended: Trace, weights: Tensor) -> Tensor:

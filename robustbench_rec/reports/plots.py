@@ -259,10 +259,11 @@ def svg(drawn: Any, prefix: str) -> str:
     text = content.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", text)  # escaped by matplotlib
-    text = re.sub(r'\bid="', f'id="{prefix}-', text)
-    text = re.sub(r'(xlink:)?href="#', f'href="#{prefix}-', text).replace("url(#", f"url(#{prefix}-")
+    prefix = escape(prefix)
+    text = re.sub(r'\bid="', lambda _: f'id="{prefix}-', text)
+    text = re.sub(r'(xlink:)?href="#', lambda _: f'href="#{prefix}-', text).replace("url(#", f"url(#{prefix}-")
     text = text.replace("#000000", "currentColor").replace("#ffffff", "var(--card)")
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', f'role="img" aria-label="{escape(prefix)}"', text, count=1)
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: f'role="img" aria-label="{prefix}"', text, count=1)
 
 
 def _legend(names: Iterable[str]) -> dict[str, str]:

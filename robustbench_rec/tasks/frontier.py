@@ -15,7 +15,7 @@ from robustbench_rec.attacks import attacks
 from robustbench_rec.config import Attack
 from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Evaluator, Result, evaluator
-from robustbench_rec.evaluation.frontier import BEST, Trace, advantage
+from robustbench_rec.evaluation.frontier import BEST, Trace, advantage, sentence
 from robustbench_rec.evaluation.worst import judged, members, worst
 from robustbench_rec.files import write_text
 from robustbench_rec.goal import Goal
@@ -26,6 +26,7 @@ from robustbench_rec.reports import plots
 from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
+from robustbench_rec.significance import Spread
 from robustbench_rec.tasks.beside import beside
 from robustbench_rec.tasks.struck import threat_of
 from robustbench_rec.tasks.trials import Trials, labelled
@@ -179,10 +180,7 @@ def _told(traces: Sequence[Trace], metric: str, out: Path) -> dict[str, float]:
     columns = [f"{metric} under attack", "beyond the frontier", "95 % from", "to", "p"]
     rows: list[Row] = [[words, each.value, each.low, each.high, each.p] for words, each in compared.values()]
     gap = compared["gap"][1]
-    verdict = "it beats" if gap.above else "it does not beat"
-    if gap.low != gap.low:
-        verdict = "it is not known whether it beats"
-    show(f"At equal clean quality {verdict} the undefended run stopped early", columns, rows)
+    show(sentence("it", Spread(gap.value, float("nan"), 1), gap.low, gap.high), columns, rows)
     for name, (_, each) in compared.items():
         values = {"": each.value, "/low": each.low, "/high": each.high, "/p": each.p}
         told |= {f"frontier/{name}{key}": value for key, value in values.items()}

@@ -15,9 +15,18 @@ from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell, Section, Table
 from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
 from robustbench_rec.reports.sections.grouping import NAN, PREFERRED, Attacked, judged_again, place_of, worded
-from robustbench_rec.significance import LEVEL, RESAMPLES, Comparison, Spread, holm, over_seeds, paired, within_noise
+from robustbench_rec.significance import (
+    LEVEL,
+    RESAMPLES,
+    Comparison,
+    Spread,
+    holm,
+    over_seeds,
+    paired,
+    within_noise,
+    worth,
+)
 
-CHANCE = "may be chance"
 JUDGING = ("protocol", "seen", "n_negatives")
 NOTE = (
     "Means over the seeds of each side, of which one may have more. Compared by users: 95 % interval and two-sided p "
@@ -79,16 +88,8 @@ class Pair:
     def verdict(self) -> str:
         """What the difference is worth, in words."""
         better, worse = ("better", "worse") if sign(self.metric) else ("higher", "lower")
-        word = better if self.gain > 0 else worse
-        if self.difference == 0:
-            return "the same"
-        if self.noise:
-            return "within seed noise"
-        if self.paired is None:
-            return "unknown: one seed" if self.noise is None else word
-        if isnan(self.p) or self.p >= LEVEL:
-            return CHANCE
-        return f"{word}, one seed" if self.noise is None else word
+        chance = None if self.paired is None else isnan(self.p) or self.p >= LEVEL
+        return worth(self.difference, better if self.gain > 0 else worse, noise=self.noise, chance=chance)
 
 
 def pairs(

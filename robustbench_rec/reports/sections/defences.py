@@ -3,11 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 
+from robustbench_rec.evaluation.frontier import verdict
 from robustbench_rec.reports import plots
 from robustbench_rec.reports.page import Cell, Figure, Section, Table
 from robustbench_rec.reports.reading import Book, Found
 from robustbench_rec.reports.sections.cells import frame_of, table_of
-from robustbench_rec.reports.sections.grouping import NAN, kind_of
+from robustbench_rec.reports.sections.grouping import beyond, held_against
+
+EARLY = (
+    "Mean ± standard deviation over the runs of one recipe; 95 %: over users, the mean of their intervals. It beats "
+    "the undefended run, or is worse, only where 0 is not in that interval and the mean is larger than the deviation."
+)
 
 
 def finetuned(done: Sequence[Found], book: Book) -> Section | None:
@@ -17,11 +23,12 @@ def finetuned(done: Sequence[Found], book: Book) -> Section | None:
     labels = [book.label(each) for each in tuned_runs]
     for number, (run, label) in enumerate(zip(tuned_runs, labels, strict=True)):
         label = label if labels.count(label) == 1 else f"{label}, {run.name}"
-        for path in sorted(run.path.glob("criticality.csv")) or sorted(run.path.glob("round-*/criticality.csv")):
+        several = sorted(run.path.glob("round-*/criticality.csv"), key=lambda each: (len(each.parts[-2]), each))
+        for place, path in enumerate(sorted(run.path.glob("criticality.csv")) or several):
             frame = frame_of(path, ["module", "criticality", "tuned"], ["criticality"])
             if frame is None or not len(frame):
                 continue
-            name = f"criticality_{number + 1}" + ("" if path.parent == run.path else f"_{path.parent.name}")
+            name = f"criticality_{number + 1}" + ("" if path.parent == run.path else f"_round-{place + 1}")
             values = {str(m): float(c) for m, c in zip(frame["module"], frame["criticality"], strict=True)}
             tuned = [str(m) for m in frame.loc[frame["tuned"].notna(), "module"]]
             title = f"{label}: criticality of its modules"
@@ -44,23 +51,23 @@ def frontiers(done: Sequence[Found], book: Book, main: str) -> Section | None:
     """Runs beside an undefended one that stopped earlier."""
     blocks: list[Table | Figure] = []
     rows = []
-    for number, run in enumerate(each for each in done if each.config.get("frontier") is not None):
-        frame = frame_of(run.path / "frontier.csv", ["run", "state", "clean", "attacked"], ["clean", "attacked"])
-        if frame is None:
-            continue
-        metrics = run.metrics or {}
-        metric = next((name.partition("/")[2] for name in metrics if name.startswith("clean/")), main)
-        title = f"{book.victim(run)}, {kind_of(run)}, eps {run.config.get('eps')}"
-        blocks.append(Figure(f"frontier_{number + 1}", title, partial(plots.tradeoff, frame, metric, title="")))
-        blocks.append(table_of(f"frontier_{number + 1}", title, frame))
-        for name in ("gap", "area"):
-            if f"frontier/{name}" in metrics:
-                low, high, p = (metrics.get(f"frontier/{name}/{each}", NAN) for each in ("low", "high", "p"))
-                verdict = "not known" if low != low else "beats it" if low > 0 else "does not beat it"
-                value = Cell(metrics[f"frontier/{name}"], "within noise" if low <= 0 <= high else "")
-                rows.append([Cell(title), Cell(name), value, Cell(low), Cell(high), Cell(p), Cell(verdict)])
+    for (victim, attack), runs in held_against(done, book).items():
+        for run in runs:
+            frame = frame_of(run.path / "frontier.csv", ["run", "state", "clean", "attacked"], ["clean", "attacked"])
+            if frame is None:
+                continue
+            metric = next((name.partition("/")[2] for name in run.metrics or () if name.startswith("clean/")), main)
+            title = f"{victim}, {attack}" + (f", {run.name}" if len(runs) > 1 else "")
+            name = f"frontier_{len(blocks) // 2 + 1}"
+            blocks.append(Figure(name, title, partial(plots.tradeoff, frame, metric, title="")))
+            blocks.append(table_of(name, title, frame))
+        for measure in ("gap", "area"):
+            value, low, high = beyond(runs, measure)
+            if value.n:
+                words = [Cell(f"{victim}, {attack}"), Cell(measure), Cell(value), Cell(low), Cell(high)]
+                rows.append([*words, Cell(value.n), Cell(verdict(value, low, high))])
     if rows:
-        columns = ["model", "measure", "beyond the frontier", "95 % from", "to", "p", "verdict"]
-        blocks.insert(0, Table("frontier", "At equal clean quality", columns, rows))
+        columns = ["model", "measure", "beyond the frontier", "95 % from", "to", "runs", "verdict"]
+        blocks.insert(0, Table("frontier", "At equal clean quality", columns, rows, EARLY))
     told = "A defence is worth something where it leaves more under attack than an undefended run that stops earlier."
     return Section("frontier", "Early-stopping frontier", told, blocks) if blocks else None

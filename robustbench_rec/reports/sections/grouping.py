@@ -234,6 +234,29 @@ def judged_again(done: Sequence[Found], book: Book) -> dict[tuple[str, str], lis
     return {(victim, names[exact]): merged(runs, book) for (victim, exact), runs in found.items()}
 
 
+def held_against(done: Sequence[Found], book: Book) -> dict[tuple[str, str], list[Found]]:
+    """Runs beside an undefended one that stopped earlier, by the label of the model and the attack, in words."""
+    attacks: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], list[Found]] = {}
+    for run in done:
+        if run.config.get("frontier") is not None:
+            settings = settings_of(run, "frontier")
+            exact = json.dumps(settings, sort_keys=True, default=str)
+            attacks[exact] = (f"{kind_of(run)}, eps {run.config.get('eps')}", settings)
+            found.setdefault((book.victim(run), exact), []).append(run)
+    names = in_words(attacks)
+    return {(victim, names[exact]): runs for (victim, exact), runs in found.items()}
+
+
+def beyond(runs: Sequence[Found], measure: str) -> tuple[Spread, float, float]:
+    """The gap or the area beyond the frontier over seeds, and the means of the ends of its intervals."""
+    spreads = [
+        over_seeds([(run.metrics or {}).get(f"frontier/{measure}{end}", NAN) for run in runs])
+        for end in ("", "/low", "/high")
+    ]
+    return spreads[0], spreads[1].mean, spreads[2].mean
+
+
 def places(trained: Mapping[str, Sequence[Found]], book: Book) -> dict[str, dict[str, Sequence[Found]]]:
     """Labels and their runs, by where they were judged, in words."""
     where = {label: place_of(runs, book) for label, runs in trained.items()}

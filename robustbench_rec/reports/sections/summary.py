@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
+from robustbench_rec.evaluation.frontier import sentence
 from robustbench_rec.metrics.direction import sign
 from robustbench_rec.reports.page import Cell
 from robustbench_rec.reports.reading import Book, Found
-from robustbench_rec.reports.sections.compared import CHANCE, Pair
-from robustbench_rec.reports.sections.grouping import NAN, Attacked, places, typical, worded
-from robustbench_rec.significance import over_seeds, within_noise
+from robustbench_rec.reports.sections.compared import Pair
+from robustbench_rec.reports.sections.grouping import NAN, Attacked, beyond, held_against, places, typical, worded
+from robustbench_rec.significance import CHANCE, over_seeds, within_noise
 
 OTHERS = 2
 """Attacks of which more is said than that there are such."""
@@ -83,14 +84,12 @@ def summary(
             told.append(f"{words}.")
     told += _attacked_beside(beside, worded(here[0]) if len(here) > 1 else "")
     told += _beside([each for each in beside if each.side == "test" and each.on == "test"], "")
-    for run in done:
-        gap = (run.metrics or {}).get("frontier/gap")
-        if gap is not None:
-            low = (run.metrics or {}).get("frontier/gap/low", NAN)
-            name = book.victim(run)
-            words = f"{name} beats" if low > 0 else f"{name} does not beat"
-            words = f"it is not known whether {name} beats" if low != low else words  # no interval
-            told.append(f"At equal clean quality {words} the undefended run stopped early ({gap:+.4f}).")
+    early = held_against(done, book)
+    for (victim, attack), runs in early.items():
+        gap, low, high = beyond(runs, "gap")
+        if gap.n:
+            several = sum(each == victim for each, _ in early) > 1
+            told.append(f"{sentence(f'{victim} under {attack}' if several else victim, gap, low, high)}.")
     if known == 1 and len(trained) > 1:
         told.append("Every model was trained with one seed: how large seed noise is, is not known.")
     if failed:
