@@ -96,6 +96,7 @@ def _results(run: Path) -> dict[str, Any] | None:
 
 def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
     """What the jobs of a sweep left behind, in the order of their numbers."""
+    from robustbench_rec.checkpoint import uncleaned
     from robustbench_rec.evaluation import PROTOCOLS
     from robustbench_rec.reports.summary import Job as SweptJob
 
@@ -109,7 +110,8 @@ def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
         overrides = {key: value for key, _, value in (str(each).lstrip("+~").partition("=") for each in words)}
         metrics = _results(run)
         error = None if metrics is not None else _why(run, verb)
-        found.append(SweptJob(run.name, overrides, metrics, error, bool(told.get("nuke"))))
+        record = files.read_json(run / "run.json", "sweep") if (run / "run.json").exists() else {}
+        found.append(SweptJob(run.name, overrides, metrics, error, bool(told.get("nuke")), uncleaned(record)))
     return sorted(found, key=lambda job: (int(job.name) if job.name.isdecimal() else math.inf, job.name))
 
 

@@ -119,6 +119,38 @@ def test_what_is_judged_in_different_ways_is_not_compared(verb: str, key: str, m
     assert alone.best(metric) == (set(), set())
 
 
+def test_checkpoints_of_other_data_are_not_compared() -> None:
+    def judged(*data: str | None) -> Summary:
+        values = zip(data, (0.1, 0.3, 0.2, 0.4), strict=True)
+        made = [
+            Job(str(number), {"ckpt": "ab"[number // 2], "seed": str(number % 2)}, {"clean/auc": value}, data=each)
+            for number, (each, value) in enumerate(values)
+        ]
+        return Summary(made, "attack")
+
+    for alike in (("x", "x", "x", "x"), ("x", "y", "x", "y"), (None, None, None, None)):
+        assert judged(*alike).best("clean/auc") == ({1}, {0})
+        assert not judged(*alike).mixed
+    assert judged("x", "x", "y", "y").best("clean/auc") == (set(), set())
+    told = Summary(
+        [
+            Job("0", {"a": "1"}, {"valid/auc": 0.1, "test/auc": 0.1}, data="x"),
+            Job("1", {"a": "2"}, {"valid/auc": 0.2, "test/auc": 0.2}, data="y"),
+        ],
+        "train",
+        "auc",
+    )
+    assert told.selections == []
+
+
+def test_the_data_of_a_job_are_those_of_its_record(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / sweeping.JOB).write_text('{"overrides": ["lr=0.1"]}')
+    (tmp_path / "0" / "run.json").write_text('{"fingerprint": "cleaned", "uncleaned_fingerprint": "whole"}')
+    (job,) = sweeping.jobs_of("train", tmp_path)
+    assert job.data == "whole"
+
+
 def test_all_that_are_equally_good_are_best() -> None:
     values = {"0.1": 0.3, "0.2": 0.2, "0.3": 0.3}
     found = Summary(jobs({(key,): {"test/auc": value} for key, value in values.items()}, "lr"), "train")

@@ -28,7 +28,8 @@ ATTACKED = {"goal", "labels", "loss"}
 class Job:
     """One run of a sweep. metrics: None when it failed; a value is None where it is no number. error: one line.
 
-    nuke: whether its poison demotes the targets.
+    nuke: whether its poison demotes the targets. data: the fingerprint of what it is judged on, None where nothing
+    tells it.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Job:
     metrics: Mapping[str, float | None] | None
     error: str | None = None
     nuke: bool = False
+    data: str | None = None
 
     def value(self, metric: str) -> float:
         """NaN where there is none."""
@@ -54,6 +56,11 @@ class Group:
     def done(self) -> int:
         """How many of them ended well."""
         return sum(job.metrics is not None for job in self.jobs)
+
+    @property
+    def data(self) -> frozenset[str | None]:
+        """What they were judged on; values of others are no better or worse."""
+        return frozenset(job.data for job in self.jobs if job.metrics is not None)
 
     def spread(self, metric: str) -> Spread:
         """Mean and standard deviation over the seeds."""
@@ -154,13 +161,18 @@ class Summary:
         kinds = JUDGED | (ATTACKED if self.verb == "attack" else set())
         return [key for key in self.settings if re.split(r"[.@/]", key.lstrip("+"))[0] in kinds]
 
+    @property
+    def mixed(self) -> bool:
+        """Whether they were judged on several data."""
+        return len({group.data for group in self.groups if group.done}) > 1
+
     def best(self, metric: str) -> tuple[set[int], set[int]]:
         """The groups with the best mean among those that are judged alike, and what differs from it as seeds do."""
         way, spreads = self.sign(metric), [group.spread(metric) for group in self.groups]
-        alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        alike: dict[tuple[object, ...], list[int]] = defaultdict(list)
         for number, group in enumerate(self.groups):
             if spreads[number].n:
-                alike[tuple(group.settings[key] for key in self.judged)].append(number)
+                alike[group.data, *(group.settings[key] for key in self.judged)].append(number)
         best, close = set(), set()
         for known in alike.values():
             if not way or len({spreads[number].mean for number in known}) < 2:
@@ -179,7 +191,7 @@ class Summary:
         """
         by, name = f"valid/{self.monitor}", self.monitor
         groups = [group for group in self.groups if group.spread(by).n]
-        if len(groups) < 2 or self.judged or not self.sign(by):
+        if len(groups) < 2 or self.judged or self.mixed or not self.sign(by):
             return []
         valid = self.sign(by) * torch.tensor([group.spread(by).mean for group in groups], dtype=torch.double)
         first, found = int(valid.argmax()), []

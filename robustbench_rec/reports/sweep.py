@@ -208,7 +208,8 @@ def _pipes(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int) -
 
 
 def _legend(found: Summary, best: str) -> str:
-    best += ": best of its column" + (f" for each {', '.join(found.judged)}" if found.judged else "")
+    apart = [*found.judged, *(["data"] if found.mixed and not found.judged else [])]
+    best += ": best of its column" + (f" for each {', '.join(apart)}" if apart else "")
     if not found.seeds:
         return best
     return (
