@@ -20,10 +20,10 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.evaluation import Result, base, by_user, evaluator
 from robustbench_rec.evaluation.alike import alike
 from robustbench_rec.evaluation.calibration import Calibrated, deviations
-from robustbench_rec.evaluation.slices import groups, sliced
+from robustbench_rec.evaluation.slices import _quarters, groups, sliced
 from robustbench_rec.evaluation.worst import winners, worst
 from robustbench_rec.goals import goals
-from robustbench_rec.metrics import popularity, prediction, uncertainty
+from robustbench_rec.metrics import fairness, popularity, prediction, uncertainty
 from robustbench_rec.profiles import inject
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.tasks import attack, train
@@ -285,6 +285,31 @@ class TestByUser:
 
 
 class TestGroups:
+    def test_quarters_that_do_not_coincide_are_those_of_pandas(self) -> None:
+        column = pd.Series(torch.randn(101, generator=torch.Generator().manual_seed(0)).tolist())
+        assert _quarters(column).cat.codes.tolist() == pd.qcut(column, 4, labels=False).tolist()
+
+    @pytest.mark.parametrize(
+        ("values", "sizes"),
+        [
+            ([0] * 80 + [*range(1, 21)], {"0": 80, "1 – 7": 7, "8 – 13": 6, "14 – 20": 7}),
+            ([*range(1, 21)] + [30] * 80, {"1 – 7": 7, "8 – 13": 6, "14 – 20": 7, "30": 80}),
+            ([1, 1, 2, 2] + [3] * 20 + [*range(4, 12)], {"1 – 2": 4, "3": 20, "4 – 7": 4, "8 – 11": 4}),
+            ([1] * 60 + [2] * 20 + [*range(3, 23)], {"1": 60, "2": 20, "3 – 12": 10, "13 – 22": 10}),
+        ],
+    )
+    def test_a_number_that_most_have_is_a_group_of_its_own(self, values: list[int], sizes: dict[str, int]) -> None:
+        column = pd.Series([*values, None], dtype=float)
+        assert _quarters(column).value_counts(sort=False).to_dict() == sizes
+
+    def test_one_group_has_no_gap_to_another(self) -> None:
+        for means in (torch.tensor([0.3]), torch.tensor([0.3, math.nan])):
+            assert math.isnan(fairness.gap(means))
+            assert math.isnan(fairness.ratio(means))
+            assert fairness.worst(means).item() == pytest.approx(0.3)
+        assert fairness.gap(torch.tensor([0.3, 0.1])).item() == pytest.approx(0.2)
+        assert fairness.ratio(torch.tensor([0.3, 0.1])).item() == pytest.approx(1 / 3)
+
     def test_quarters_never_part_equal_numbers(self) -> None:
         users = [u for u in range(8) for _ in range((1, 1, 1, 2, 3, 4, 4, 9)[u])]
         data = replace(

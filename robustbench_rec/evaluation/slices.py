@@ -271,11 +271,29 @@ def _quarters(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Named by the smallest and the largest number in each; up to four different numbers stand for themselves."""
     if column.nunique() <= 4:
         return column
-    codes = pd.qcut(column, 4, labels=False, duplicates="drop")
+    codes = pd.cut(column, [-float("inf"), *_largest(column.dropna(), 4)], labels=False)
     found = column.groupby(codes).agg(["min", "max"])
     told = _numbered([*found["min"], *found["max"]])
     names = {code: told[low] + (f" – {told[high]}" if low < high else "") for code, low, high in found.itertuples()}
     return pd.Series(pd.Categorical(codes.map(names), categories=list(names.values()), ordered=True))
+
+
+def _largest(values: "pd.Series[Any]", n: int) -> list[float]:
+    """The largest number of each of n groups of much the same size.
+
+    Where a number is at several of their edges, the most frequent one is a group of its own and the others share the
+    rest.
+    """
+    edges = values.quantile([place / n for place in range(n + 1)])
+    if n == 1 or values.nunique() == 1 or edges.is_unique:
+        return list(dict.fromkeys(edges.iloc[1:]))
+    common = values.mode().iloc[0]
+    below, above = values[values < common], values[values > common]
+    first = round((n - 1) * len(below) / (len(below) + len(above)))
+    first = min(max(first, int(len(below) > 0)), n - 1 - int(len(above) > 0))
+    sides = ((below, first), (above, n - 1 - first))
+    less, more = (_largest(side, share) if share else [] for side, share in sides)
+    return [*less, common, *more]
 
 
 def _numbered(values: Sequence[float]) -> dict[float, str]:

@@ -20,13 +20,13 @@ def by_group(values: Tensor, groups: Tensor, n_groups: int) -> tuple[Tensor, Ten
 
 
 def gap(means: Tensor) -> Tensor:
-    """Largest minus smallest mean among groups `[G]`, those without a value left out; NaN where none has one."""
-    return _most(means) - _least(means)
+    """Largest minus smallest mean among groups `[G]`, those without a value left out; NaN for fewer than two."""
+    return _several(means, _most(means) - _least(means))
 
 
 def ratio(means: Tensor) -> Tensor:
-    """Smallest over largest mean among groups `[G]`: 1 is even; NaN where all are 0."""
-    return _least(means) / _most(means)
+    """Smallest over largest mean among groups `[G]`: 1 is even; NaN where all are 0, and for fewer than two."""
+    return _several(means, _least(means) / _most(means))
 
 
 def worst(means: Tensor, *, smaller: bool = False) -> Tensor:
@@ -64,6 +64,10 @@ def true_positive_rates(hit: Tensor, groups: Tensor, n_groups: int) -> Tensor:
     Equal opportunity is the `gap` between them.
     """
     return by_group(hit.double(), groups, n_groups)[0]
+
+
+def _several(means: Tensor, value: Tensor) -> Tensor:
+    return value.masked_fill((~means.isnan()).sum() < 2, float("nan"))
 
 
 def _least(means: Tensor) -> Tensor:
