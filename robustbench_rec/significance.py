@@ -85,7 +85,9 @@ def paired(ours: Tensor, theirs: Tensor, *, seed: int = 0, size: int = RESAMPLES
     ]
 
 
-def paired_events(ours: Tensor, theirs: Tensor, users: Tensor, *, seed: int = 0) -> list[Comparison]:
+def paired_events(
+    ours: Tensor, theirs: Tensor, users: Tensor, *, seed: int = 0, size: int = RESAMPLES
+) -> list[Comparison]:
     """The same of metrics that are means over events `[M, E]`; users `[E]` are drawn with all their events.
 
     Effect sizes are those of the users' means.
@@ -93,7 +95,7 @@ def paired_events(ours: Tensor, theirs: Tensor, users: Tensor, *, seed: int = 0)
     _, row, counts = users.unique(return_inverse=True, return_counts=True)
     nothing = torch.zeros(len(ours), len(counts), dtype=torch.double)
     one, two = (nothing.index_add(1, row, each.double()) for each in (ours, theirs))
-    drawn = bootstrap(torch.cat([one - two, counts[None].double()]), seed=seed)
+    drawn = bootstrap(torch.cat([one - two, counts[None].double()]), seed=seed, size=size)
     effects = zip(*(each.tolist() for each in _effects(one / counts, two / counts)), strict=True)
     values = (ours.double() - theirs.double()).mean(1).tolist()
     return [
@@ -106,6 +108,11 @@ def bootstrap(values: Tensor, *, seed: int = 0, size: int = RESAMPLES) -> Tensor
     """Means `[R, M]` of values `[M, N]` in bootstrap samples of the users."""
     parts = [means(values, each) for each in resamples(values.shape[1], seed=seed, size=size)]
     return torch.cat([values.new_empty(0, len(values), dtype=torch.double), *parts])
+
+
+def enough(family: int) -> int:
+    """So many bootstrap samples that the smallest p that they can tell is no chance after Holm over so many tests."""
+    return max(RESAMPLES, round(2 * family / LEVEL))
 
 
 def holm(p: Sequence[float]) -> list[float]:

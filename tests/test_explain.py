@@ -480,16 +480,27 @@ def test_json_has_the_numbers_of_the_model(runs: Path, capfd: pytest.CaptureFixt
 
 
 def test_a_sample_is_measured_and_its_stability_under_an_attack(runs: Path, tmp_path: Path) -> None:
-    words = ["sample=6", "attack=pgd", "eps=0.5", "draws=2", f"hydra.run.dir={tmp_path}/run"]
+    words = ["sample=12", "top=1", "attack=pgd", "eps=0.5", "draws=2", f"hydra.run.dir={tmp_path}/run"]
     assert explain(runs, "structure_aware_kgat", *words) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     frame = pd.read_csv(tmp_path / "run" / "explanations.csv")
-    assert len(frame) == 6
+    assert len(frame) == 12
     assert 0 <= metrics["explain/coverage"] <= 1
     assert metrics["explain/coverage"] == pytest.approx((frame["paths"] > 0).mean())
     known = frame["jaccard"].dropna()
     assert metrics["explain/jaccard"] == pytest.approx(known.mean())
+    assert len(known)
     assert bool(known.between(0, 1).all())
+
+
+def test_explanations_that_tell_everything_say_nothing_of_stability(runs: Path, tmp_path: Path) -> None:
+    for number, more in enumerate([[], ["by=events"]]):
+        words = ["sample=12", "attack=pgd", "eps=0.5", "draws=0", *more]
+        for top in (1, 10_000):
+            out = tmp_path / f"{number}-{top}"
+            assert explain(runs, "structure_aware_kgat", *words, f"top={top}", f"hydra.run.dir={out}") == 0
+            known = pd.read_csv(out / "explanations.csv")["jaccard"].notna()
+            assert bool(known.any()) == (top == 1)
 
 
 def test_measures_can_be_swept(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -511,7 +522,7 @@ def test_paths_are_compared_with_those_of_another_graph(
 
 
 def test_no_perturbation_leaves_the_explanations_as_they_are(runs: Path, tmp_path: Path) -> None:
-    words = ["sample=6", "attack=pgd", "eps=0", "draws=1", f"hydra.run.dir={tmp_path}/run"]
+    words = ["sample=12", "top=1", "attack=pgd", "eps=0", "draws=1", f"hydra.run.dir={tmp_path}/run"]
     assert explain(runs, "structure_aware_kgat", *words) == 0
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["explain/jaccard"] == 1
 

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_rec.significance import bootstrap, estimate, holm, over_seeds, paired, paired_events, within_noise
+from robustbench_rec.evaluation import Result
+from robustbench_rec.significance import (
+    LEVEL,
+    bootstrap,
+    estimate,
+    holm,
+    over_seeds,
+    paired,
+    paired_events,
+    within_noise,
+)
+from robustbench_rec.tasks.eval import _paired
 
 
 def users(n: int = 300, *, shift: float = 0.0, noise: float = 0.1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,6 +30,16 @@ def users(n: int = 300, *, shift: float = 0.0, noise: float = 0.1, seed: int = 0
     luck = torch.randn(n, generator=generator)
     first = luck + noise * torch.randn(n, generator=generator) + shift
     return first[None], (luck + noise * torch.randn(n, generator=generator))[None]
+
+
+def test_of_many_metrics_those_that_differ_for_every_user_are_no_chance() -> None:
+    names = [f"metric@{number}" for number in range(120)]
+    ours, theirs = ({name: torch.full((20,), value) for name in names} for value in (0.5, 0.4))
+    results = (Result(dict.fromkeys(names, 0.0), torch.arange(20), each) for each in (ours, theirs))
+    found = _paired(*results, "full", names)
+    assert max(holm([each.difference.p for each in found.values()])) < LEVEL
+    (each,) = paired_events(torch.ones(1, 20), torch.zeros(1, 20), torch.arange(20), size=5000)
+    assert each.difference.p == 1 / 5000
 
 
 class TestPaired:

@@ -23,7 +23,7 @@ from robustbench_rec.reports.slices import show_slices
 from robustbench_rec.reports.tables import Row, by_metric, number, show
 from robustbench_rec.runs import Run
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.significance import LEVEL, Comparison, holm, paired, paired_events
+from robustbench_rec.significance import LEVEL, Comparison, enough, holm, paired, paired_events
 from robustbench_rec.tasks.beside import asked_alike
 from robustbench_rec.tasks.certify import certificate, certified
 from robustbench_rec.tasks.train import exposure, keep, title
@@ -157,11 +157,12 @@ def _paired(ours: Result, theirs: Result, protocol: str, names: Sequence[str]) -
     if one is None or two is None:
         kept = list(ours.per_user)
         sides = (torch.stack([each.per_user[name] for name in kept]).cpu() for each in (ours, theirs) if kept)
-        return dict(zip(kept, paired(*sides), strict=True)) if kept else {}
+        return dict(zip(kept, paired(*sides, size=enough(len(kept))), strict=True)) if kept else {}
     of = prediction.of_ratings if protocol == "ratings" else prediction.of_clicks
     values = [of(each.scores.cpu(), each.labels.cpu()) for each in (one, two)]
     kept = [name for name in names if name in values[0]]
     if not kept:
         return {}
     first, second = (torch.stack([each[name] for name in kept]) for each in values)
-    return dict(zip(kept, paired_events(first, second, one.users.cpu()), strict=True))
+    found = paired_events(first, second, one.users.cpu(), size=enough(len(kept)))
+    return dict(zip(kept, found, strict=True))

@@ -157,7 +157,14 @@ def _row(asked: Recommender, worse: Recommender | None, user: int, item: int, cf
         assert importance is not None
         order = importance.argsort(descending=True, stable=True)
         row["jaccard"] = _jaccard(_keys(found.units, found.order, cfg.top), _keys(after, order, cfg.top))
+        if max(_count(found.units), _count(after)) <= cfg.top:  # both tell everything, whatever counts most
+            row["jaccard"] = float("nan")
     return row
+
+
+def _count(found: Units) -> int:
+    """Of what may be told."""
+    return len(found.order) if isinstance(found, Paths) else len(found)
 
 
 def _keys(found: Units, order: Tensor, top: int) -> set[Any]:

@@ -17,9 +17,9 @@ from robustbench_rec.reports.reading import LOCAL, Book, Found, without_seeds
 from robustbench_rec.reports.sections.grouping import NAN, PREFERRED, Attacked, judged_again, place_of, worded
 from robustbench_rec.significance import (
     LEVEL,
-    RESAMPLES,
     Comparison,
     Spread,
+    enough,
     holm,
     over_seeds,
     paired,
@@ -223,18 +223,14 @@ def _alike(
 
 
 def _judged(pairs: Sequence[Pair]) -> list[Comparison | None]:
-    """Paired over users, those of the same users in the same bootstrap samples.
-
-    There are so many of these that the smallest p that they can tell is small enough for the family of all pairs.
-    """
+    """Paired over users, those of the same users in the same bootstrap samples, enough for the family of all pairs."""
     files = {run.path: read(run.path) for each in pairs for runs in each.runs for run in runs}
     kept = {at: values for at, each in enumerate(pairs) if (values := _by_user(each, files)) is not None}
     found: list[Comparison | None] = [None] * len(pairs)
     for who in dict.fromkeys(who for who, _ in kept.values()):
         here = {at: values for at, (one, values) in kept.items() if one == who}
         ours, theirs = torch.stack(list(here.values()), 1)
-        size = max(RESAMPLES, round(2 * len(kept) / LEVEL))
-        for at, each in zip(here, paired(ours, theirs, size=size), strict=True):
+        for at, each in zip(here, paired(ours, theirs, size=enough(len(kept))), strict=True):
             found[at] = each
     return found
 
