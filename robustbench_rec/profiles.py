@@ -87,7 +87,6 @@ def _faults(data: Data, profiles: Profiles) -> Iterator[tuple[str, bool]]:
     if events.context is not None and train.context is not None:
         sizes = torch.tensor(list(data.context_sizes.values()))
         yield "context that the dataset does not have", bool(((events.context < 0) | (events.context >= sizes)).any())
-    yield "no words for what their attacker may do", not isinstance(profiles.about.get("threat"), dict)
 
 
 def _outside(values: Tensor, low: float, high: float) -> bool:
@@ -121,6 +120,8 @@ def load(path: str, key: str) -> Profiles:
 
 def _made(tensors: dict[str, Tensor], card: dict[str, Any]) -> Profiles:
     n, targets = int(card.pop("n")), tensors.pop("targets")
+    if not isinstance(card["threat"], dict):
+        raise TypeError("what their attacker may do is no mapping")
     return Profiles(Interactions(**tensors), n, targets, card)
 
 

@@ -824,6 +824,10 @@ class TestFiles:
         (tmp_path / "poison.json").write_text(json.dumps({**card, "format": 9}))
         with pytest.raises(RrecError, match="another format"):
             poisons.build({"name": "file", "path": str(tmp_path)})
+        for threat, told in (({}, "KeyError: 'threat'"), ({"threat": "none"}, "TypeError: what their attacker may do")):
+            (tmp_path / "poison.json").write_text(json.dumps({k: v for k, v in card.items() if k != "threat"} | threat))
+            with pytest.raises(RrecError, match=f"poison.json has not fake users .{told}"):
+                poisons.build({"name": "file", "path": str(tmp_path)})
 
     def test_a_table_of_them_comes_back_as_the_same_events(self, tmp_path: Path) -> None:
         profiles.export(tmp_path, self.made, BIG)
@@ -1046,7 +1050,6 @@ class TestVerbs:
             (BIG, replace(made, events=replace(events, items=torch.zeros_like(events.items))), "an item twice"),
             (BIG, replace(made, n=made.n + 1), "events of other than 7 users"),
             (BIG, replace(made, targets=made.targets[:0]), "no targets"),
-            (BIG, replace(made, about={**made.about, "threat": "none"}), "no words for what their attacker may do"),
             (placed, replace(made, events=replace(events, context=context)), "context that the dataset does not have"),
         ):
             with pytest.raises(RrecError, match=f"the fake users have {told}"):
