@@ -25,6 +25,7 @@ from robustbench_rec.composing import mistakes, places
 from robustbench_rec.composing.words import chosen, count, ids, limits
 from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError, UsageError
+from robustbench_rec.resuming import refuse_foreign
 from robustbench_rec.trackers import trackers
 from robustbench_rec.tracking import tracked
 
@@ -159,6 +160,7 @@ def resume_sweep(directory: str, overrides: Sequence[str]) -> int:
                 raise RrecError(f"a sweep goes on as it was: drop '{each}' (only hydra/launcher… may change)")
         if any(each.startswith("hydra/launcher=") for each in overrides):
             words = [each for each in words if not each.startswith(("hydra/launcher=", "hydra.launcher."))]
+        refuse_foreign(words, f"{folder / sweeping.SWEEP}", sweeping.SWEPT)
         jobs, place = sweeping.jobs_of(verb, folder), sweeping.started_in(folder)
     except RrecError as error:
         _say(str(error))

@@ -15,4 +15,6 @@ def refuse_foreign(words: Sequence[str], told: str, known: Sequence[str]) -> Non
         key = each.partition("=")[0].lstrip("+~")
         asks = re.search(r"(^|[@:])hydra\b", key) and not key.startswith(tuple(known))
         if asks or each.startswith("-") or "_target_" in each:
-            raise RrecError(f"{told} has the word '{each}', which rrec does not take from a file; start it anew")
+            raise RrecError(
+                f"{told} has the word '{each}', which rrec does not take from a file: give the whole command again"
+            )

@@ -13,7 +13,6 @@ from robustbench_rec.console import Output, line
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import LOCK
 from robustbench_rec.reports.reading import last_error
-from robustbench_rec.resuming import refuse_foreign
 
 if TYPE_CHECKING:
     from robustbench_rec.reports.summary import Job as SweptJob
@@ -35,7 +34,6 @@ def asked(directory: Path) -> tuple[str, list[str]]:
     verb, words = told.get("verb"), told.get("overrides")
     if not (isinstance(verb, str) and verb in config.ROOTS and isinstance(words, list)):
         raise RrecError(f"{directory / SWEEP} is not what rrec wrote; start the sweep anew")
-    refuse_foreign([str(each) for each in words], str(directory / SWEEP), SWEPT)
     place = "'" + str(directory.resolve()).replace("'", r"\'") + "'"
     return str(verb), [
         *(each for each in map(str, words) if not each.startswith("hydra.sweep.dir=")),

@@ -399,10 +399,19 @@ def test_a_sweep_takes_no_code_from_its_directory(word: str) -> None:
     told = json.loads(Path("s/sweep.json").read_text())
     Path("s/sweep.json").write_text(json.dumps({**told, "overrides": [*told["overrides"], word]}))
     RAN.clear()
-    for action in ("resume", "show"):
-        status, said = rrec("sweep", action, "s")
-        assert (status, said.count("\n"), RAN) == (2, 1, [])
-        assert f"the word '{word}'" in said
+    status, said = rrec("sweep", "resume", "s")
+    assert (status, said.count("\n"), RAN) == (2, 1, [])
+    assert f"the word '{word}'" in said
+
+
+def test_settings_of_a_launcher_are_taken_from_the_command_line_alone() -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["seed=0,1", "hydra/launcher=joblib", "hydra.launcher.verbose=0", "hydra.sweep.dir=s"]
+    assert launch("train", words, multirun=True) == 0
+    status, said = rrec("sweep", "resume", "s")
+    assert (status, "the word 'hydra.launcher.verbose=0'" in said) == (2, True)
+    assert launch("train", words, multirun=True) == 0
+    assert rrec("sweep", "resume", "s", "hydra/launcher=basic")[0] == 0
 
 
 @pytest.mark.parametrize("told", [{}, {"overrides": "lr=1"}, {"overrides": [], "protocol": "foo"}])
