@@ -1,5 +1,6 @@
 """The one place that knows both the command line and Hydra."""
 
+import errno
 import logging
 import os
 import re
@@ -30,6 +31,8 @@ from robustbench_rec.trackers import trackers
 from robustbench_rec.tracking import tracked
 
 log = logging.getLogger("rrec")
+REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""What the system says where a run cannot write."""
 
 
 def launch(
@@ -246,11 +249,10 @@ class Job:
         return _worth(typed, metrics)
 
 
-def _refused(error: BaseException | None) -> OSError | None:
-    """What the system refused, behind what Hydra made of it; None where it was something else."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+def _refused(error: Exception) -> OSError | None:
+    """That the system refused to write, perhaps as the handlers of the log told it; None for another error."""
+    found = error.__cause__ if isinstance(error, ValueError) else error
+    return found if isinstance(found, OSError) and found.errno in REFUSALS else None
 
 
 def _memory(error: Exception) -> str | None:

@@ -16,5 +16,6 @@ def refuse_foreign(words: Sequence[str], told: str, known: Sequence[str]) -> Non
         asks = re.search(r"(^|[@:])hydra\b", key) and not key.startswith(tuple(known))
         if asks or each.startswith("-") or "_target_" in each:
             raise RrecError(
-                f"{told} has the word '{each}', which rrec does not take from a file: give the whole command again"
+                f"{told} has the word '{each}', which rrec does not take from a file: give the whole command, with its "
+                "place, again"
             )

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from robustbench_rec.reports.summary import Job as SweptJob
 
 SWEPT = (
-    *("hydra.mode", "hydra/launcher", "hydra.launcher.n_jobs"),
-    *("hydra.sweep.", "hydra.sweeper.params", "hydra.sweeper.n_"),
+    *("hydra.mode", "hydra.verbose", "hydra.job.chdir", "hydra.sweep."),
+    *("hydra/launcher", "hydra.launcher.n_jobs", "hydra/sweeper", "hydra.sweeper.direction", "hydra.sweeper.n_"),
+    *("hydra.sweeper.max_failure_rate", "hydra.sweeper.params", "hydra.sweeper.sampler."),
 )
 """How keys of Hydra begin that a sweep goes on with; others are taken from the command line alone."""
 SWEEP, JOB = "sweep.json", "job.json"

@@ -267,7 +267,8 @@ class Trainer:
         for number, optimizer in enumerate(self.optimizers):
             with_moments(optimizer, under(f"optimizer/{number}/", tensors))
         self.history = json.loads(notes["history"])
-        self.passes.forward, self.passes.backward, self.counted = json.loads(notes["cost"])
+        if "cost" in notes:  # else of a version that did not keep it
+            self.passes.forward, self.passes.backward, self.counted = json.loads(notes["cost"])
 
 
 def _summed(row: Mapping[str, float]) -> str:

@@ -411,6 +411,19 @@ def test_what_the_system_refuses_before_a_run_begins_is_one_line(
     assert "cannot write the directory of the run: No space left on device" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "Broken pipe"), RuntimeError("a fault of our own")])
+def test_what_is_no_refusal_to_write_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", "/nonexistent")
+        except PermissionError:
+            raise error  # noqa: B904 - what came before is its context
+
+    monkeypatch.setattr("robustbench_rec.composing.register_schemas", fails)
+    with pytest.raises(type(error)):
+        launch("train", ["seed=13"])
+
+
 def test_a_run_whose_settings_cannot_be_read_is_left_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("train", ["hydra.run.dir=run"]) == 0
     Path("run/.hydra/config.yaml").write_text("")

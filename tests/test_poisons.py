@@ -844,6 +844,13 @@ class TestFiles:
         )
         assert len(fakes.train) == len(BIG.train) + len(again.events)
 
+    def test_of_clicks_a_column_of_ratings_is_not_read(self, tmp_path: Path) -> None:
+        data = replace(BIG, train=replace(BIG.train, values=torch.ones(len(BIG.train))))
+        (tmp_path / "p.csv").write_text("user,item,rating\na,i1,\na,i2,n/a\n")
+        fakes = poisons.build({"name": "table", "path": str(tmp_path / "p.csv"), "items": ["i1"]})(data).fakes
+        assert fakes is not None
+        assert fakes.events.values.tolist() == [1.0, 1.0]
+
     def test_a_table_keeps_every_digit_of_a_rating(self, tmp_path: Path) -> None:
         values = torch.linspace(1, 1666671.625, len(BIG.train))
         data = replace(BIG, train=replace(BIG.train, values=values))
@@ -862,6 +869,7 @@ class TestFiles:
             ([1.0, 5.0], [5.0], None),
             ([1.0, 5.0], [5.5], "user 'a' has rating 5.5; those of dataset 'tiny' go from 1 to 5"),
             ([1.0, 5.0], [0.5], "rating 0.5"),
+            ([0.1, 4.6], [4.6], None),  # which single precision has not
         ],
     )
     def test_ratings_of_a_table_are_such_as_the_data_has(
@@ -877,7 +885,7 @@ class TestFiles:
             return
         fakes = poison(data).fakes
         assert fakes is not None
-        assert fakes.events.values.tolist() == (given if len(values) > 1 else [1.0])
+        assert fakes.events.values.tolist() == pytest.approx(given if len(values) > 1 else [1.0], rel=1e-6)
 
     @pytest.mark.parametrize(
         ("text", "told"),

@@ -625,6 +625,21 @@ def test_runs_of_one_recipe_whose_files_changed_are_not_seeds_of_one_model(there
     assert any("fingerprint=ffffffffffff" in each for each in titles)
 
 
+def test_other_fakes_of_the_same_settings_are_no_other_files(there: Path, tmp_path: Path) -> None:
+    fakes = {"poison": {"name": "random", "size": 0.1}}
+    for name, seed, more in (("a", 0, {}), ("b", 1, {}), ("c", 0, fakes), ("d", 0, fakes)):
+        shutil.copytree(there / "train" / f"plain{seed}", tmp_path / name)
+        path = tmp_path / name / ".hydra" / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["split"]["seed"] = seed
+        path.write_text(yaml.safe_dump({**config, **more}))
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        write_json(tmp_path / name / "run.json", record | {"fingerprint": name * 64})
+    tables = page_of(Book(runs([tmp_path])), [], []).tables
+    rows = [row for each in tables if each.name.startswith("clean") for row in each.rows]
+    assert "2" in [row[1].text for row in rows if "random" not in row[0].text]
+
+
 @pytest.mark.parametrize(("status", "why"), [("running", "still running"), ("done", "no metrics.json")])
 def test_a_run_without_results_says_why(there: Path, tmp_path: Path, status: str, why: str) -> None:
     shutil.copytree(there / "train" / "plain0", tmp_path / "a")

@@ -14,8 +14,8 @@ from robustbench_rec import config
 from robustbench_rec.composing.keys import unknown_key
 from robustbench_rec.errors import UsageError
 
-LARGEST_SEED = 2**32 - 1  # what scikit-learn takes
-"""What generators of random numbers take."""
+LARGEST_SEED = 2**32 - 1
+"""What all generators of random numbers take, those of scikit-learn among them."""
 
 
 def conf_dir() -> Path:

@@ -102,7 +102,7 @@ def _with_place(verb: str, overrides: Sequence[str]) -> DictConfig:
 def _refuse_other(verb: str, composed: DictConfig, but: Sequence[str]) -> None:
     """The same run may go on in its place or be done again; one that left nothing may be done with other settings."""
     place = Path(composed.hydra.run.dir)
-    if place.is_dir():
+    if place.is_dir() and not (place / "metrics.json").exists():
         with held(place / LOCK):  # Hydra would write into the directory of another process before that is seen
             pass
     found = reading.read(place)

@@ -72,7 +72,7 @@ def sentence(name: str, gap: Spread, low: float, high: float) -> str:
         words, more = f"it is not known whether {name} beats", "one seed"
     elif word.endswith(" it"):
         words, more = f"{name} {word.removesuffix(' it')}", seeds
-    number = f"{gap.mean:+.4f}" + (f" ± {gap.std:.4f}" if gap.n > 1 else "")
+    number = "" if isnan(gap.mean) else f"{gap.mean:+.4f}" + (f" ± {gap.std:.4f}" if gap.n > 1 else "")
     told = ", ".join(each for each in (number, more) if each)
     return f"At equal clean quality {words} the undefended run stopped early ({told})"
 

@@ -44,7 +44,7 @@ class Table(Poison):
 
     def profiles(self, data: Data) -> Profiles:
         """The fake users."""
-        frame, aims = self._read(), targets(data, self.items, stratum="unpopular", count=0, seed=0)
+        frame, aims = self._read("rating" in data.has), targets(data, self.items, stratum="unpopular", count=0, seed=0)
         if data.train.context is not None:
             raise RrecError(f"poison=table: dataset '{data.name}' has context columns, which a table cannot tell")
         if "rating" not in frame and "rating" in data.has:
@@ -76,10 +76,10 @@ class Table(Poison):
         }
         return Profiles(_events(frame, data), len(names), aims.cpu(), about)
 
-    def _read(self) -> pd.DataFrame:
+    def _read(self, rated: bool) -> pd.DataFrame:
         sheet = read(File(str(self.path), separator=None, quote='"', header=True, encoding="utf-8"), self.path)
         frame = sheet.columns({"user": "user", "item": "item"})
-        return frame.assign(rating=sheet.ratings("rating")) if "rating" in sheet.frame else frame
+        return frame.assign(rating=sheet.ratings("rating")) if rated and "rating" in sheet.frame else frame
 
 
 def _events(frame: pd.DataFrame, data: Data) -> Interactions:
@@ -98,7 +98,8 @@ def _ratings(frame: pd.DataFrame, data: Data, path: Path) -> pd.Series:
     """The ratings; RrecError for one that no genuine user could give."""
     given, known = frame["rating"], torch.unique(data.train.values).tolist()
     labels = set(known) <= {0.0, 1.0}
-    wrong = ~given.isin([0, 1]) if labels else ~given.between(known[0], known[-1])
+    kept = given.astype("float32")  # in the precision of the data
+    wrong = ~kept.isin([0, 1]) if labels else ~kept.between(known[0], known[-1])
     if wrong.any():
         scale = "are labels, 0 or 1" if labels else f"go from {known[0]:g} to {known[-1]:g}"
         user, rating = frame[wrong][["user", "rating"]].iloc[0]

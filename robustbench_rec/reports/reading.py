@@ -338,8 +338,9 @@ def _ambiguous(runs: Iterable[Found]) -> set[str]:
     prints: dict[str, set[str]] = {}
     recipes = {}
     for run in runs:
-        if run.named("dataset") != "none" and (told := _fingerprint(run)):
-            exact = json.dumps([run.config.get(key) for key in (*RECIPE, "noise", "poison")], default=str)
+        changed = {run.named("noise"), run.named("poison")} - {"none"}  # which may be other ones with the same settings
+        if run.named("dataset") != "none" and not changed and (told := _fingerprint(run)):
+            exact = json.dumps([run.config.get(key) for key in RECIPE], default=str)
             prints.setdefault(exact, set()).add(told)
             recipes[exact] = _recipe(run)
     return {recipes[exact] for exact, found in prints.items() if len(found) > 1}
