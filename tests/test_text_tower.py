@@ -11,15 +11,17 @@ import torch
 from conftest import DATA, batch_for, build, buildable, gradients, pretrained, question, surfaces
 from torch import Tensor, nn
 
+from robustbench_rec import blocks
 from robustbench_rec import pretrained as library
 from robustbench_rec.adapters import Adaptation, LoRA, sizes
+from robustbench_rec.blocks import Backbone, Block
 from robustbench_rec.errors import RrecError
 from robustbench_rec.losses import loss
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import text_tower
 from robustbench_rec.models.text_tower import TextTower
 from robustbench_rec.objective import Plain
-from robustbench_rec.pretrained import Backbone, Block, Pretrained, kept, texts
+from robustbench_rec.pretrained import Pretrained, kept, texts
 from robustbench_rec.shifted import Shifted, embedded, surface
 
 pytestmark = pytest.mark.skipif(not buildable("text_tower"), reason="needs the extra `text`")
@@ -140,7 +142,7 @@ class TestEncoder:
         delta = {name: 0.1 * torch.randn_like(model.get_parameter(name)) for name in surface(model, "weight")}
         found = []
         for tokens in (2**12, 40):
-            for module in (library, text_tower):
+            for module in (blocks, text_tower):
                 monkeypatch.setattr(module, "TOKENS", tokens)
             value = objective(Shifted(model, delta), batch)
             found.append((value, gradients(model, value)))
@@ -158,7 +160,7 @@ class TestEncoder:
         folder = saved(tmp_path, transformers.GPT2Model(transformers.GPT2Config(**shape, vocab_size=64)))
         model = model_of(encoder=folder, lora=ADAPTED)
         for tokens in (2**12, 40):
-            monkeypatch.setattr(library, "TOKENS", tokens)
+            monkeypatch.setattr(blocks, "TOKENS", tokens)
             zero = {name: torch.zeros(1) for name in embedded(model)}
             with torch.no_grad():
                 found = Shifted(model.eval(), zero)(question(model, USERS)).scores
@@ -173,7 +175,7 @@ class TestEncoder:
         ids, real = torch.randint(4, 60, (4, 8)), torch.arange(8) < lengths[:, None]
         found = []
         for tokens in (2**12, 16, 24):
-            monkeypatch.setattr(library, "TOKENS", tokens)
+            monkeypatch.setattr(blocks, "TOKENS", tokens)
             with torch.no_grad():
                 found.append(backbone(ids, real)[real])
         for each in found[1:]:
@@ -188,7 +190,7 @@ class TestEncoder:
 
         block, states, weather = Block(Odd(), entry=False), torch.zeros(4, 2, 3), torch.randn(4, 1, 1)
         assert torch.equal(block(states, weather), weather.expand(4, 2, 3))
-        monkeypatch.setattr(library, "TOKENS", 4)
+        monkeypatch.setattr(blocks, "TOKENS", 4)
         assert torch.equal(block(states, weather[:1]), weather[:1].expand(4, 2, 3))
         with pytest.raises(RrecError, match=r"a Odd reads 'weather' \(\[4, 1, 1\]\) of 4 texts; .* of another kind"):
             block(states, weather)

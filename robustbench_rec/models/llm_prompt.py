@@ -8,23 +8,12 @@ from torch import Tensor, nn
 
 from robustbench_rec.adapters import Adaptation, add_low_rank
 from robustbench_rec.batch import Batch, Output, filled
+from robustbench_rec.blocks import Backbone, freeze, hold, projections, recomputed, settle, widths
 from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.model import Encoded, RecModel
 from robustbench_rec.models import models
-from robustbench_rec.pretrained import (
-    Backbone,
-    Origin,
-    Pretrained,
-    freeze,
-    hold,
-    joined,
-    projections,
-    recomputed,
-    settle,
-    texts,
-    widths,
-)
+from robustbench_rec.pretrained import Origin, Pretrained, joined, texts
 from robustbench_rec.reader import Reader
 from robustbench_rec.shifted import Site
 

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from robustbench_rec.adapters import Adaptation, add_low_rank
 from robustbench_rec.batch import Batch, History, Output, filled
+from robustbench_rec.blocks import TOKENS, Backbone, projections, recomputed, widths
 from robustbench_rec.data import Data
 from robustbench_rec.dropout import Dropout
 from robustbench_rec.errors import RrecError, unknown
@@ -20,20 +21,7 @@ from robustbench_rec.lookup import rows
 from robustbench_rec.meeting import Meeting
 from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
-from robustbench_rec.pretrained import (
-    TOKENS,
-    Backbone,
-    Origin,
-    Pretrained,
-    joined,
-    kept,
-    mean,
-    projections,
-    recomputed,
-    texts,
-    whole_words,
-    widths,
-)
+from robustbench_rec.pretrained import Origin, Pretrained, joined, kept, mean, texts, whole_words
 from robustbench_rec.reader import Reader
 from robustbench_rec.running import running
 from robustbench_rec.shifted import Site
