@@ -28,8 +28,9 @@ from robustbench_rec.cli import app
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import write_json
 from robustbench_rec.reports import plots
+from robustbench_rec.reports.apart import differing
 from robustbench_rec.reports.page import Cell, Page, Section, Table
-from robustbench_rec.reports.reading import Book, Found, differing, filled, read, runs
+from robustbench_rec.reports.reading import Book, Found, filled, read, runs
 from robustbench_rec.reports.render import latex
 from robustbench_rec.reports.sections import page as page_of
 from robustbench_rec.reports.sections.cells import change, marked, table_of

@@ -53,8 +53,7 @@ def with_resume(verb: str, overrides: Sequence[str], multirun: bool) -> list[str
     if (run / "metrics.json").exists():
         raise RrecError(f"resume: {run} is finished; its results are in metrics.json")
     refuse_foreign(stored, f"resume: {run}", ())
-    with held(run / LOCK):
-        pass
+    _refuse_busy(run)
     quoted = "'" + str(run.resolve()).replace("'", r"\'") + "'"
     before = [each for each in stored if not each.startswith("resume=")]
     # the configuration is that of the run, so without resume=; .hydra stays as it was first written, because rewriting
@@ -103,8 +102,7 @@ def _refuse_other(verb: str, composed: DictConfig, but: Sequence[str]) -> None:
     """The same run may go on in its place or be done again; one that left nothing may be done with other settings."""
     place = Path(composed.hydra.run.dir)
     if place.is_dir() and not (place / "metrics.json").exists():
-        with held(place / LOCK):  # Hydra would write into the directory of another process before that is seen
-            pass
+        _refuse_busy(place)
     found = reading.read(place)
     if found.record.get("status") not in ("running", "done") and not any((place / each).exists() for each in KEPT):
         return
@@ -119,6 +117,12 @@ def _refuse_other(verb: str, composed: DictConfig, but: Sequence[str]) -> None:
     if changed := config.difference(ours, found.config, but=(*but, "resume")):
         name, one, other = changed
         raise RrecError(f"{place} holds a run with other settings ({name} is {other} there, not {one}): {instead}")
+
+
+def _refuse_busy(place: Path) -> None:
+    """RrecError where another process is at a run, before Hydra writes into its directory."""
+    with held(place / LOCK):
+        pass
 
 
 def _overrides(path: Path) -> list[str]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from robustbench_rec.metrics.direction import sign
-from robustbench_rec.reports.reading import LOCAL, RECIPE, Book, Found, told_apart, without_seeds
+from robustbench_rec.reports.apart import told_apart
+from robustbench_rec.reports.reading import LOCAL, RECIPE, Book, Found, without_seeds
 from robustbench_rec.significance import Spread, over_seeds
 
 PREFERRED = ("ndcg@10", "auc", "rmse")
