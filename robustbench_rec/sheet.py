@@ -1,9 +1,11 @@
-"""Delimited text and Parquet, read as text columns; every complaint names the file, the line and the column."""
+"""Delimited text, gzip's too, and Parquet, read as text columns; every complaint names the file, the line and the column."""
 
 import csv
+import gzip
 import io
 import logging
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ Array = np.ndarray[Any, Any]
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "space": " "}
 RIGHT = "is the separator right? (separator: comma, semicolon, tab, space, or the characters themselves)"
 OTHER_TIMES = "time_format is seconds, milliseconds, iso, or a pattern such as %d/%m/%Y"
+GZIP = b"\x1f\x8b"
 _UNIT = "\x1f"  # stands in for separators that the CSV parser does not know: of several characters, or not ASCII
 log = logging.getLogger(__name__)
 _EARLIEST, _LATEST = -(2**53), 2**53  # seconds beyond which a number is no time at all
@@ -137,7 +140,8 @@ def read(file: File, path: Path) -> Sheet:
     if path.suffix == ".parquet":
         return _read_parquet(path)
     names = {".tsv": "\t", ".tab": "\t", ".inter": "\t"}
-    separator = names.get(path.suffix, ",") if file.separator is None else file.separator
+    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    separator = names.get(suffix, ",") if file.separator is None else file.separator
     return read_text(path, SEPARATORS.get(separator, separator), file.quote, file.header, file.encoding)
 
 
@@ -212,13 +216,16 @@ def decode(path: Path, encoding: str) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; RrecError when it cannot be read."""
+    """The content of a file, unpacked if it is gzip's; RrecError when it cannot be read."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(GZIP) else content
     except FileNotFoundError:
         raise RrecError(f"{path} does not exist") from None
     except IsADirectoryError:
         raise RrecError(f"{path} is a folder, not a file; null where there is none") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RrecError(f"{path} is no whole gzip file: {error}") from error
     except OSError as error:
         raise RrecError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -273,4 +280,4 @@ def refuse_twins(path: Path, names: Sequence[str]) -> None:
 
 
 def _filled_lines(path: Path) -> list[int]:
-    return [number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip(b"\r")]
+    return [number for number, line in enumerate(read_bytes(path).split(b"\n"), 1) if line.strip(b"\r")]

@@ -1,6 +1,7 @@
 """File formats: what is read, and the one line that each mistake in a file comes to."""
 
 import datetime as dt
+import gzip
 from decimal import Decimal
 from pathlib import Path
 from typing import ClassVar
@@ -70,6 +71,21 @@ class TestTable:
     def test_tsv_and_windows_line_ends_and_byte_order_marks_need_no_option(self, tmp_path):
         path = write(tmp_path / "a.tsv", RATINGS.replace(",", "\t").replace("\n", "\r\n"), "utf-8-sig")
         assert rows(load("table", path=path).events, "user", "rating")[0] == ("ann", 4.0)
+
+    @pytest.mark.parametrize(("suffix", "separator"), [("csv", ","), ("tsv", "\t")])
+    def test_what_gzip_packed_is_unpacked_and_lines_are_those_of_the_text(self, tmp_path, suffix, separator):
+        path = tmp_path / f"a.{suffix}.gz"
+        path.write_bytes(gzip.compress(RATINGS.replace(",", separator).encode()))
+        assert rows(load("table", path=str(path)).events, "user", "rating")[1] == ("bob", 2.5)
+        path.write_bytes(gzip.compress(f"{RATINGS}\neve,9,much,400\n".replace(",", separator).encode()))
+        with pytest.raises(RrecError, match=rf"a\.{suffix}\.gz, line 6, column 'rating': 'much'"):
+            load("table", path=str(path))
+
+    def test_half_a_gzip_file_is_refused_in_one_line(self, tmp_path):
+        path = tmp_path / "a.csv.gz"
+        path.write_bytes(gzip.compress(RATINGS.encode())[:-9])
+        with pytest.raises(RrecError, match=r"a\.csv\.gz is no whole gzip file: .+"):
+            load("table", path=str(path))
 
     def test_columns_by_position_where_there_is_no_header(self, tmp_path):
         path = write(tmp_path / "a.txt", "1 2 3.5\n1 3 4\n")
