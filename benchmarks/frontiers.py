@@ -19,7 +19,7 @@ SEEDS = 0.8
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", metavar="MODEL,DATA=DIR", help="of frontier.py, with what was run there")
+    parser.add_argument("folders", nargs="+", metavar="MODEL,DATA=DIR", help="of frontier.py, or a frontier.csv")
     parser.add_argument("--metric", default="ndcg@10")
     parser.add_argument("--figure", type=Path, metavar="PNG")
     chosen = parser.parse_args(arguments)
@@ -27,7 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     for each in chosen.folders:
         names, _, folder = each.partition("=")
         model, _, data = names.partition(",")
-        found = pd.read_csv(Path(folder) / "frontier.csv")
+        at = Path(folder)
+        found = pd.read_csv(at if at.is_file() else at / "frontier.csv")
         frames[model.strip(), data.strip()] = found[found["metric"] == chosen.metric]
     for protocol in dict.fromkeys(each for frame in frames.values() for each in frame["protocol"]):
         own = {names: frame[frame["protocol"] == protocol] for names, frame in frames.items()}
