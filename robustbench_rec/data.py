@@ -122,10 +122,11 @@ class Data:
     truth: ground truth of synthetic data, named tensors. hidden: events that a noise took out of train, which nothing
     learns from and which are no candidates of a ranking (None: there are none). learnt: what stood in train before a
     noise that came after training (None: there was none). reworded: the item table as such a noise left it (None: there
-    was none), for what was made of the item table of the training. place: folder for what is computed once from the
-    data (None: it is kept nowhere). fakes: the fake users, if there are any, which are the last ones and in train
-    alone. cleaning: what was done to train before. edges: users and items of the edges that models on a graph have,
-    `[2, E]`, where they are not those of the training events.
+    was none), for what was made of the item table of the training. disliked: events below `prepare.threshold`, which
+    nothing learns from or is judged by, but whose items are not recommended to their users (None: there are none).
+    place: folder for what is computed once from the data (None: it is kept nowhere). fakes: the fake users, if there
+    are any, which are the last ones and in train alone. cleaning: what was done to train before. edges: users and items
+    of the edges that models on a graph have, `[2, E]`, where they are not those of the training events.
     """
 
     name: str
@@ -145,6 +146,7 @@ class Data:
     hidden: Interactions | None = None
     learnt: Interactions | None = None
     reworded: pd.DataFrame | None = None
+    disliked: Interactions | None = None
     place: Path | None = None
     fakes: Profiles | None = None
     cleaning: Cleaning | None = None
@@ -200,7 +202,7 @@ class Data:
     def known(self) -> "Data":
         """What a training may know: no held-out or hidden events, no truth, and not who is fake."""
         nothing = self.train.where(torch.zeros_like(self.train.users, dtype=torch.bool))
-        return replace(self, valid=nothing, test=nothing, hidden=None, fakes=None, truth={})
+        return replace(self, valid=nothing, test=nothing, hidden=None, disliked=None, fakes=None, truth={})
 
     def part(self, name: str) -> Interactions:
         """`train`, `valid` or `test`."""
@@ -210,6 +212,8 @@ class Data:
     def to(self, device: torch.device) -> "Data":
         train, valid, test = (self.part(name).to(device) for name in ("train", "valid", "test"))
         kg, edges = self.kg and self.kg.to(device), None if self.edges is None else self.edges.to(device)
-        hidden, learnt = (None if each is None else each.to(device) for each in (self.hidden, self.learnt))
-        parts = replace(self, train=train, valid=valid, test=test, hidden=hidden, learnt=learnt)
+        hidden, learnt, disliked = (
+            None if each is None else each.to(device) for each in (self.hidden, self.learnt, self.disliked)
+        )
+        parts = replace(self, train=train, valid=valid, test=test, hidden=hidden, learnt=learnt, disliked=disliked)
         return replace(parts, kg=kg, edges=edges)

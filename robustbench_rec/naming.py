@@ -1,5 +1,6 @@
 """Original ids and titles, as people say them."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
@@ -12,7 +13,7 @@ from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError
 
 TITLES = ("title", "name")
-"""What the column with the titles of items is called, or how its name ends."""
+"""The last word of the name of the column with the titles of items; `title` itself comes before all others."""
 
 
 class Names:
@@ -20,7 +21,8 @@ class Names:
 
     def __init__(self, data: Data) -> None:
         self.data = data
-        columns = [each for each in data.text_columns if each.lower().rpartition("_")[2] in TITLES]
+        columns = [each for each in data.text_columns if _last_word(each) in TITLES]
+        columns.sort(key=lambda each: each.lower() != TITLES[0])
         self.titles: list[str] | None = None
         if columns and data.item_table is not None:
             column = data.item_table[columns[0]]
@@ -78,6 +80,12 @@ class Names:
 
     def _index(self, found: list[int]) -> Tensor:
         return torch.tensor(found, dtype=torch.long, device=self.data.train.users.device)
+
+
+def _last_word(name: str) -> str:
+    """Of movie_title, movieTitle, Book-Title: title."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W_a-zA-Z]+", name)
+    return words[-1].lower() if words else ""
 
 
 def _several(said: Any) -> list[str]:

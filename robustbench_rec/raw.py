@@ -17,8 +17,9 @@ PARTS = ("train", "valid", "test")
 class Raw:
     """Tables as a source has them; every id is text, rows stand in the order of the source.
 
-    events: `user`, `item`, and where known `rating` (float64), `time` (int64 seconds since 1970), `part` (one of PARTS,
-    for data that comes split). context: names of text columns of `events` that tell the circumstances of each event.
+    events: `user`, `item`, and where known `rating` (float64), `time` (seconds since 1970, int64, or float64 with
+    fractions, which order events and are then dropped), `part` (one of PARTS, for data that comes split). context:
+    names of text columns of `events` that tell the circumstances of each event.
     ordered: each user's rows stand in the order in which they happened; with times that is so anyway. items, users:
     first column `item` / `user`, then features. kg: `head`, `relation`, `tail`. links: `item`, `entity`; without links
     an item is the entity that carries its id. scale: smallest and largest rating. repeats: the same item can come back
@@ -36,6 +37,21 @@ class Raw:
     ordered: bool = False
     repeats: bool = False
     truth: Mapping[str, Array] = field(default_factory=dict)
+
+
+def one_to_one(links: pd.DataFrame) -> Array:
+    """The links that stay where an item or an entity has several, each time the first, bool `[N]`."""
+    kept = ~(links["item"].duplicated() | links["entity"].duplicated()).to_numpy()
+    if kept.all():
+        return kept
+    items: set[str] = set()
+    entities: set[str] = set()
+    for row, (item, entity) in enumerate(zip(links["item"], links["entity"], strict=True)):
+        kept[row] = item not in items and entity not in entities
+        if kept[row]:
+            items.add(item)
+            entities.add(entity)
+    return kept
 
 
 class Source(ABC):

@@ -1,13 +1,13 @@
 """What a model recommends: lists of the best candidates of users, known ones and new ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from robustbench_rec.batch import Batch, History
-from robustbench_rec.data import Data, Interactions
+from robustbench_rec.data import Data
 from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import together
 from robustbench_rec.graph import Csr, Sparse
@@ -35,8 +35,8 @@ class Lists:
 class Recommender:
     """A model at a point asked for lists.
 
-    part: null for all that the data has; test or valid for what is known when that part is judged. seen: whether what
-    a user had is a candidate.
+    part: null for all that the data has, what was rated below `prepare.threshold` too; test or valid for what is known
+    when that part is judged. seen: whether what a user had is a candidate.
     """
 
     def __init__(self, at: Shifted, data: Data, *, part: str | None = None, seen: bool = False) -> None:
@@ -46,8 +46,9 @@ class Recommender:
         parts = [data.part(each) for each in PARTS[part]]
         sizes = {"n_users": data.n_users, "n_items": data.n_items}
         self.histories = Histories(*(each.liked() for each in parts), **sizes)
-        hidden: Sequence[Interactions] = [] if data.hidden is None else [data.hidden]
-        users, items = (torch.cat([getattr(each, name) for each in (*parts, *hidden)]) for name in ("users", "items"))
+        also = [data.hidden, None if part else data.disliked]  # which no part that is judged knows of
+        told = [*parts, *(each for each in also if each is not None)]
+        users, items = (torch.cat([getattr(each, name) for each in told]) for name in ("users", "items"))
         self.had = Sparse(users, items, data.n_users).csr
 
     @property

@@ -1,4 +1,4 @@
-"""Delimited text, gzip's too, and Parquet, read as text columns; every complaint names the file, the line and the column."""
+"""Delimited text, gzip's too, and Parquet, read as text columns; complaints name the file, the line and the column."""
 
 import csv
 import gzip
@@ -70,6 +70,8 @@ class Sheet:
         column = self.pick(name)
         missing = column.isna().to_numpy()
         if pd.api.types.is_float_dtype(column) and bool((column[~missing] % 1 == 0).all()):
+            large = (column[~missing].abs() >= _LATEST).reindex(column.index, fill_value=False).to_numpy()
+            self._refuse(large, column, "is no id: a float has not all of its digits; write ids as integers or text")
             column = column.astype("Int64")  # Parquet keeps integers with gaps as floats: 7.0 is the id 7
         text = column.astype("str")
         self._refuse(missing | (text == "").to_numpy(), text, "is empty: every row needs an id there")
@@ -96,7 +98,7 @@ class Sheet:
         return pd.concat([ids, frame], axis=1)
 
     def times(self, name: str, style: str) -> Array:
-        """A column of times, int64 seconds since 1970 `[N]`.
+        """A column of times, seconds since 1970 `[N]`: int64, or float64 where there are fractions of them.
 
         style: `seconds`, `milliseconds`, `iso` or a strptime pattern such as %d/%m/%Y; without a zone it is UTC.
         """
@@ -106,13 +108,14 @@ class Sheet:
         if style in ("seconds", "milliseconds"):
             values = _numbers(column) / (1000 if style == "milliseconds" else 1)
             self._refuse(~((values > _EARLIEST) & (values < _LATEST)), column, f"is not a time in {style}", OTHER_TIMES)
-            return np.floor(values).astype(np.int64)
+            return _seconds(values)
         if style != "iso" and "%" not in style:
             raise unknown("time format", style, ["seconds", "milliseconds", "iso", "a pattern such as %Y-%m-%d"])
         pattern = "ISO8601" if style == "iso" else style
         stamps = pd.to_datetime(column, utc=True, errors="coerce", format=pattern)
         self._refuse(stamps.isna().to_numpy(), column, f"is not a time of the format '{style}'", OTHER_TIMES)
-        return stamps.dt.tz_localize(None).to_numpy().astype("datetime64[s]").astype(np.int64)
+        micros = stamps.dt.tz_localize(None).to_numpy().astype("datetime64[us]").astype(np.int64)
+        return _seconds(micros / 1e6)
 
     def columns(self, names: Mapping[str, str]) -> pd.DataFrame:
         """Columns of ids under other names, `{name: column}`."""
@@ -155,16 +158,17 @@ def read_text(path: Path, separator: str, quote: str | None, header: bool, encod
     text = decode(path, encoding)
     if len(separator) > 1 or not separator.isascii():
         text, separator = text.replace(separator, _UNIT), _UNIT
-    text = text.lstrip("\r\n")
     if not text.strip():
         raise RrecError(f"{path} is empty")
-    first = text.partition("\n")[0].rstrip("\r")
+    first = text.lstrip("\r\n").partition("\n")[0].rstrip("\r")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     try:
         cells = next(csv.reader([first], delimiter=separator, quotechar=quote, quoting=quoting))
     except csv.Error as error:
         hint = "; its lines end in CR, but LF or CRLF is needed" if "\r" in first else ""
         raise RrecError(f"{path} cannot be read as a table: {error}{hint}") from error
+    if quote and quote in text:
+        _refuse_open_quotes(path, text, separator, quote)
     names = cells if header else [str(position) for position in range(len(cells))]
     refuse_twins(path, names)
 
@@ -176,7 +180,7 @@ def read_text(path: Path, separator: str, quote: str | None, header: bool, encod
 
     try:
         table = pa.csv.read_csv(
-            io.BytesIO(text.encode()),
+            io.BytesIO(text.lstrip("\r\n").encode()),
             read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=int(header)),
             parse_options=pa.csv.ParseOptions(
                 delimiter=separator,
@@ -196,6 +200,20 @@ def read_text(path: Path, separator: str, quote: str | None, header: bool, encod
     if not len(table):
         raise RrecError(f"{path} has a header and no rows")
     return Sheet(path, table.to_pandas(), int(header))
+
+
+def _refuse_open_quotes(path: Path, text: str, separator: str, quote: str) -> None:
+    """RrecError for a quote that is not closed where its cell ends, and would take the next rows with it."""
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quotechar=quote, strict=True)
+    first = 1
+    try:
+        for _ in lines:
+            first = lines.line_num + 1
+    except csv.Error as error:
+        if "field limit" in str(error):  # of the csv module; a long text is no mistake
+            return
+        told = f"{path}, line {first}: a cell begins with {quote} and does not end with it ({error})"
+        raise RrecError(f"{told}; quote=null takes quotes as they are") from error
 
 
 def locate(path: str) -> Path:
@@ -228,6 +246,11 @@ def read_bytes(path: Path) -> bytes:
         raise RrecError(f"{path} is no whole gzip file: {error}") from error
     except OSError as error:
         raise RrecError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _seconds(values: Array) -> Array:
+    """As integers, unless the order of events within a second is told too."""
+    return values.astype(np.int64) if bool((values % 1 == 0).all()) else values
 
 
 def _numbers(column: pd.Series) -> Array:

@@ -160,9 +160,10 @@ class TestTable:
         ("style", "written", "seconds"),
         [
             ("seconds", "881250949", 881250949),
-            ("seconds", "881250949.7", 881250949),
-            ("milliseconds", "881250949500", 881250949),
+            ("seconds", "881250949.75", 881250949.75),
+            ("milliseconds", "881250949500", 881250949.5),
             ("iso", "2001-09-09T01:46:40Z", 10**9),
+            ("iso", "2001-09-09T01:46:40.125Z", 10**9 + 0.125),
             ("iso", "2001-09-09", 999993600),
             ("%d/%m/%Y %H:%M", "09/09/2001 01:46", 10**9 - 40),
         ],
@@ -170,6 +171,38 @@ class TestTable:
     def test_time_formats(self, tmp_path, style, written, seconds):
         path = write(tmp_path / "a.csv", f"user_id,item_id,rating,timestamp\na,1,1,{written}\n")
         assert load("table", path=path, time_format=style).events["time"].tolist() == [seconds]
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ('7,"The End\nx y,Heat\n9,Says "Hi"\n', 2),  # takes the next rows with it
+            ('7,The End\nx y,"Heat\n', 3),  # to the end of the file
+            ('7,The End\nx y,"Weird Al" Live\n', 3),
+        ],
+    )
+    def test_a_quote_that_is_not_closed_is_refused_and_quotes_can_be_letters(self, tmp_path, text, line):
+        events, items = (
+            write(tmp_path / "a.csv", RATINGS),
+            {"path": write(tmp_path / "items.csv", f"item_id,t\n{text}")},
+        )
+        with pytest.raises(RrecError, match=rf"items\.csv, line {line}: a cell begins with .* quote=null"):
+            load("table", path=events, items=items)
+        table = load("table", path=events, items=items | {"quote": None}).items
+        assert len(table) == text.count("\n")
+        assert "".join(table["t"]).count('"') == text.count('"')
+
+    def test_quotes_that_are_closed_hide_separators_quotes_and_line_breaks(self, tmp_path):
+        text = 'item_id,t\n7,"The ""End"", or\nnot"\nx y,Say "Hi"\n'
+        items = load(
+            "table", path=write(tmp_path / "a.csv", RATINGS), items={"path": write(tmp_path / "i.csv", text)}
+        ).items
+        assert items["t"].tolist() == ['The "End", or\nnot', 'Say "Hi"']
+
+    def test_floats_that_have_lost_digits_are_no_ids(self, tmp_path):
+        frame = pd.DataFrame({"user_id": [1.0, 2.0**63], "item_id": [7, 8], "rating": [1, 5], "timestamp": [9, 10]})
+        frame.to_parquet(tmp_path / "a.parquet")
+        with pytest.raises(RrecError, match=r"line 2, column 'user_id': '9.2\d+e\+18' is no id"):
+            load("table", path=str(tmp_path / "a.parquet"))
 
     def test_side_tables_each_with_a_layout_of_its_own(self, tmp_path):
         raw = load(
@@ -417,6 +450,12 @@ class TestAdjacency:
         write(tmp_path / "test.txt", "3 0\n")
         events = load("adjacency", path=str(tmp_path)).events
         assert rows(events, "user", "item", "part")[2:] == [("3", "12", "valid"), ("3", "0", "test")]
+
+    def test_large_numbers_take_no_more_room_than_small_ones(self, tmp_path):
+        write(tmp_path / "train.txt", "0 99999999999 1\n")
+        write(tmp_path / "test.txt", "0 7\n")
+        events = load("adjacency", path=str(tmp_path)).events
+        assert events["item"].tolist() == ["99999999999", "1", "7"]
 
     def test_a_knowledge_graph_whose_first_entities_are_the_items(self, tmp_path):
         write(tmp_path / "train.txt", "0 0 1\n")

@@ -1,6 +1,7 @@
 """Noise and shift of data: what changes, what stays, by how much, and a checkpoint judged on noisy data."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,13 @@ class TestEvents:
     def test_sparsify_takes_the_same_share_of_every_user(self) -> None:
         counts = torch.bincount(noisy("sparsify", level=0.3).train.users)
         assert counts.tolist() == [7] * CLEAN.n_users
+
+    @pytest.mark.parametrize("level", [0.1, 0.2, 0.4, 0.6])
+    def test_sparsify_keeps_to_its_share_where_users_have_few_events(self, level: float) -> None:
+        few = CLEAN.train.where(torch.arange(len(CLEAN.train)) % 10 < 4)
+        counts = torch.bincount(noisy("sparsify", replace(CLEAN, train=few), level=level).train.users)
+        assert int(counts.sum()) == len(few) - round(level * len(few))
+        assert set(counts.tolist()) <= {math.floor(4 - 4 * level), math.ceil(4 - 4 * level)}
 
     def test_temporal_shift_takes_the_latest_events(self) -> None:
         scattered = torch.randperm(len(CLEAN.train), generator=torch.Generator().manual_seed(0))
@@ -818,6 +826,16 @@ class TestRecipe:
         assert metrics["none"] != metrics["edge_drop"]
         data_task.info(composing.typed(compose("data", *SYNTHETIC, "noise=sparsify", "noise.level=0.5"), "data"))
         assert load(RECIPE, None).fingerprint not in capsys.readouterr().out
+
+    def test_data_with_times_in_no_year_can_be_looked_at(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "ratings.csv"
+        rows = [f"u{u},i{i},1,{1_577_000_000_000 + i}" for u in range(3) for i in range(5)]
+        path.write_text("user_id,item_id,rating,timestamp\n" + "\n".join(rows))
+        words = ("dataset=table", f"dataset.path={path}", "prepare.defects=keep", f"data_dir={tmp_path}")
+        data_task.info(composing.typed(compose("data", *words), "data"))
+        assert "1,577,000,000,000 seconds" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", [name for name, what in TOUCHED.items() if "test" in what])
     def test_noise_of_the_test_part_is_refused_on_another(self, name: str, tmp_path: Path) -> None:

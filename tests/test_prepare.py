@@ -282,6 +282,42 @@ TRIPLES = frame("head relation tail\nm0 by jp\nm1 by jp\njp from fr\nm0 by jp\nm
 LINKS = frame("item entity\ni0 m0\ni1 m1\ni2 m2\ni3 m0\ni4 lost\nother m9")
 
 
+def test_fractions_of_a_second_order_events_and_are_dropped():
+    rows = [(f"u{u}", f"i{i}", 3.0, 1000 + i / 10) for u in range(3) for i in (4, 3, 2, 1, 0)]  # the newest first
+    data = ready(rows)
+    assert [data.item_ids[item] for item in data.test.items] == ["i4"] * 3
+    assert [data.item_ids[item] for item in data.train.items] == ["i0", "i1", "i2"] * 3
+    assert data.train.times.tolist() == [1000] * 9
+    again = [("u0", "i0", 3.0, 2000 + part) for part in (0.2, 0.4, 0.4)]
+    assert ready([*rows, *again], config=settled(defects="keep")).report["duplicates"] == 1
+
+
+def test_a_side_table_that_has_ids_alone_is_none():
+    data = ready(plain(), items=frame("item\ni0\ni9"))
+    assert data.item_table is None
+    assert data.report["items_unknown"] == 1
+
+
+def test_a_second_is_never_in_two_parts():
+    rows = [(f"u{u}", f"i{u + i}", 3.0, 1000 + i + u / 10) for i in range(10) for u in range(4)]
+    data = ready(rows, split={"name": "temporal", "valid": 0.21, "test": 0.21})
+    assert data.train.times.max() < data.valid.times.min()
+    assert data.valid.times.max() < data.test.times.min()
+
+
+def test_what_the_threshold_cuts_off_is_known_and_makes_no_other_data():
+    low = [("u0", "gone", 1.0, 5), ("u1", "i4", 1.0, 1041), ("lost", "i0", 2.0, 7), ("u1", "i0", 2.0, 1001)]
+    rows = [row for row in plain() if row[:2] not in {("u1", "i4"), ("u1", "i0")}]
+    data, other = ready([*rows, *low], config=settled(threshold=3)), ready(rows)
+    assert data.fingerprint == other.fingerprint
+    found = [
+        (data.user_ids[u], data.item_ids[i]) for u, i in zip(data.disliked.users, data.disliked.items, strict=True)
+    ]
+    assert found == [("u1", "i4"), ("u1", "i0")]
+    assert other.disliked is None
+    assert data.known.disliked is None
+
+
 class TestKG:
     def test_items_are_the_first_entities_and_the_others_follow_as_they_appear(self):
         data = ready(plain(), kg=TRIPLES, links=LINKS)
@@ -304,6 +340,18 @@ class TestKG:
         report = ready(plain(), kg=TRIPLES, links=LINKS).report
         rules = ("kg_duplicates", "links_ambiguous", "links_unknown", "links_without_triples")
         assert {rule: report[rule] for rule in rules} == dict.fromkeys(rules, 1)
+
+    @pytest.mark.parametrize(
+        ("links", "linked"),
+        [
+            ("zz m1\ni1 m1\ni2 m2", ["i1", "i2"]),  # zz has no event
+            ("i1 m1\ni1 m2\ni2 m2", ["i1", "i2"]),  # the second is dropped, so m2 is free
+            ("i1 m1\ni2 m1\ni2 m2", ["i1", "i2"]),
+        ],
+    )
+    def test_links_that_are_dropped_take_nothing_from_others(self, links, linked):
+        data = ready(plain(), kg=TRIPLES, links=frame(f"item entity\n{links}"))
+        assert [data.item_ids[i] for i in torch.nonzero(data.kg.linked).ravel()] == linked
 
     def test_without_links_items_are_the_entities_of_their_id(self):
         data = ready(plain(), kg=frame("head relation tail\ni1 by jp\njp from i3"))

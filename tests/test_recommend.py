@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustbench_rec import launch
 from robustbench_rec.batch import Batch, History
+from robustbench_rec.data import Interactions
 from robustbench_rec.errors import RrecError
 from robustbench_rec.models._gaussians import Gaussian, distance_deviation
 from robustbench_rec.naming import Names
@@ -42,6 +43,23 @@ def test_a_list_is_the_best_of_what_the_user_has_not_had(part: str | None, known
         best = sorted(left, key=lambda item: -scores[user, item])[:K]
         assert found.items[user].tolist() == best
         torch.testing.assert_close(found.scores[user], scores[user, best])
+
+
+def test_what_was_rated_below_the_threshold_is_not_recommended_and_changes_no_list_that_is_judged() -> None:
+    scores = torch.rand(DATA.n_users, DATA.n_items, generator=torch.Generator().manual_seed(0))
+    new = next(
+        item for item in scores[3].argsort(descending=True).tolist() if item not in had(3, "train", "valid", "test")
+    )
+    cut = Interactions(torch.tensor([3]), torch.tensor([new]), torch.tensor([1.0]))
+    data, user = replace(DATA, disliked=cut), torch.tensor([3])
+    at = Shifted(Fixed(scores))
+    assert int(Recommender(at, DATA).of(user, K).items[0, 0]) == new
+    assert new not in Recommender(at, data).of(user, K).items[0]
+    assert new in Recommender(at, data, seen=True).of(user, DATA.n_items).items[0, :K]
+    for part in ("valid", "test"):
+        assert torch.equal(
+            Recommender(at, data, part=part).of(user, K).items, Recommender(at, DATA, part=part).of(user, K).items
+        )
 
 
 def test_seen_items_come_back_if_they_are_asked_for_and_a_long_list_ends() -> None:
@@ -173,6 +191,22 @@ class TestNames:
         assert names.items(["i3", "the unique", "FILM 7"]).tolist() == [3, 0, 7]
         assert names.users("u2").tolist() == [2]
         assert names.item(0) == "The Unique [i0]"
+
+    @pytest.mark.parametrize(
+        ("columns", "named"),
+        [
+            (["brand_name", "title"], "title"),
+            (["brand_name", "movie_title"], "brand_name"),
+            (["words", "movieTitle"], "movieTitle"),
+            (["words", "Book-Title"], "Book-Title"),
+            (["words", "movie title"], "movie title"),
+            (["username", "subtitle"], None),
+        ],
+    )
+    def test_titles_are_in_the_column_that_says_so(self, columns: list[str], named: str | None) -> None:
+        table = pd.DataFrame({name: [f"{name} {each}" for each in range(DATA.n_items)] for name in columns})
+        titles = Names(replace(DATA, item_table=table)).titles
+        assert titles == (None if named is None else table[named].tolist())
 
     def test_what_is_not_there_is_named_with_its_near_misses(self) -> None:
         names = Names(DATA)

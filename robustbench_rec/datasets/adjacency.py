@@ -70,13 +70,13 @@ class Adjacency(Source):
                 f"{path}, line {line} has {lines.lengths[wrong.argmax()]} numbers, `head relation tail` are three"
             )
         triples = lines.words.astype("int64").to_numpy().reshape(-1, 3)
-        n_entities = max(int(triples[:, [0, 2]].max()) + 1, len(items.names))
+        n_entities = max(int(triples[:, [0, 2]].max()) + 1, items.count)
         entities = _Ids.read(_optional(self._folder / "entity_list.txt"), n_entities)
         relations = _Ids.read(_optional(self._folder / "relation_list.txt"), int(triples[:, 1].max()) + 1)
         head, relation, tail = triples.T
         kg = {"head": entities.restore(head), "relation": relations.restore(relation), "tail": entities.restore(tail)}
         known = np.unique(triples[:, [0, 2]])
-        linked = known[known < len(items.names)]
+        linked = known[known < items.count]
         return pd.DataFrame(kg), pd.DataFrame({"item": items.restore(linked), "entity": entities.restore(linked)})
 
     @property
@@ -90,17 +90,21 @@ class Adjacency(Source):
 
 @dataclass(frozen=True)
 class _Ids:
-    """Original ids: row i is number i; `extra` holds what else the list says of it."""
+    """Original ids of the numbers from 0 to count-1.
+
+    names: row i is that of number i; None where the numbers name themselves. extra: what else the list says of them.
+    """
 
     path: Path | None
-    names: pd.Series
+    count: int
+    names: pd.Series | None
     extra: pd.DataFrame
 
     @classmethod
     def read(cls, path: Path | None, count: int) -> "_Ids":
         """The list in `path`, which must name `count` numbers or more; without one, the numbers name themselves."""
         if path is None:
-            return cls(None, pd.Series(np.arange(count)).astype("str"), pd.DataFrame(index=range(count)))
+            return cls(None, count, None, pd.DataFrame())
         lines = pc.utf8_trim_whitespace(pa.array(decode(path, "utf-8").split("\n"), type=pa.large_string()))
         filled = pc.greater(pc.binary_length(lines), 0)
         numbers = np.flatnonzero(filled.to_numpy(zero_copy_only=False)) + 1
@@ -131,13 +135,17 @@ class _Ids:
             raise RrecError(
                 f"{path} gives the id '{frame['org_id'].iloc[int(twin.to_numpy().argmax())]}' to two numbers"
             )
-        return cls(path, frame["org_id"], frame.drop(columns=["org_id", "remap_id"]))
+        return cls(path, len(frame), frame["org_id"], frame.drop(columns=["org_id", "remap_id"]))
 
     def restore(self, numbers: pd.Series | Array) -> pd.Series:
+        if self.names is None:
+            return pd.Series(np.asarray(numbers)).astype("str")
         return self.names.take(np.asarray(numbers)).reset_index(drop=True)
 
     def features(self, name: str) -> pd.DataFrame | None:
-        return None if self.extra.empty else pd.concat([self.names.rename(name), self.extra], axis=1)
+        if self.names is None or self.extra.empty:
+            return None
+        return pd.concat([self.names.rename(name), self.extra], axis=1)
 
 
 def _read_numbers(path: Path) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import pandas as pd
 from robustbench_rec.datasets import datasets
 from robustbench_rec.datasets._options import scale_of
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.raw import Raw, Source
+from robustbench_rec.raw import Raw, Source, one_to_one
 from robustbench_rec.sheet import File, Sheet, locate, read
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Features(File):
 
 @dataclass
 class Items(Features):
-    """Those of items. title: the column that names them, null for one whose name is or ends with title or name."""
+    """Those of items. title: the column that names them, null for `title`, or one that ends so."""
 
     title: str | None = None  # checkpoints of before do not have it
 
@@ -117,7 +117,8 @@ def _linked(raw: Raw) -> Raw:
         raise RrecError("dataset.linked_only goes by the knowledge graph: it needs dataset.kg.path")
     known = pd.Index(raw.kg["head"]).union(pd.Index(raw.kg["tail"]))
     if raw.links is not None:
-        links = raw.links[~(raw.links["item"].duplicated() | raw.links["entity"].duplicated())]
+        links = raw.links[raw.links["item"].isin(raw.events["item"])]
+        links = links[one_to_one(links)]
         known = pd.Index(links["item"][links["entity"].isin(known)])
     kept = raw.events["item"].isin(known).to_numpy()
     if not kept.any():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.data import Data, Interactions
@@ -105,6 +106,19 @@ def inserted(data: Data, kept: Tensor, false: Interactions, base: Tensor) -> Dat
     origin = torch.cat([kept, base])
     order = origin.argsort(stable=True)  # a copy has the time of what it copies, or none
     return with_train(data, rows(joined(rows(data.train, kept), false), order), origin[order], order >= len(kept))
+
+
+def allotted(sizes: Tensor, level: float, generator: torch.Generator, *, least: int = 1) -> Tensor:
+    """Events of each user `[n_users]`, in all as many as the level says: each share is rounded up or down.
+
+    sizes: how many a user has `[n_users]`. In multiples of `least`, as far as a user has so many.
+    """
+    able = sizes.masked_fill(sizes < least, 0)
+    order = torch.randperm(len(able), generator=generator)
+    ends = (level * able[order].double().cumsum(0) / least + 0.5).floor().long()
+    count = torch.empty_like(able)
+    count[order] = least * F.pad(ends, (1, 0)).diff()
+    return count.minimum(able)
 
 
 def weights(data: Data, bias: str) -> Tensor:

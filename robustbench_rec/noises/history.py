@@ -4,7 +4,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import breadth_first_order
 from torch import Tensor
@@ -14,7 +13,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.histories import Histories
 from robustbench_rec.noise import Level, Noise, drawn
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import EDITS, ITEMS, edited, rows, with_train
+from robustbench_rec.noises._events import EDITS, ITEMS, allotted, edited, rows, with_train
 
 OPS = ("crop", "delete", "insert", "replace", "reverse", "swap")
 PLACES = ("any", "cascade", "end", "middle", "start")
@@ -107,7 +106,7 @@ class Runs:
 
     def cropped(self, level: float, where: str, generator: torch.Generator) -> Tensor:
         """Places of the events that go from the ends."""
-        count = self._allotted(level, 1, generator)
+        count = allotted(self.sizes, level, generator)
         some = (torch.rand(len(count), generator=generator) * (count + 1)).long().minimum(count)
         front = {"any": some, "start": count, "middle": count // 2, "end": torch.zeros_like(count)}[where]
         kept = self._within(front, self.sizes - count)
@@ -124,22 +123,10 @@ class Runs:
 
     def _stretch(self, level: float, where: str, generator: torch.Generator, least: int) -> tuple[Tensor, Tensor]:
         """Number of the first event and length of the part of each user's run that is edited `[n_users]`."""
-        count = self._allotted(level, least, generator)
+        count = allotted(self.sizes, level, generator, least=least)
         room = self.sizes - count
         some = (torch.rand(len(room), generator=generator) * (room + 1)).long().minimum(room)
         return {"any": some, "start": torch.zeros_like(room), "middle": room // 2, "end": room}[where], count
-
-    def _allotted(self, level: float, least: int, generator: torch.Generator) -> Tensor:
-        """Events of each user `[n_users]`, in all as many as the level says: each share is rounded up or down.
-
-        In multiples of `least`, as far as a user has so many.
-        """
-        able = self.sizes.masked_fill(self.sizes < least, 0)
-        order = torch.randperm(len(able), generator=generator)
-        ends = (level * able[order].double().cumsum(0) / least + 0.5).floor().long()
-        count = torch.empty_like(able)
-        count[order] = least * F.pad(ends, (1, 0)).diff()
-        return count.minimum(able)
 
     def _within(self, first: Tensor, count: Tensor) -> Tensor:
         """Which events, in the order of the runs, have numbers from `first` on, `count` of a user, bool `[N]`."""

@@ -5,14 +5,15 @@ import torch
 from robustbench_rec.data import Data
 from robustbench_rec.noise import Level, Noise
 from robustbench_rec.noises import noises
-from robustbench_rec.noises._events import spared, without
+from robustbench_rec.noises._events import allotted, spared, without
 
 
 @noises.register
 class Sparsify(Noise):
     """Fewer training events for every user.
 
-    level: share of each user's events that go, at random; one stays. Valid and test stay.
+    level: share of each user's events that go, at random, rounded up or down so that it is the share of all too; one
+    stays. Valid and test stay.
     """
 
     @dataclass
@@ -28,5 +29,5 @@ class Sparsify(Noise):
         order = order[users[order].argsort(stable=True)]  # a run for each user, what is spared last
         counts = torch.bincount(users, minlength=data.n_users)
         place = torch.arange(len(order)) - (counts.cumsum(0) - counts)[users[order]]
-        many = torch.minimum((self.level * counts).round().long(), counts - 1)
+        many = allotted(counts, self.level, generator).minimum(counts - 1)
         return without(data, order[place < many[users[order]]])

@@ -23,7 +23,7 @@ from robustbench_rec.errors import RrecError
 from robustbench_rec.files import read_json, write_bytes, write_text
 from robustbench_rec.raw import PARTS
 
-FORMAT = 4  # raise it whenever the same files and recipe come to other data
+FORMAT = 5  # raise it whenever the same files and recipe come to other data
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +60,7 @@ def keep(entry: Path, data: Data) -> Data:
     meta["tables"] = list(_tables(data))
     try:
         draft.mkdir(parents=True)
-        write_bytes(draft / "arrays.safetensors", save_tensors(_tensors(data)))
+        write_bytes(draft / "arrays.safetensors", save_tensors(_tensors(data) | _beside(data)))
         for name, table in _tables(data).items():
             content = io.BytesIO()
             table.to_parquet(content)
@@ -113,6 +113,7 @@ def _restore(entry: Path) -> Data:
         context_sizes=meta["context_sizes"],
         report=meta["report"],
         truth=_group(tensors, "truth"),
+        disliked=Interactions(**disliked) if (disliked := _group(tensors, "disliked")) else None,
     )
 
 
@@ -122,6 +123,12 @@ def _tensors(data: Data) -> dict[str, Tensor]:
     owners |= {"kg": vars(data.kg) if data.kg else {}, "truth": data.truth}
     named = {f"{owner}/{name}": value for owner, values in owners.items() for name, value in values.items()}
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+
+
+def _beside(data: Data) -> dict[str, Tensor]:
+    """What is kept and makes no other data: nothing learns from it or is judged by it."""
+    found = {} if data.disliked is None else vars(data.disliked)
+    return {f"disliked/{name}": value for name, value in found.items() if value is not None}
 
 
 def _group(tensors: Mapping[str, Tensor], owner: str) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def clean(events: pd.DataFrame, raw: Raw, report: Report) -> pd.DataFrame:
     return events
 
 
-def thin(events: pd.DataFrame, config: Prepare, report: Report) -> pd.DataFrame:
-    """Events that are positives and whose user and item have enough of them."""
+def thin(events: pd.DataFrame, config: Prepare, report: Report) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Events that are positives and whose user and item have enough of them, and those below the threshold."""
+    below = events.iloc[:0]
     if config.threshold is not None:
         if "rating" not in events:
             raise RrecError(
@@ -52,7 +53,7 @@ def thin(events: pd.DataFrame, config: Prepare, report: Report) -> pd.DataFrame:
             )
         low = events["rating"].to_numpy() < config.threshold
         report.note("below_threshold", int(low.sum()))
-        events = events[~low]
+        events, below = events[~low], events[low]
     if config.label is not None:
         if "rating" not in events:
             raise RrecError(f"dataset '{report.name}' has no ratings that prepare.label={config.label:g} could turn")
@@ -70,7 +71,7 @@ def thin(events: pd.DataFrame, config: Prepare, report: Report) -> pd.DataFrame:
         raise RrecError(
             f"dataset '{report.name}' has no event left: prepare.threshold or the cores are too strict for it"
         )
-    return events
+    return events, below
 
 
 def _nonfinite(events: pd.DataFrame) -> Array:

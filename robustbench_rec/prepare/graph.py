@@ -7,7 +7,7 @@ import torch
 from robustbench_rec.data import KG
 from robustbench_rec.errors import RrecError
 from robustbench_rec.prepare.report import Report
-from robustbench_rec.raw import Array, Raw
+from robustbench_rec.raw import Array, Raw, one_to_one
 
 
 def index_kg(raw: Raw, item_ids: pd.Index, known: pd.Index, report: Report) -> KG | None:
@@ -54,12 +54,12 @@ def _links(raw: Raw, item_ids: pd.Index, known: pd.Index, entities: pd.Index, re
     """The entity code of each item, -1 where none `[n_items]`."""
     if raw.links is None:
         return entities.get_indexer(item_ids)
-    links = raw.links
-    twice = (links["item"].duplicated() | links["entity"].duplicated()).to_numpy()
-    report.defect("links_ambiguous", int(twice.sum()))
-    links = links[~twice]
-    unknown = ~links["item"].isin(known).to_numpy()
+    unknown = ~raw.links["item"].isin(known).to_numpy()
+    links = raw.links[~unknown]
+    single = one_to_one(links)
+    report.defect("links_ambiguous", int((~single).sum()))
     report.defect("links_unknown", int(unknown.sum()))
+    links = links[single]
     codes = pd.Series(entities.get_indexer(pd.Index(links["entity"])), index=pd.Index(links["item"]))
-    report.defect("links_without_triples", int((codes[~unknown] < 0).sum()))
+    report.defect("links_without_triples", int((codes < 0).sum()))
     return codes.reindex(item_ids, fill_value=-1).to_numpy()

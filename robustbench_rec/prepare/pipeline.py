@@ -63,7 +63,7 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
     _check(config)
     report = Report(name, config.defects)
     events, known_users, known_items = _encode(raw)
-    events = thin(clean(events, raw, report), config, report)
+    events, below = thin(clean(events, raw, report), config, report)
     for kind, known in (("user", known_users), ("item", known_items)):
         if events[kind].nunique() < 2:
             only = known[events[kind].iloc[0]]
@@ -96,6 +96,7 @@ def prepare(raw: Raw, name: str, split: Split, config: Prepare) -> Data:
         ordered=raw.ordered or "time" in raw.events,
         context_sizes=context_sizes,
         truth=_truth(raw, parts, user_ids, item_ids),
+        disliked=_disliked(below, users, items),
         report=report.counts,
     )
     return replace(data, fingerprint=cache.fingerprint(data))
@@ -171,15 +172,25 @@ def _context(raw: Raw, parts: dict[str, pd.DataFrame]) -> tuple[dict[str, Tensor
 
 def _interactions(events: pd.DataFrame, context: Tensor | None) -> Interactions:
     ratings = events["rating"].to_numpy(np.float32) if "rating" in events else np.ones(len(events), np.float32)
-    times = _tensor(events["time"].to_numpy()) if "time" in events else None
+    times = _tensor(np.floor(events["time"].to_numpy()).astype(np.int64)) if "time" in events else None
     users, items = _tensor(events["user"].to_numpy()), _tensor(events["item"].to_numpy())
     return Interactions(users, items, _tensor(ratings), times, context)
+
+
+def _disliked(below: pd.DataFrame, users: pd.Index, items: pd.Index) -> Interactions | None:
+    """The events below the threshold of users and items `[n]` that are left, in their order."""
+    codes = [pd.Index(known).get_indexer(below[kind]) for kind, known in (("user", users), ("item", items))]
+    left = (codes[0] >= 0) & (codes[1] >= 0)
+    if not left.any():
+        return None
+    found = below[left].assign(user=codes[0][left], item=codes[1][left])
+    return _interactions(found.sort_values("user", kind="stable"), None)
 
 
 def _side_table(
     table: pd.DataFrame | None, kind: str, ids: pd.Index, known: pd.Index, report: Report
 ) -> pd.DataFrame | None:
-    """The features of `ids`, row i for index i; the id column itself is left out."""
+    """The features of `ids`, row i for index i, without the column of ids; None where it was all there is."""
     if table is None:
         return None
     repeated = table[kind].duplicated().to_numpy()
@@ -192,7 +203,7 @@ def _side_table(
         )
     report.defect(f"{kind}s_unknown", int((~indexed.index.isin(known)).sum()))
     report.note(f"{kind}s_without_row", int((~ids.isin(indexed.index)).sum()))
-    return indexed.reindex(ids).reset_index(drop=True)
+    return indexed.reindex(ids).reset_index(drop=True) if len(indexed.columns) else None
 
 
 def _truth(raw: Raw, parts: dict[str, pd.DataFrame], user_ids: pd.Index, item_ids: pd.Index) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ class Temporal(Split):
             raise RrecError(
                 "split=temporal needs times, which this dataset has none of (split=ratio, leave_one_out do not)"
             )
-        times = events["time"].to_numpy()
+        times: Array = np.floor(events["time"].to_numpy())
         ends = np.array([1 - c.valid - c.test, 1 - c.test]) - 1e-9  # 1 - 0.1 - 0.3 is above 0.6
         cuts = np.quantile(times, ends, method="inverted_cdf")
-        return np.searchsorted(cuts, times, side="left").astype(np.int8)
+        parts: Array = np.searchsorted(cuts, times, side="left").astype(np.int8)
+        return parts

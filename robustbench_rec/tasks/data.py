@@ -67,7 +67,7 @@ def _overview(data: "Data") -> Table:
         table.add_row("ratings", _histogram(values))
     if "time" in data.has:
         times = torch.cat([part.times for part in parts.values() if part.times is not None])
-        table.add_row("time", " … ".join(f"{datetime.fromtimestamp(int(t), UTC):%Y-%m-%d}" for t in times.aminmax()))
+        table.add_row("time", " … ".join(_day(int(each)) for each in times.aminmax()))
     users = torch.cat([part.users for part in parts.values()])
     items = torch.cat([part.items for part in parts.values()])
     table.add_row("events a user", _quantiles(torch.bincount(users)))
@@ -85,6 +85,14 @@ def _overview(data: "Data") -> Table:
         table.add_row("ground truth", ", ".join(data.truth))
     table.add_row("fingerprint", data.fingerprint)
     return table
+
+
+def _day(seconds: int) -> str:
+    """Of a time; the number where it is in no year that a calendar has."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:,} seconds"
 
 
 def _findings(data: "Data") -> Table:

@@ -17,6 +17,7 @@ from robustbench_rec.evaluation.base import Moved
 from robustbench_rec.evaluation.worst import attacked, judged, members
 from robustbench_rec.goals import goals
 from robustbench_rec.hardware import setup
+from robustbench_rec.histories import Histories
 from robustbench_rec.naming import Names
 from robustbench_rec.reports.page import Before, Listed
 from robustbench_rec.reports.reading import Found
@@ -123,5 +124,7 @@ def _pairs(data: Data, part: str, users: Tensor) -> set[tuple[int, int]]:
 def _history(data: Data, part: str, names: Names, user: Any) -> list[str]:
     """The latest of what is known of a user before a part, or what stands last in the data."""
     parts = [data.train.liked(), *([data.valid.liked()] if part == "test" else [])]
-    items = torch.cat([each.items[each.users == user] for each in parts])
-    return [names.item(item) for item in items[-HISTORY:].tolist()]
+    latest = Histories(*parts, n_users=data.n_users, n_items=data.n_items).of(
+        data.train.users.new_tensor([int(user)]), HISTORY
+    )
+    return [names.item(item) for item in latest.items[0, : int(latest.lengths[0])].tolist()]
