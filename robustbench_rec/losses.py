@@ -184,7 +184,7 @@ POINTWISE = ("bce", "mse", "squared_hinge")
 """Losses of single candidates, which need nothing to compare them with."""
 CLICKED = ("bce", "squared_hinge")
 """Those of them whose labels are 0 and 1."""
-TRAINED = ("bce", "bpr", "margin", "mse", "softmax", "squared_hinge")
+TRAINED = ("bce", "bpr", "mse", "softmax", "squared_hinge")
 """Losses that a model can be trained with."""
 CUT = ("dlr", "margin", "topk")
 """Losses that look at a list of k."""

@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 from robustbench_rec.config import Fit
 from robustbench_rec.errors import RrecError, unknown
-from robustbench_rec.lookup import rows_only
+from robustbench_rec.lookup import ROWS_ONLY, rows_only
 from robustbench_rec.model import RecModel
 
 
 class LazyAdam(torch.optim.Optimizer):
     """Adam whose step costs what the batch touched: rows without a gradient keep their value and their moments.
 
-    lr, weight_decay (added to the gradient of what is touched): as of Adam. Where a gradient is dense it is Adam. As
-    torch.optim.SparseAdam, which takes no dense gradient; unlike Adam it does not go on moving a row by its momentum.
+    lr, weight_decay (added to the gradient of what is touched): as of Adam. A table (`lookup.rows_only`) rests row by
+    row, those of its rows too that have zeros in a gradient that came dense, as under a perturbation, in reduced
+    precision or on a GPU; for all other parameters it is Adam. As torch.optim.SparseAdam, which takes no dense gradient
+    and does not correct ε; unlike Adam it does not go on moving a row by its momentum.
     """
 
     def __init__(self, weights: Iterable[Tensor], *, lr: float, weight_decay: float) -> None:
@@ -35,7 +37,7 @@ class LazyAdam(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state["moments"] = torch.stack([torch.zeros_like(weight)] * 2, min(weight.ndim, 1))  # row by row, together
         state["step"] += 1
-        named, values = _named(gradient)
+        named, values = _named(weight, gradient)
         moments = state["moments"] if named is None else state["moments"].index_select(0, named)
         moved = weight if named is None else weight.index_select(0, named)
         if group["weight_decay"]:
@@ -44,17 +46,20 @@ class LazyAdam(torch.optim.Optimizer):
         mean, square = moments.unbind(min(weight.ndim, 1))
         mean.lerp_(values, 1 - low)
         square.mul_(high).addcmul_(values, values, value=1 - high)
-        size = group["lr"] * (1 - high**step) ** 0.5 / (1 - low**step)
-        moved.addcdiv_(mean, square.sqrt().add_(group["eps"]), value=-size)
+        scale = (1 - high**step) ** 0.5
+        moved.addcdiv_(mean, square.sqrt().add_(group["eps"] * scale), value=-group["lr"] * scale / (1 - low**step))
         if named is not None:
             state["moments"].index_copy_(0, named, moments)
             weight.index_copy_(0, named, moved)
 
 
-def _named(gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+def _named(weight: Tensor, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
     """Rows that a gradient is of, each once, and their values; None for all rows."""
     if not gradient.is_sparse:
-        return None, gradient
+        if not getattr(weight, ROWS_ONLY, False):
+            return None, gradient
+        there = gradient.flatten(1).any(1)
+        return (None, gradient) if bool(there.all()) else (there.nonzero().squeeze(1), gradient[there])
     index = gradient._indices()[0]
     if bool((index[1:] <= index[:-1]).any()):  # torch forgets that a gradient is in order
         gradient = gradient.coalesce()

@@ -245,6 +245,7 @@ class TestConfig:
             ({"template": "{history} {item}", "separator": ","}, "a prompt of empty titles would be empty"),
             ({"answers": ["yes", "yes"]}, "different tokens"),
             ({"answers": ["yes"]}, "different tokens"),
+            ({"answers": []}, "different tokens"),
             ({"window": 0}, "window=0"),
             ({"window": 60}, "window=60 .* come to .* tokens, .* 256 at most"),
             ({"kind": "encoder"}, "is a BertModel; llm_prompt reads"),

@@ -232,6 +232,7 @@ class TestTrain:
         ("override", "message"),
         [
             ("loss=brp", "unknown loss 'brp'; did you mean 'bpr'"),
+            ("loss=margin", "unknown loss 'margin' .choices: bce, bpr, mse, softmax, squared_hinge"),
             ("monitor=ndcg@7", "unknown monitor 'ndcg@7'"),
             ("monitor=coverage", "unknown monitor 'coverage'"),
             ("batch_size=0", "batch_size=0"),
@@ -810,6 +811,19 @@ class TestStart:
         words = ["dataset=sequence", f"dataset.path='{tmp_path}/a.txt'", *JUDGED, "model=sasrec", "epochs=1"]
         run("train", tmp_path / "run", *words, f"split={split}")
         assert ("leaves events from after the held-out ones" in caplog.text) is told
+
+    @pytest.mark.parametrize("model", ["pop", "itemknn", "ease"])
+    def test_a_computed_model_has_no_ratings_to_judge(self, tmp_path: Path, model: str) -> None:
+        with pytest.raises(RrecError, match=f"protocol=ratings judges ratings, and model={model} learns none"):
+            run("train", tmp_path, *TRAINED, f"model={model}", "protocol=ratings", "monitor=rmse")
+
+    @pytest.mark.parametrize(("loss", "told"), [("mse", True), ("bce", False)])
+    def test_ratings_that_are_judged_as_clicks_are_told(
+        self, tmp_path: Path, loss: str, told: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        words = ("model=biased_mf", f"loss={loss}", "prepare.label=4", "protocol=clicks", "monitor=auc", "epochs=1")
+        run("train", tmp_path, *TRAINED, *words)
+        assert ("loss=mse learns ratings; loss=bce learns clicks" in caplog.text) is told
 
     def test_a_body_that_nobody_trained_is_told(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         run("train", tmp_path, *TRAINED, "model=sasrec", "model.dim=8", "adaptation=lora", "epochs=1")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,19 @@ class TestLearning:
         for name in set(WITH_PENALTIES) - {"amr"}:  # for which mf has no features
             built = run(tmp_path, defense=configured("defense", name), optimizer="lazy_adam", epochs=7, lr=0.02)
             assert built.history[-1]["loss"] == built.history[-1]["loss"], name
+
+    @pytest.mark.parametrize(("defence", "precision"), [("awp", "fp32"), ("none", "bf16")])
+    def test_rows_that_no_batch_names_rest_under_a_defence_and_in_reduced_precision(
+        self, tmp_path: Path, defence: str, precision: str
+    ) -> None:
+        clicks = DATA.train.where(DATA.train.users < 3)
+        model = build("mf")
+        before = model.get_parameter("user.weight").clone()
+        settings = {"defense": configured("defense", defence), "precision": precision, "weight_decay": 0.1}
+        run(tmp_path, model=model, data=replace(DATA, train=clicks), optimizer="lazy_adam", epochs=2, **settings)
+        moved = (model.get_parameter("user.weight") != before).any(1)
+        assert moved[:3].all()
+        assert not moved[3:].any()
 
     def test_a_model_without_parameters_is_not_trained(self, tmp_path: Path) -> None:
         assert not run(tmp_path, model=build("pop")).history

@@ -29,9 +29,9 @@ class KGAT(Collaborative):
 
     dim: size of the node vectors; relation_dim: of the relation space; layers: output size of each propagation layer.
     aggregator: bi_interaction, gcn or graphsage. dropout: of messages, after each layer. l2, kg_l2: weight of ½‖·‖² of
-    the node vectors in a batch, divided by its size, in the ranking and in the TransR phase. kg_batch_size: triples a
-    TransR step. min_triples: entities that are no items and have fewer are left out, as when the paper's data were
-    prepared.
+    the node vectors in a batch, divided by its size, in the ranking and in the TransR phase, there of those of
+    relations too. kg_batch_size: triples a TransR step. min_triples: entities that are no items and have fewer are left
+    out, as when the paper's data were prepared.
 
     An epoch is all ranking batches, then one pass over all edges with the TransR loss (an optimiser of its own over the
     shared vectors), then one refresh of the attention. In between attention is a constant, as in the published code:

@@ -122,7 +122,8 @@ class LLMPrompt(RecModel):
                 f"and classifiers (…{CLASSIFIER})"
             )
         space = _space(tokenizer)
-        first = [each[:1] for each in _cut([f"{space}{each}" for each in config.answers], tokenizer)]
+        words = [f"{space}{each}" for each in config.answers]
+        first = [each[:1] for each in _cut(words, tokenizer)] if words else []
         if len(first) != 2 or not all(first) or first[0] == first[1]:
             raise RrecError(
                 f"model.answers={config.answers}: two that begin with different tokens are needed, yes and no"

@@ -24,9 +24,10 @@ class SASRec(RecModel):
     blocks. window: how many of a user's events are read; the latest always has the last position. dropout: of the
     embedded events, the attention, and both parts of a block.
 
-    As the paper's formulas: norm before each part of a block, residual around it, no projection after the heads. The
-    released code differs from them (only queries are normed, and the residual starts from the normed queries). The
-    default loss is softmax over the whole catalogue; that of the paper is loss=bce negatives=1.
+    Blocks as in the paper's formulas: norm before each part, residual around it, no projection after the heads. The
+    released code differs from them (only queries are normed, and the residual starts from the normed queries); as there
+    item vectors are multiplied by √dim before positions are added. The default loss is softmax over the whole
+    catalogue; that of the paper is loss=bce negatives=1.
     """
 
     @dataclass

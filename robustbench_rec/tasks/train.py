@@ -179,6 +179,8 @@ def trainer_of(
     count = model.negatives if cfg.negatives is None else cfg.negatives
     if model.trainable:
         check_rated(cfg.protocol, name, count)
+    elif cfg.protocol == "ratings":
+        raise RrecError(f"protocol=ratings judges ratings, and model={cfg.model['name']} learns none; use biased_mf")
     rated = cfg.noise["name"] == "rating_noise" and cfg.noise["level"]
     if rated and model.trainable and name != "mse" and bool((data.train.values != 0).all()):
         log.warning("noise=rating_noise changes ratings, which loss=%s reads as one like each: nothing differs", name)
@@ -234,6 +236,8 @@ def check_rated(protocol: str, loss: str, negatives: int) -> None:
             f"protocol=ratings judges ratings, and loss={loss} with negatives={negatives} learns none; use loss=mse "
             "negatives=0, as model=biased_mf does"
         )
+    if protocol == "clicks" and loss == "mse":
+        log.warning("protocol=clicks reads scores as logits, and loss=mse learns ratings; loss=bce learns clicks")
 
 
 def tell_late(defence: Objective, epochs: int) -> None:
