@@ -1,6 +1,7 @@
 """What a sweep was asked and what its jobs left behind."""
 
 import math
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -106,7 +107,8 @@ def jobs_of(verb: str, directory: Path) -> list["SweptJob"]:
         words = told.get("overrides")
         if not isinstance(words, list) or told.get("protocol") not in (None, *PROTOCOLS):
             raise RrecError(f"{stored} is not what rrec wrote; remove {run} to do the job again")
-        overrides = {key: value for key, _, value in (str(each).lstrip("+~").partition("=") for each in words)}
+        pairs = (str(each).lstrip("+~").partition("=") for each in words)
+        overrides = {key: re.sub(r'"(\w+)"', r"\1", value) for key, _, value in pairs}
         metrics = _results(run)
         error = None if metrics is not None else _why(run, verb)
         record = files.read_json(run / "run.json", "sweep") if (run / "run.json").exists() else {}

@@ -81,9 +81,36 @@ class TestCommandLine:
         assert inner("attack@defense.inner.attack=fgm")["eps"] == 0.1
         assert inner("attack@defense.inner.attack=edges", "defense.inner.attack.eps=0.3")["eps"] == 0.3
 
-    def test_words_that_were_kept_of_a_run_mean_the_same_again(self) -> None:
-        words = chosen("train", ["defense=at", "attack@defense.attack=history"])
-        assert chosen("train", words) == words
+    def test_an_attack_without_a_surface_does_not_get_that_of_a_fine_tuning(self) -> None:
+        def measured(*words: str) -> dict[str, Any]:
+            found: dict[str, Any] = composing.typed(
+                compose("finetune", *chosen("finetune", ["ckpt=x", *words])), "finetune"
+            ).attack
+            return found
+
+        assert not {"eps", "surface"} & measured("attack=history").keys()
+        assert measured("attack=fgm")["surface"] == "weight"
+        assert (
+            measured("attack=history", "attack.surface=embedding")["surface"] == "embedding"
+        )  # refused where it is built
+
+    @pytest.mark.parametrize(
+        ("verb", "words"),
+        [
+            ("train", ["defense=at", "attack@defense.attack=history"]),
+            ("finetune", ["ckpt=x", "attack=history"]),
+            ("attack", ["ckpt=x", "labels=true"]),
+        ],
+    )
+    def test_words_that_were_kept_of_a_run_mean_the_same_again(self, verb: str, words: list[str]) -> None:
+        once = chosen(verb, words)
+        assert sorted(chosen(verb, once)) == sorted(once)
+
+    @pytest.mark.parametrize("said", ["true", "own", '"true"'])
+    def test_true_labels_are_a_word(self, said: str) -> None:
+        found = composing.typed(compose("attack", *chosen("attack", ["ckpt=x", f"labels={said}"])), "attack")
+        assert found.labels == said.strip('"')
+        assert chosen("attack", ["labels=true,own"]) == ['labels="true","own"']
 
     def test_an_unknown_key_of_an_inner_defence_is_told_with_its_place(
         self, capsys: pytest.CaptureFixture[str]

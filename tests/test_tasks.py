@@ -513,6 +513,10 @@ class TestAttack:
             self.attacked(runs, tmp_path / "out", "mf", override)
         assert not list((tmp_path / "out").iterdir())
 
+    def test_a_budget_that_an_attack_does_not_have_is_refused(self, runs: Runs, tmp_path: Path) -> None:
+        with pytest.raises(RrecError, match=r"eps=0.3 says nothing to attack=edges, whose keys are .*attack.share"):
+            run("attack", tmp_path, f"ckpt='{runs['mf'][0]}'", "attack=edges", "eps=0.3")
+
 
 def test_a_number_that_makes_no_sense_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(RrecError, match=r"lr=-1\.0: must be at least 0"):

@@ -59,16 +59,19 @@ def ids(verb: str, overrides: Sequence[str]) -> list[str]:
 def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
     """`nested`, with one name for each of the other groups; `group=null` goes where nothing is the default anyway.
 
-    A level of noise alone is one of flipped interactions, an attack in a defence that has no eps gets none, and keys of
-    a group that is swept are choices of one.
+    A level of noise alone is one of flipped interactions, an attack gets no budget of which it has none from a defence
+    or a fine-tuning, and keys of a group that is swept are choices of one.
     """
     words, said = [], {each.partition("=")[0].strip().lstrip("+") for each in overrides}
     if verb in ("train", "distill") and "eps" in said and not said & {"attack", "experiment", "hparams", "resume"}:
         raise RrecError("eps is the budget of attack=, of which there is none; that of a defence is defense.eps")
-    for each in [*_flips(verb, overrides), *nested(overrides), *_without_eps(overrides)]:
+    for each in [*_flips(verb, overrides), *nested(overrides), *_without_budget(verb, overrides)]:
         group, sign, value = (part.strip() for part in each.partition("="))
         if sign and not group:
             raise RrecError(f"cannot read '{each}': write key=value")
+        if group == "labels" and verb == "attack":  # true is a word here
+            words.append("labels=" + ",".join(f'"{one}"' if one.isalpha() else one for one in value.split(",")))
+            continue
         if group in PLACES and value.strip("'\"") in ("", "null"):
             raise RrecError(f"{group}= names no directory: name one, or leave it out")
         choices = sorted((composing.conf_dir() / group).glob("*.yaml")) if group.isidentifier() else []
@@ -143,15 +146,21 @@ def _flips(verb: str, overrides: Sequence[str]) -> list[str]:
     return []
 
 
-def _without_eps(overrides: Sequence[str]) -> list[str]:
-    """What takes the eps that a defence gives its attack from one that has no such budget, where nobody gave one."""
+def _without_budget(verb: str, overrides: Sequence[str]) -> list[str]:
+    """What takes the eps that a defence gives its attack, and the surface and eps of a fine-tuning, from one without.
+
+    Not where somebody gave it.
+    """
     said = {each.partition("=")[0].strip().lstrip("+~") for each in overrides}
-    named = [re.fullmatch(r"\+?attack@([\w.]+\.attack)=\s*(\w+)\s*", each) for each in overrides]
+    form = r"attack=\s*(\w+)\s*" if verb == "finetune" else r"\+?attack@([\w.]+\.attack)=\s*(\w+)\s*"
+    named = [re.fullmatch(form, each) for each in overrides]
     words = []
-    for place, name in (each.groups() for each in named if each):
-        path = composing.conf_dir() / "attack" / f"{name}.yaml"
-        if f"{place}.eps" not in said and path.is_file() and "eps" not in OmegaConf.load(path):
-            words.append(f"~{place}.eps")
+    for *place, name in (each.groups() for each in named if each):
+        path, at = composing.conf_dir() / "attack" / f"{name}.yaml", place[0] if place else "attack"
+        if path.is_file():
+            lacked = {"eps"} if place else {"eps", "surface"}
+            lacked -= {*map(str, OmegaConf.load(path))}
+            words += [f"~{at}.{key}" for key in sorted(lacked) if f"{at}.{key}" not in said]
     return words
 
 

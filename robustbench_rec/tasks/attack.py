@@ -56,7 +56,15 @@ def run(cfg: Attack, out: Path) -> dict[str, float]:
         return retrain(cfg, out)
     if steps := cleaning(cfg.clean):
         raise RrecError(f"clean={steps[0].name} is for a training: name a poison too, or use rrec train")
+    check_eps(cfg)
     return evade(cfg, out) if cfg.frontier is None else frontier(cfg, out)
+
+
+def check_eps(cfg: Attack) -> None:
+    """RrecError for a budget that somebody asked for and the attack does not have."""
+    if cfg.eps != USUAL["eps"] and "eps" not in cfg.attack:
+        name, own = cfg.attack["name"], ", ".join(f"attack.{key}" for key in cfg.attack if key not in ("name", "seed"))
+        raise RrecError(f"eps={cfg.eps} says nothing to attack={name}, whose keys are {own}; leave it out")
 
 
 def evade(cfg: Attack, out: Path) -> dict[str, float]:
