@@ -31,7 +31,10 @@ from robustbench_rec.trackers import trackers
 from robustbench_rec.tracking import tracked
 
 log = logging.getLogger("rrec")
-REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.ENAMETOOLONG)
+REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 """What the system says where a run cannot write."""
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -68,7 +69,9 @@ def test_a_certain_limit_is_one_for_the_whole_interval() -> None:
     sides = {"ckpt": Side(new, None), "baseline": Side(old, None)}
     limits = {**LIMITS, "max_drop": {"ndcg@5": 1 - new.metrics["ndcg@5"] / old.metrics["ndcg@5"] + 0.01}}
     assert _checks(gate(), limits, sides, frozenset())[0].passed
-    assert not _checks(gate(certain=True), limits, sides, frozenset())[0].passed
+    (sure,) = _checks(gate(certain=True), limits, sides, frozenset())
+    assert not sure.passed
+    assert re.fullmatch(r"-?[\d.]+% lost \(-?[\d.]+% to -?[\d.]+%\)", sure.found)
     same = {"ckpt": Side(old, None), "baseline": Side(old, None)}
     assert _checks(gate(certain=True), {**LIMITS, "max_drop": {"ndcg@5": 0.0}}, same, frozenset())[0].passed
 
@@ -119,6 +122,7 @@ def test_a_certain_value_is_the_whole_interval() -> None:
         (check,) = _checks(gate(certain=certain), {**LIMITS, "at_least": {"ndcg@5": limit}}, sides, frozenset())
         assert check.passed is passes
         assert check.wanted.startswith("surely") is certain
+        assert (f"({value:.4f}" not in check.found and " to " in check.found) is certain
     (check,) = _checks(
         gate(certain=True), {**LIMITS, "at_least": {"ndcg@5": value + 1e-6}}, sides, frozenset({"ndcg@5"})
     )

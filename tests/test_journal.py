@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def struck(ckpt: Path, out: Path, *words: str) -> str:
     """Its metrics to the last digit, and what it says that it did."""
     out.mkdir(exist_ok=True)
-    words = (f"ckpt='{ckpt}'", "device=cpu", "top_k=[5]", "eps=0.2", *words)
+    words = (f"ckpt='{ckpt}'", "device=cpu", "top_k=[5]", *words)
     found = attack.run(composing.typed(compose("attack", *words), "attack"), out)
     return json.dumps([found, json.loads((out / "run.json").read_text())["threat"]], indent=0)
 

@@ -129,6 +129,18 @@ MISTAKES = {
         "dataset.seed=-1: a seed is a whole number",
     ),
     "a seed of a part": ("train", ["split.seed=9223372036854775808"], 2, "split.seed=9223372036854775808: a seed is"),
+    "a seed that decides nothing": (
+        "attack",
+        ["ckpt=x", "seed=3"],
+        2,
+        "seed=3 draws nothing in rrec attack: take attack.seed",
+    ),
+    "a seed that decides nothing in an evaluation": (
+        "eval",
+        ["ckpt=x", "seed=1"],
+        2,
+        "seed=1 draws nothing in rrec eval",
+    ),
     "missing checkpoint": ("attack", [], 2, "attack needs ckpt=<run directory>"),
     "gate without a checkpoint": ("gate", [], 2, "gate needs ckpt=<run directory>"),
     "missing teacher": ("distill", [], 2, "distill needs teacher=<run directory>"),

@@ -61,6 +61,18 @@ def of(folder: Path, defense: str) -> Path:
     return path
 
 
+def test_a_checkpoint_that_a_defence_did_not_change_gets_no_second_card(
+    there: Path, carded: Path, tmp_path: Path
+) -> None:
+    card = json.loads(of(carded, "none").read_text()) | {"defense": "rawp"}
+    (tmp_path / "first.json").write_text(json.dumps(card))
+    with pytest.raises(RrecError, match=r"plain-attack: its checkpoint is that of first\.json: .* changed nothing"):
+        add(there / "plain-attack", tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["first.json"]
+    add(there / "apr-attack", tmp_path)
+    assert len(cards.load_all(tmp_path)) == 2
+
+
 def metrics(run: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads((run / "metrics.json").read_text())
     return found
@@ -82,7 +94,7 @@ def test_the_standard_is_what_the_command_line_has() -> None:
 
 def test_the_cards_of_the_repository_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cards, "STANDARD", STANDARD)
-    assert len(cards.load_all(Path(__file__).parents[1] / "leaderboard" / "cards")) == 12
+    assert len(cards.load_all(Path(__file__).parents[1] / "leaderboard" / "cards")) == 24
 
 
 def test_a_card_keeps_nothing_of_what_the_run_told_beside(there: Path, tmp_path: Path) -> None:

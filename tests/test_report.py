@@ -583,6 +583,13 @@ def test_runs_that_were_moved_are_found_again_and_strangers_are_not(there: Path,
     assert book.victim(book.runs[0]) != "mf" or book.source(book.runs[0]) != book.runs[1]
 
 
+def test_a_run_in_the_directory_of_another_is_found(there: Path, tmp_path: Path) -> None:
+    shutil.copytree(there / "train" / "plain0", tmp_path / "one")
+    for name in ("two", "attacks/three"):
+        shutil.copytree(there / "train" / "plain0", tmp_path / "one" / name)
+    assert [each.path.name for each in runs([tmp_path])] == ["one", "three", "two"]
+
+
 def test_a_run_that_is_repeated_with_the_same_seed_counts_once(there: Path, tmp_path: Path) -> None:
     shutil.copytree(there / "train" / "plain0", tmp_path / "again")
     out = tmp_path / "r.html"

@@ -756,7 +756,7 @@ class TestVerbs:
         self, runs: dict[str, Path], tmp_path: Path
     ) -> None:
         words = ["eps=0.3", "device=cpu"]
-        run(attack, tmp_path / "base", f"ckpt='{runs['two']}'", *words, "seed=3", "attack.seed=3", "top_k=[10]")
+        run(attack, tmp_path / "base", f"ckpt='{runs['two']}'", *words, "attack.seed=3", "top_k=[10]")
         more = [f"baseline='{tmp_path / 'base'}'", "slices=[activity]", "per_user=true"]
         found = run(attack, tmp_path / "a", f"ckpt='{runs['one']}'", *words, *more)
         assert "improvement/ndcg@10" in found

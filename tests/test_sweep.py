@@ -496,14 +496,20 @@ def test_another_sweep_in_the_same_place_is_refused_and_leaves_the_first_as_it_w
 
 
 @pytest.mark.parametrize(
-    ("words", "multirun"), [(["hydra.run.dir=f/x"], False), (["seed=0,1", "hydra.sweep.dir=f/x"], True)]
+    ("words", "multirun", "told"),
+    [
+        (["hydra.run.dir=f/x"], False, "f/x: Not a directory"),
+        (["seed=0,1", "hydra.sweep.dir=f/x"], True, "f/x: Not a directory"),
+        (["hydra.run.dir=f"], False, "f: File exists"),
+        (["seed=0,1", "hydra.sweep.dir=f"], True, "f: File exists"),
+    ],
 )
 def test_a_place_that_cannot_be_written_is_one_line(
-    words: list[str], multirun: bool, capsys: pytest.CaptureFixture[str]
+    words: list[str], multirun: bool, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("f").write_text("")
     assert launch("train", words, multirun=multirun) == 2
-    assert "rrec: cannot write f/x: Not a directory; name another place" in capsys.readouterr().err
+    assert f"rrec: cannot write {told}; name another place" in capsys.readouterr().err
 
 
 def test_optuna_takes_up_its_search_where_it_was() -> None:

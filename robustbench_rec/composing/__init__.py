@@ -16,6 +16,8 @@ from robustbench_rec.errors import UsageError
 
 LARGEST_SEED = 2**32 - 1
 """What all generators of random numbers take, those of scikit-learn among them."""
+UNSEEDED = {"attack": "attack.seed, goal.seed or poison.seed", "eval": "noise.seed or certify.seed"}
+"""Verbs in which the seed of the run itself decides nothing, and what does; a sweep over it would look like seeds."""
 
 
 def conf_dir() -> Path:
@@ -53,4 +55,6 @@ def typed(composed: DictConfig, verb: str, said: str | None = None) -> Any:
         whole = value.lstrip("-").isdecimal()
         if name.rpartition(".")[2] == "seed" and whole and not 0 <= int(value) <= LARGEST_SEED:
             raise UsageError(f"{name}={value}: a seed is a whole number from 0 to {LARGEST_SEED}")
+    if verb in UNSEEDED and (seed := composed.seed):
+        raise UsageError(f"seed={seed} draws nothing in rrec {verb}: take {UNSEEDED[verb]}, or runs of other seeds")
     return settings

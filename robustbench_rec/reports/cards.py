@@ -101,6 +101,11 @@ class Card:
         return "-".join(re.sub(r"[^\w+]", "_", each) for each in words) + ".json"
 
     @property
+    def judged(self) -> tuple[str, str, str]:
+        """What no other card may be about, whatever else it says."""
+        return self.checkpoint, self.protocol, self.metric
+
+    @property
     def state(self) -> str:
         """Whether it has been verified."""
         if self.verification is None:
@@ -187,8 +192,7 @@ def load_all(folder: Path) -> list[Card]:
     found: dict[Path, Card] = {path: load(path) for path in sorted(folder.glob("*.json"))}
     first: dict[tuple[str, str, str], Path] = {}
     for path, card in found.items():
-        judged = card.checkpoint, card.protocol, card.metric  # whatever else two cards say of it
-        if (other := first.setdefault(judged, path)) is not path:
+        if (other := first.setdefault(card.judged, path)) is not path:
             raise RrecError(f"{other.name} and {path.name} in {folder} are cards of the same checkpoint: remove one")
     return list(found.values())
 

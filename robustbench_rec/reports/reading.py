@@ -149,10 +149,9 @@ def filled(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """A run, or the runs in a directory of runs; rounds and other folders of a run are not runs."""
+    """A run, and the runs in a directory of runs or of a run; rounds and other folders of a run are not runs."""
     if (path / "run.json").is_file() or (path / ".hydra").is_dir():
         yield path
-        return
     children = [each for each in path.iterdir() if each.is_dir() and not each.is_symlink() and each.name[0] != "."]
     for each in sorted(children, key=lambda each: (int(each.name) if each.name.isdecimal() else math.inf, each.name)):
         yield from _below(each)

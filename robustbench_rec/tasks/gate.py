@@ -189,7 +189,8 @@ def _held(name: str, result: Result, limit: float, cfg: Gate, smaller: frozenset
     reached = (found.high if below else found.low) if cfg.certain else value
     passed = reached <= limit if below else reached >= limit  # a NaN passes nothing
     wanted = f"{'surely ' if cfg.certain else ''}{'at most' if below else 'at least'} {limit:g}"
-    return Check("clean", name, wanted, f"{value:.4f}", passed, detail)
+    sure = f" ({found.low:.4f} to {found.high:.4f})" if cfg.certain else ""
+    return Check("clean", name, wanted, f"{value:.4f}{sure}", passed, detail)
 
 
 def _dropped(
@@ -223,9 +224,10 @@ def _dropped(
         shape = "+.2%" if old else "+.4f"
         detail += f", 95 % from {drop.low:{shape}} to {drop.high:{shape}}, p of no difference {drop.p:.3g}"
     wanted = f"{'surely ' if cfg.certain else ''}at most {limit:.2%} lost"
-    return Check(
-        group, f"{name} {words}", wanted, f"{value:.2%} lost" if old else f"from 0 to {new:.4f}", passed, detail
-    )
+    shown = f"{value:.2%} lost" if old else f"from 0 to {new:.4f}"
+    if cfg.certain and old:
+        shown += f" ({drop.low:.2%} to {drop.high:.2%})"
+    return Check(group, f"{name} {words}", wanted, shown, passed, detail)
 
 
 def _told(sides: Mapping[str, Side], named: set[str]) -> dict[str, float]:

@@ -77,6 +77,9 @@ def add(path: Path, folder: Path, data_dir: str | None = None) -> Path:
         recipe=_recipe(source, book),
     )
     place = folder / card.name
+    for twin in sorted({*folder.glob("*.json")} - {place}):
+        if cards.load(twin).judged == card.judged:
+            raise RrecError(f"{path}: its checkpoint is that of {twin.name}: what else was done to it changed nothing")
     if place.is_file() and (old := cards.load(place)).verified is not None and old.reported == card.reported:
         card = replace(card, verified=old.verified, verification=old.verification)
     cards.save(card, place)
