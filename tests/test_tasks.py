@@ -442,7 +442,7 @@ class TestAttack:
         monkeypatch.setattr(trials, "attacked", stopping)
         return calls
 
-    @pytest.mark.parametrize("word", ["part=valid", "seen=true", "top_k=[3]", "seed=1", "labels=own"])
+    @pytest.mark.parametrize("word", ["part=valid", "seen=true", "top_k=[3]", "attack.seed=1", "labels=own"])
     def test_what_was_kept_under_other_settings_is_not_taken_up(
         self, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
     ) -> None:
