@@ -308,8 +308,8 @@ class Gate(Judge, Base):
 
 LIMITS = ("max_drop", "max_harm", "at_least")
 """Keys of `Gate` that hold a limit for each metric."""
-IDS = {"recommend": ("user", "liked"), "explain": ("user", "item")}
-"""Keys of a verb that hold original ids."""
+TEXTS = {"recommend": ("user", "liked"), "explain": ("user", "item"), "attack": ("labels",)}
+"""Keys of a verb that hold texts which look like something else: original ids, true as a word."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_rec import composing, config, files, sweeping
 from robustbench_rec.composing import mistakes, places
-from robustbench_rec.composing.words import chosen, count, ids, limits
+from robustbench_rec.composing.words import chosen, count, limits, texts
 from robustbench_rec.console import line
 from robustbench_rec.errors import RrecError, UsageError
 from robustbench_rec.resuming import refuse_foreign
@@ -48,7 +48,7 @@ def launch(
     mistake of the person at the keyboard is one line on stderr; anything else keeps its traceback.
     """
     try:
-        overrides = ids(verb, limits(overrides))
+        overrides = texts(verb, limits(overrides))
     except RrecError as error:
         _say(str(error))
         return 2

@@ -99,18 +99,11 @@ class TestCommandLine:
         [
             ("train", ["defense=at", "attack@defense.attack=history"]),
             ("finetune", ["ckpt=x", "attack=history"]),
-            ("attack", ["ckpt=x", "labels=true"]),
         ],
     )
     def test_words_that_were_kept_of_a_run_mean_the_same_again(self, verb: str, words: list[str]) -> None:
         once = chosen(verb, words)
         assert sorted(chosen(verb, once)) == sorted(once)
-
-    @pytest.mark.parametrize("said", ["true", "own", '"true"'])
-    def test_true_labels_are_a_word(self, said: str) -> None:
-        found = composing.typed(compose("attack", *chosen("attack", ["ckpt=x", f"labels={said}"])), "attack")
-        assert found.labels == said.strip('"')
-        assert chosen("attack", ["labels=true,own"]) == ['labels="true","own"']
 
     def test_an_unknown_key_of_an_inner_defence_is_told_with_its_place(
         self, capsys: pytest.CaptureFixture[str]

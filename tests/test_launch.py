@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from conftest import compose
 
-from robustbench_rec import config
+from robustbench_rec import composing, config
 from robustbench_rec.composing.completion import complete
-from robustbench_rec.composing.words import chosen, ids
+from robustbench_rec.composing.words import chosen, texts
 from robustbench_rec.errors import RrecError
 from robustbench_rec.files import held
 from robustbench_rec.launch import launch
@@ -593,13 +593,24 @@ def test_every_verb_completes_its_keys_and_choices(verb: str) -> None:
 )
 @pytest.mark.parametrize("verb", ["recommend", "explain"])
 def test_an_id_is_what_was_written(verb: str, said: str, wanted: object) -> None:
-    found = compose(verb, *ids(verb, [said, "ckpt=x"])).user
+    found = compose(verb, *texts(verb, [said, "ckpt=x"])).user
     assert found == wanted
 
 
 def test_ids_are_quoted_for_the_keys_of_the_verb_alone() -> None:
-    assert ids("recommend", ["k=10", "item=1e5"]) == ["k=10", "item=1e5"]
-    assert ids("train", ["user=1e5"]) == ["user=1e5"]
+    assert texts("recommend", ["k=10", "item=1e5"]) == ["k=10", "item=1e5"]
+    assert texts("train", ["user=1e5"]) == ["user=1e5"]
+
+
+@pytest.mark.parametrize("said", ["true", "own", '"true"'])
+def test_true_labels_are_a_word(said: str) -> None:
+    found = composing.typed(compose("attack", *texts("attack", ["ckpt=x", f"labels={said}"])), "attack")
+    assert found.labels == said.strip('"')
+
+
+def test_words_are_quoted_one_by_one_in_a_sweep() -> None:
+    assert texts("attack", ["labels=true,own"]) == ['labels="true","own"']
+    assert texts("attack", ["labels=choice(true,own)"]) == ["labels=choice(true,own)"]
 
 
 @pytest.mark.slow

@@ -37,22 +37,19 @@ def limits(overrides: Sequence[str]) -> list[str]:
     return [*(each for each in overrides if not found[each]), *mappings]
 
 
-def ids(verb: str, overrides: Sequence[str]) -> list[str]:
-    """Ids as texts, for Hydra reads 1e5, 1_000 or true as what they are in YAML."""
-    if verb not in config.IDS:
-        return list(overrides)
-    plain = r"""[^\s,"'\[\]{}\\][^,"'\[\]{}\\]*"""
+def texts(verb: str, overrides: Sequence[str]) -> list[str]:
+    """Texts in quotes, for Hydra reads 1e5, 1_000 or true as what they are in YAML."""
+    keys, plain = config.TEXTS.get(verb, ()), r"""[^\s,"'\[\]{}\\][^,"'\[\]{}\\]*"""
+    form = re.compile(rf"(?!\w+\(.*,)(\[\s*)?({plain}(?:,\s*{plain})*)(\])?")  # not choice(a,b)
     words = []
     for each in overrides:
         key, _, value = each.partition("=")
-        listed = re.fullmatch(rf"\[\s*({plain}(?:,\s*{plain})*)\]", value)
-        if key not in config.IDS[verb] or value == "null":
-            words.append(each)
-        elif listed:
-            quoted = ",".join(f'"{one.strip()}"' for one in listed[1].split(","))
-            words.append(f"{key}=[{quoted}]")
+        found = form.fullmatch(value) if key in keys and value != "null" else None
+        if found and (found[1] is None) == (found[3] is None):
+            quoted = ",".join(f'"{one.strip()}"' for one in found[2].split(","))
+            words.append(f"{key}=[{quoted}]" if found[1] else f"{key}={quoted}")
         else:
-            words.append(f'{key}="{value}"' if re.fullmatch(plain, value) else each)
+            words.append(each)
     return words
 
 
@@ -69,9 +66,6 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
         group, sign, value = (part.strip() for part in each.partition("="))
         if sign and not group:
             raise RrecError(f"cannot read '{each}': write key=value")
-        if group == "labels" and verb == "attack":  # true is a word here
-            words.append("labels=" + ",".join(f'"{one}"' if one.isalpha() else one for one in value.split(",")))
-            continue
         if group in PLACES and value.strip("'\"") in ("", "null"):
             raise RrecError(f"{group}= names no directory: name one, or leave it out")
         choices = sorted((composing.conf_dir() / group).glob("*.yaml")) if group.isidentifier() else []
