@@ -46,6 +46,8 @@ def _complete_group(incomplete: str) -> list[str]:
     return [name for name in groups() if name.startswith(incomplete)]
 
 
+DASHES = {"ignore_unknown_options": True}
+"""Of commands with settings, which tell themselves how one with dashes is written."""
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the configuration.", autocompletion=_complete),
@@ -64,7 +66,8 @@ def _verb(name: str, summary: str, examples: str) -> None:
 
         raise typer.Exit(launch(name, overrides or [], multirun=multirun, cfg=cfg and cfg.value))
 
-    app.command(name, help=f"{summary}\n\n\b\nExamples:\n{examples}", short_help=summary)(command)
+    told = f"{summary}\n\n\b\nExamples:\n{examples}"
+    app.command(name, help=told, short_help=summary, context_settings=DASHES)(command)
 
 
 def _data(action: str, summary: str, example: str) -> None:
@@ -73,7 +76,8 @@ def _data(action: str, summary: str, example: str) -> None:
 
         raise typer.Exit(data(action, overrides or []))
 
-    data_app.command(action, help=f"{summary}\n\n\b\nExample:\n  {example}", short_help=summary)(command)
+    told = f"{summary}\n\n\b\nExample:\n  {example}"
+    data_app.command(action, help=told, short_help=summary, context_settings=DASHES)(command)
 
 
 _verb(

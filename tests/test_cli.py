@@ -53,6 +53,20 @@ def test_no_verb_shows_the_help_and_a_wrong_one_is_refused() -> None:
     assert "Traceback" not in wrong.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "--epochs", "3"], "no option --epochs; a setting has no dashes: epochs=<value>"),
+        (["attack", "-m", "--eps=0.1"], "no option --eps; a setting has no dashes: eps=0.1"),
+        (["recommend", "ckpt=x", "-k=3"], "no option -k; a setting has no dashes: k=3"),
+        (["data", "info", "--dataset=ml_100k"], "no option --dataset; a setting has no dashes: dataset=ml_100k"),
+    ],
+)
+def test_a_setting_with_dashes_is_told_how_it_is_written(words: list[str], told: str) -> None:
+    done = rrec(*words)
+    assert (done.returncode, done.stderr) == (2, f"rrec: {told}\n")
+
+
 def test_ls_shows_all_groups_with_their_names_and_counts() -> None:
     done = rrec("ls")
     assert done.returncode == 0

@@ -64,6 +64,8 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
         raise RrecError("eps is the budget of attack=, of which there is none; that of a defence is defense.eps")
     for each in [*_flips(verb, overrides), *nested(overrides), *_without_budget(verb, overrides)]:
         group, sign, value = (part.strip() for part in each.partition("="))
+        if each.startswith("-"):
+            raise RrecError(f"no option {group}; a setting has no dashes: {group.lstrip('-')}={value or '<value>'}")
         if sign and not group:
             raise RrecError(f"cannot read '{each}': write key=value")
         if group in PLACES and value.strip("'\"") in ("", "null"):
