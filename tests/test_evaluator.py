@@ -448,6 +448,8 @@ class TestAttacked:
     [
         ({"protocol": "sampeld"}, "unknown protocol 'sampeld'; did you mean 'sampled'"),
         ({"metrics": ["ndgc"]}, "unknown metric 'ndgc'"),
+        ({"metrics": ["ndcg", "rmse"]}, "metric of protocol 'full' 'rmse'.*; it is one of protocol=ratings"),
+        ({"metrics": ["ndcg"], "protocol": "clicks"}, "'clicks' 'ndcg'.*; it is one of protocol=full and sampled"),
         ({"top_k": [21]}, "top_k=21.* 20 candidates"),
         ({"top_k": [0]}, "top_k=0"),
         ({"protocol": "sampled", "n_negatives": 3, "top_k": [5]}, "top_k=5.* 4 candidates"),

@@ -1,6 +1,6 @@
 """Judging a model at any point on a part of the data; `evaluator(data, judge)` picks by `judge.protocol`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from robustbench_rec.config import Judge
@@ -9,10 +9,17 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
 from robustbench_rec.evaluation.ranking import Full, Ranking, Sampled
+from robustbench_rec.metrics import ranking
 
 __all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Full", "Moved", "Ranking", "Result", "evaluator", "worth"]
 
 PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "ratings": Ratings, "sampled": Sampled}
+MEASURED: dict[str, Collection[str]] = {
+    "clicks": Clicks.known,
+    "ratings": Ratings.known,
+    **dict.fromkeys(["full", "sampled"], ranking.KNOWN),
+}
+"""Metrics that can be asked for."""
 
 
 def evaluator(data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -> Evaluator[Any]:
@@ -29,6 +36,11 @@ def evaluator(data: Data, judge: Judge, *, seed: int = 0, alone: bool = False) -
             f"n_negatives={judge.n_negatives}: protocol={judge.protocol} draws none; leave it out, or take "
             f"protocol={drawing}"
         )
+    for name in judge.metrics or ():
+        others = [other for other, known in MEASURED.items() if name in known]
+        if others and judge.protocol not in others:
+            told = unknown(f"metric of protocol '{judge.protocol}'", name, MEASURED[judge.protocol])
+            raise RrecError(f"{told}; it is one of protocol={' and '.join(others)}")
     return protocol(data, judge, seed=seed, alone=alone)
 
 
