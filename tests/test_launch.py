@@ -561,6 +561,8 @@ def test_parallel_launchers_give_the_same_table_and_status(launcher: str, here: 
         ("gate", [], "cert", ["certain=false"]),
         ("gate", ["max_drop.ndcg@10=5%"], "attack=pg", ["attack=pgd"]),
         ("explain", [], "hop", ["hops=2"]),
+        ("train", [], "hydra.r", ["hydra.run.dir="]),
+        ("recommend", [], "hydra.r", []),
     ],
 )
 def test_completion_offers_choices_and_keys_of_the_composed_configuration(

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_rec.composing import session
-from robustbench_rec.composing.words import limits, nested
+from robustbench_rec.composing.words import PLACES, limits, nested
 from robustbench_rec.errors import RrecError
 
 QUOTED = frozenset(" ,;=(){}[]$\"'\\|&<>`*?~#")
@@ -33,9 +33,11 @@ def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
 
 
 def candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:
-    """Every key with its value, and every choice of every group, within a `session`."""
+    """Every key with its value, every choice of every group and where a run writes, within a `session`."""
     composed = hydra.compose(verb, list(overrides))
     yield from _leaves(composed)
+    if verb not in ("data", "recommend"):  # they answer, and write no run
+        yield from (f"{place}=" for place in PLACES)
     loader = GlobalHydra.instance().config_loader()
     for group in groups(verb, overrides):
         yield from (f"{group}={choice}" for choice in loader.get_group_options(group.partition("@")[0]))
