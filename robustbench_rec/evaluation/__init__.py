@@ -9,7 +9,7 @@ from robustbench_rec.errors import RrecError, unknown
 from robustbench_rec.evaluation.base import PARTS, Evaluator, Moved, Result
 from robustbench_rec.evaluation.prediction import Clicks, Ratings
 from robustbench_rec.evaluation.ranking import Full, Ranking, Sampled
-from robustbench_rec.metrics import ranking
+from robustbench_rec.metrics.ranking import KNOWN
 
 __all__ = ["PARTS", "PROTOCOLS", "Evaluator", "Full", "Moved", "Ranking", "Result", "evaluator", "worth"]
 
@@ -17,7 +17,7 @@ PROTOCOLS: dict[str, type[Evaluator[Any]]] = {"clicks": Clicks, "full": Full, "r
 MEASURED: dict[str, Collection[str]] = {
     "clicks": Clicks.known,
     "ratings": Ratings.known,
-    **dict.fromkeys(["full", "sampled"], ranking.KNOWN),
+    **dict.fromkeys(["full", "sampled"], KNOWN),
 }
 """Metrics that can be asked for."""
 
