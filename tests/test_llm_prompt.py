@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import DATA, WORDS, batch_for, build, buildable, gradients, pretrained, question
+from conftest import DATA, WORDS, batch_for, build, buildable, configured, gradients, judge, pretrained, question
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustbench_rec.adapters import LoRA
+from robustbench_rec.attacks import attacks
 from robustbench_rec.batch import Batch, History
 from robustbench_rec.errors import RrecError
+from robustbench_rec.evaluation import evaluator
 from robustbench_rec.losses import loss
 from robustbench_rec.models import llm_prompt
 from robustbench_rec.models.llm_prompt import LLMPrompt, _Asked
@@ -225,8 +227,22 @@ class TestSurfaces:
         batch = asked([2, 1], 2, torch.tensor([[4], [2]]))
         monkeypatch.setattr(llm_prompt, "TOKENS", model.longest)
         name = surface(model, "activation")[-1]
-        with pytest.raises(RrecError, match="activations of 2 prompts cannot be shifted at once"):
+        with pytest.raises(RrecError, match="activations of 2 prompts cannot be .*attack.scope=user"):
             Shifted(model, {name: torch.ones(1)})(batch)
+
+    def test_users_who_are_attacked_one_by_one_suffer_what_they_do_together(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, found = model_of().requires_grad_(False).eval(), []
+        judged = judge(protocol="sampled", n_negatives=4)
+        for scope in ("all", "user"):
+            attack = attacks.build(configured("attack", "fgm", surface="activation", scope=scope, eps=0.1))
+            judging = evaluator(DATA, judged, alone=scope == "user")
+            moved, _ = judging.attack(Shifted(model), attack, "test", loss("bce"))
+            with judging.judged(moved, "test") as scores:
+                found.append(torch.cat(list(scores)))
+            monkeypatch.setattr(llm_prompt, "TOKENS", 5 * model.longest)
+        torch.testing.assert_close(*found)
 
 
 class TestConfig:

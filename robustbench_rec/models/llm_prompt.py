@@ -39,7 +39,8 @@ class LLMPrompt(RecModel):
     The pieces of a prompt become tokens once, one by one, and are put together as arrays; so a title begins a token of
     its own, whatever stands before it. Every candidate is a prompt, so a full ranking reads n_items prompts a user:
     protocol=sampled is meant for all but small catalogues. Prompts beyond 32,768 tokens go through in parts, whose
-    activations cannot be shifted. [R] The loss is on the two answers only, not on the whole vocabulary as in TALLRec.
+    activations cannot be shifted; those of one user at a time can (attack.scope=user). [R] The loss is on the two
+    answers only, not on the whole vocabulary as in TALLRec.
     """
 
     @dataclass
@@ -90,7 +91,8 @@ class LLMPrompt(RecModel):
         if prompts > size and not all(each.idle for each in self.modules() if isinstance(each, Site)):
             raise RrecError(
                 f"the activations of {prompts:,} prompts cannot be shifted at once, those of {size:,} can: "
-                "ask for fewer candidates, train with a smaller batch_size, or attack another surface"
+                "ask for fewer candidates, train with a smaller batch_size, or attack each user by itself "
+                "(attack.scope=user) or another surface"
             )
         scores = []
         for part in torch.arange(prompts, device=batch.users.device).split(size):
