@@ -1,6 +1,7 @@
 """What a sweep was asked and what its jobs left behind."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from hashlib import sha256
@@ -26,6 +27,8 @@ SWEPT = (
 """How keys of Hydra begin that a sweep goes on with; others are taken from the command line alone."""
 SWEEP, JOB = "sweep.json", "job.json"
 """What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
+RUNS = ("ckpt", "baseline", "teacher")
+"""Keys whose values are directories of runs."""
 
 
 def asked(directory: Path) -> tuple[str, list[str]]:
@@ -134,7 +137,7 @@ def report(verb: str, directory: Path) -> int:
     from robustbench_rec.reports import sweep
     from robustbench_rec.reports.summary import Summary
 
-    sweep.report(Summary(jobs, verb, _watched(jobs, directory)), directory, Output())
+    sweep.report(Summary(jobs, verb, _watched(jobs, directory), _called(jobs, directory)), directory, Output())
     asked = _count(directory)
     left = 0 if asked is None else max(0, asked - len(jobs))
     if left:
@@ -167,6 +170,30 @@ def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:
             protocol = PROTOCOLS[told["protocol"]]
             return str(told.get("monitor") or (protocol.main(names) if names else protocol.monitor))
     return None
+
+
+def _called(jobs: Sequence["SweptJob"], directory: Path) -> dict[str, str]:
+    """Of the runs that jobs name, by path: the model, and of the path what not all have."""
+    found: dict[str, str] = {}
+    for key in RUNS:
+        given = dict.fromkeys(job.overrides[key] for job in jobs if key in job.overrides)
+        paths = {each: (started_in(directory) / each).absolute() for each in given}
+        if len(paths) > 1:
+            shared = os.path.commonpath([each.parent for each in paths.values()])
+            found |= {said: _named(path, shared) for said, path in paths.items() if path.is_dir()}
+    return found
+
+
+def _named(run: Path, shared: str) -> str:
+    from robustbench_rec.checkpoint import CARD
+
+    rest = os.path.relpath(run, shared)
+    try:
+        model = files.read_json(run / CARD, "ckpt").get("model")
+    except RrecError:  # its jobs have failed, and say why
+        return rest
+    name = model.get("name") if isinstance(model, dict) else None
+    return f"{name} ({rest})" if isinstance(name, str) and name != run.name else rest
 
 
 def _forget(directory: Path) -> None:

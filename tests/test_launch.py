@@ -499,6 +499,19 @@ def test_many_security_curves_have_a_panel_for_each_value_of_the_longest_setting
     assert curve.stat().st_size > 10_000
 
 
+def test_runs_are_called_by_their_model_and_what_sets_their_path_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, stored in {"0": '{"model": {"name": "mf"}}', "kgat": '{"model": {"name": "kgat"}}', "2": "{"}.items():
+        Path("runs/kept", name).mkdir(parents=True)
+        Path("runs/kept", name, "model.json").write_text(stored)
+    there = Path("runs/kept/kgat").absolute()
+    assert launch("attack", [f"ckpt=runs/kept/0,{there},runs/kept/2", "attack=pgd,fgsm"], multirun=True) == 0
+    out = capsys.readouterr().out
+    assert [out.count(f" {each} ") for each in ("mf (0)", "kgat", "2", "runs/kept")] == [2, 2, 3, 0]  # and job 2
+    assert {row["ckpt"] for row in sweep_rows("attack")} == {"runs/kept/0", str(there), "runs/kept/2"}
+    (told,) = Path("outputs/attack/multirun").glob("*/*/summary.md")
+    assert "| mf (0) | fgsm |" in told.read_text()
+
+
 def test_a_sweep_of_an_attack_over_eps_draws_the_security_curve() -> None:
     assert launch("attack", ["ckpt=x", "eps=0,0.05,0.1", "attack=pgd,fgsm"], multirun=True) == 0
     (curve,) = Path("outputs/attack/multirun").glob("*/*/security_curve.png")

@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -94,12 +94,14 @@ class Selection:
 class Summary:
     """The jobs of a sweep in the order of their numbers.
 
-    monitor: the metric that the models were chosen by, without its prefix.
+    monitor: the metric that the models were chosen by, without its prefix. called: what tables and plots call values
+    that are paths of runs.
     """
 
     jobs: Sequence[Job]
     verb: str
     monitor: str | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def swept(self) -> list[str]:

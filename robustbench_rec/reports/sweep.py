@@ -127,7 +127,7 @@ def _rows(found: Summary, metrics: Sequence[str], bold: tuple[str, str]) -> list
             cells.append(f"{cell} ≈" if number in best[metric][1] else cell)
         if not group.done:
             cells = ["failed", *("" for _ in metrics)][: len(metrics)]
-        settings = [_short(each) for each in group.settings.values()]
+        settings = [_short(found, each) for each in group.settings.values()]
         rows.append([*settings, *_seeds(found, group.done, len(group.jobs)), *cells])
     return rows
 
@@ -173,7 +173,9 @@ def _resilience_table(found: Summary) -> Table:
     for name in measures:
         table.add_column(name, justify="right")
     for settings, values in found.resilience:
-        table.add_row(*(_short(each).replace("[", r"\[") for each in settings.values()), *map(_spread, values.values()))
+        table.add_row(
+            *(_short(found, each).replace("[", r"\[") for each in settings.values()), *map(_spread, values.values())
+        )
     return table
 
 
@@ -185,7 +187,10 @@ def _markdown(found: Summary, metrics: Sequence[str]) -> str:
     lines += ["", _legend(found, "bold")] if metrics else []
     if found.resilience:
         keys, measures = (list(each) for each in found.resilience[0])
-        rows = [[*settings.values(), *map(_spread, values.values())] for settings, values in found.resilience]
+        rows = [
+            [*(_short(found, each) for each in settings.values()), *map(_spread, values.values())]
+            for settings, values in found.resilience
+        ]
         lines += ["", *_pipes([*keys, *measures], rows, len(measures))]
     for line in _selected(found):
         lines += ["", line]
@@ -195,8 +200,8 @@ def _markdown(found: Summary, metrics: Sequence[str]) -> str:
 def _selected(found: Summary) -> list[str]:
     """What comes of choosing on validation, a line for each quality."""
     return [
-        f"chosen by valid/{found.monitor}: {_label(each.settings)}; its {each.metric} is {_number(each.chosen)}, the "
-        f"best {_number(each.best)} (selection gap {_number(each.gap)})"
+        f"chosen by valid/{found.monitor}: {_label(found, each.settings)}; its {each.metric} is "
+        f"{_number(each.chosen)}, the best {_number(each.best)} (selection gap {_number(each.gap)})"
         for each in found.selections
     ]
 
@@ -249,7 +254,7 @@ def _curve(found: Summary, x: str, metrics: Sequence[str], path: Path) -> str:
     most = max(rest, key=lambda key: len(found.by([key])), default=None)
     if most is not None and len(rest) > 1 and len(found.by(rest)) > plots.FEW and len(found.by([most])) <= PANELS:
         others = [key for key in rest if key != most]
-        panels = {_label(each): _curves(found, x, metrics, others, jobs) for each, jobs in found.by([most])}
+        panels = {_label(found, each): _curves(found, x, metrics, others, jobs) for each, jobs in found.by([most])}
         panels = {label: lines for label, lines in panels.items() if lines}
         if panels:
             plots.panels(panels, x, ylabel, title, path, from_zero=from_zero)
@@ -268,7 +273,7 @@ def _curves(
     lines, clean = [], set()
     colors = {tuple(settings.values()): color for color, (settings, _) in enumerate(found.by(rest))}
     for settings, alike in found.by(rest, jobs):
-        label = _label(settings)
+        label = _label(found, settings)
         groups = [Group(each, same) for each, same in found.by([x], alike)]
         for metric in metrics:
             points = [(float(each.settings[x]), each.spread(metric)) for each in groups]
@@ -297,7 +302,7 @@ def _curves(
 
 
 def _bars(found: Summary, metric: str, path: Path) -> str:
-    spreads = {_label(group.settings): group.spread(metric) for group in found.groups if group.done}
+    spreads = {_label(found, group.settings): group.spread(metric) for group in found.groups if group.done}
     means = {label: each.mean for label, each in spreads.items()}
     std = [each.std if each.n > 1 else 0.0 for each in spreads.values()]
     plots.bars(means, [], metric, metric, path, std=std if any(std) else None)
@@ -313,7 +318,7 @@ def _heatmap(found: Summary, rows: str, columns: str, metric: str, path: Path) -
         }
         order = {key: sorted({job.overrides[key] for job in found.jobs}, key=float) for key in (rows, columns)}
         cells = [[values.get((row, column), float("nan")) for column in order[columns]] for row in order[rows]]
-        panels[_label(settings)] = pd.DataFrame(
+        panels[_label(found, settings)] = pd.DataFrame(
             cells, index=pd.Index(order[rows], name=rows), columns=pd.Index(order[columns], name=columns)
         )
     if all(frame.isna().to_numpy().all() for frame in panels.values()):
@@ -322,8 +327,8 @@ def _heatmap(found: Summary, rows: str, columns: str, metric: str, path: Path) -
     return path.name
 
 
-def _label(settings: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in settings.items())
+def _label(found: Summary, settings: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={found.called.get(value, value)}" for key, value in settings.items())
 
 
 def _spread(value: Spread) -> str:
@@ -344,6 +349,8 @@ def _bare(text: str) -> str:
     return text.replace("[bold]", "").replace("[/bold]", "")
 
 
-def _short(value: str) -> str:
-    """The digits that a sampler draws beyond the fifth are for sweep.csv."""
+def _short(found: Summary, value: str) -> str:
+    """What a run is called; the digits that a sampler draws beyond the fifth are for sweep.csv."""
+    if value in found.called:
+        return found.called[value]
     return f"{float(value):.5g}" if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", value) else value
