@@ -17,10 +17,9 @@ class Goal:
     """A goal that attacks climb to, constructed as `cls(config, data)`.
 
     losses: names that lead to it, the default first; none where the protocol of the evaluation has them. ensemble:
-    those of them that an ensemble of attacks climbs. hinge: that
-    among them which is below 0 before the goal is reached for an example and 0 from then on; attacks that look for the
-    smallest perturbation need it. told: what the names of its own metrics begin with, if it has such. k: length of the
-    lists that it is about. words: the goal in a report.
+    those of them that an ensemble of attacks climbs. hinge: that among them which is below 0 before the goal is reached
+    for an example and 0 from then on; attacks that look for the smallest perturbation need it. told: what the names of
+    its own metrics begin with, if it has such. k: length of the lists that it is about. words: the goal in a report.
     """
 
     losses: ClassVar[tuple[str, ...]] = ()

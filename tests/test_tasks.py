@@ -305,6 +305,13 @@ class TestAttack:
             run("attack", tmp_path, f"ckpt='{runs['mf'][0]}'", "protocol=ratings", "labels=own", "device=cpu")
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize("goal", ["promote", "demote"])
+    def test_a_goal_that_no_label_leads_to_has_no_labels_of_the_model(
+        self, runs: Runs, tmp_path: Path, goal: str
+    ) -> None:
+        with pytest.raises(RrecError, match=f"labels=own with goal={goal}: .* labels=true"):
+            self.attacked(runs, tmp_path, "mf", f"goal={goal}", "labels=own")
+
     @pytest.mark.parametrize("name", ["mf", "kgat"])
     @pytest.mark.parametrize("kind", ["embedding", "weight"])
     def test_it_reports_clean_attacked_drop_and_budget(self, runs: Runs, tmp_path: Path, name: str, kind: str) -> None:

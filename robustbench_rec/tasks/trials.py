@@ -17,6 +17,7 @@ from robustbench_rec.evaluation.base import Predicted, Shown
 from robustbench_rec.evaluation.worst import attacked, judged
 from robustbench_rec.files import write_text
 from robustbench_rec.goal import Goal
+from robustbench_rec.goals import goals
 from robustbench_rec.progress import Bar
 from robustbench_rec.rewording import Reworded
 from robustbench_rec.savepoint import load_state, save_state
@@ -29,13 +30,17 @@ Trial = tuple[Result, dict[str, float]]  # what an attack left, and its budget
 
 
 def labelled(cfg: Attack) -> None:
-    """RrecError where the config names no labels that there are, or a model's own where it decides nothing."""
+    """RrecError where the config names no labels that there are, or a model's own where these decide nothing."""
     if cfg.labels not in LABELS:
         raise unknown("labels", cfg.labels, LABELS)
     if cfg.labels == "own" and cfg.protocol == "ratings":
         raise RrecError(
             "labels=own with protocol=ratings: a score above 0 says what is relevant, not how it is rated; "
             "take labels=true"
+        )
+    if cfg.labels == "own" and goals[cfg.goal["name"]].aims is not Goal.aims:
+        raise RrecError(
+            f"labels=own with goal={cfg.goal['name']}: it is about its targets, whatever is relevant; take labels=true"
         )
 
 
