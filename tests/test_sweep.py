@@ -304,6 +304,14 @@ def test_values_that_are_no_numbers_and_brackets_in_overrides_are_shown() -> Non
     assert rows("summary.csv")[1]["test/ndcg@10"] == rows("summary.csv")[2]["test/ndcg@10"] == ""
 
 
+def test_the_main_metric_is_shown_where_it_is_the_same_in_all_jobs() -> None:
+    given = {(each,): {"attacked/ndcg@10": 0.3, "attacked/auc": value} for each, value in {"1": 0.6, "2": 0.5}.items()}
+    out = StringIO()
+    sweep.report(Summary(jobs(given, "eps"), "attack", "ndcg@10"), Path(), Console(file=out, width=100))
+    assert out.getvalue().count("0.3000") == 2
+    assert Path("summary.md").read_text().startswith("| eps | attacked/ndcg@10 | attacked/auc |")
+
+
 def rrec(*words: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, list(words))
     return done.exit_code, done.output

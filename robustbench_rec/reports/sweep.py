@@ -101,7 +101,7 @@ def _csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
 
 
 def _interleaved(found: Summary) -> list[str]:
-    """The metrics that differ: the first of each prefix, then the second, …; where none does, the main one.
+    """The main metric and those that differ: the first of each prefix, then the second, …
 
     Not the offset, which is the drop without its sign.
     """
@@ -111,7 +111,7 @@ def _interleaved(found: Summary) -> list[str]:
         if not key.startswith("offset/") and (len(done) < 2 or len({each.get(key) for each in done}) > 1):
             by_prefix[key.rpartition("/")[0]].append(key)
     apart = [key for row in zip_longest(*by_prefix.values()) for key in row if key is not None]
-    return apart or [each for each in (found.primary,) if each is not None]
+    return apart if found.primary is None or found.primary in apart else [found.primary, *apart]
 
 
 def _rows(found: Summary, metrics: Sequence[str], bold: tuple[str, str]) -> list[list[str]]:
