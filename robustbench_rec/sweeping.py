@@ -27,7 +27,7 @@ SWEPT = (
 """How keys of Hydra begin that a sweep goes on with; others are taken from the command line alone."""
 SWEEP, JOB = "sweep.json", "job.json"
 """What a sweep was asked, and each of its jobs; Hydra's own files may be cut short by a kill."""
-RUNS = ("ckpt", "baseline", "teacher")
+RUNS = ("ckpt", "baseline", "teacher", "poison.path")
 """Keys whose values are directories of runs."""
 
 
@@ -175,9 +175,9 @@ def _watched(jobs: Sequence["SweptJob"], directory: Path) -> str | None:
 def _called(jobs: Sequence["SweptJob"], directory: Path) -> dict[str, str]:
     """Of the runs that jobs name, by path: the model, and of the path what not all have."""
     found: dict[str, str] = {}
+    started = started_in(directory).absolute()
     for key in RUNS:
-        given = dict.fromkeys(job.overrides[key] for job in jobs if key in job.overrides)
-        paths = {each: (started_in(directory) / each).absolute() for each in given}
+        paths = {job.overrides[key]: started / job.overrides[key] for job in jobs if key in job.overrides}
         if len(paths) > 1:
             shared = os.path.commonpath([each.parent for each in paths.values()])
             found |= {said: _named(path, shared) for said, path in paths.items() if path.is_dir()}
@@ -190,7 +190,7 @@ def _named(run: Path, shared: str) -> str:
     rest = os.path.relpath(run, shared)
     try:
         model = files.read_json(run / CARD, "ckpt").get("model")
-    except RrecError:  # its jobs have failed, and say why
+    except RrecError:  # fake users, or a model whose jobs have failed and say why
         return rest
     name = model.get("name") if isinstance(model, dict) else None
     return f"{name} ({rest})" if isinstance(name, str) and name != run.name else rest

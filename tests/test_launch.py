@@ -512,6 +512,14 @@ def test_runs_are_called_by_their_model_and_what_sets_their_path_apart(capsys: p
     assert "| mf (0) | fgsm |" in told.read_text()
 
 
+def test_fake_users_are_called_by_what_sets_their_path_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        Path("fakes", name).mkdir(parents=True)
+    assert launch("attack", ["ckpt=x", "poison=file", "poison.path=fakes/a,fakes/b"], multirun=True) == 0
+    out = capsys.readouterr().out
+    assert [out.count(f"│ {each} ") for each in ("a", "b", "fakes")] == [1, 1, 0]
+
+
 def test_a_sweep_of_an_attack_over_eps_draws_the_security_curve() -> None:
     assert launch("attack", ["ckpt=x", "eps=0,0.05,0.1", "attack=pgd,fgsm"], multirun=True) == 0
     (curve,) = Path("outputs/attack/multirun").glob("*/*/security_curve.png")
