@@ -186,7 +186,7 @@ class TestSignificance:
         values = torch.randn(300, generator=torch.Generator().manual_seed(3), dtype=torch.double) + 0.1
         ours = estimate(values.mean().item(), bootstrap(values[None], size=9999)[:, 0])
         sample = (values.numpy(),)
-        theirs = stats.bootstrap(sample, lambda x, axis: x.mean(axis), method="percentile", n_resamples=9999)
+        theirs = stats.bootstrap(sample, lambda x, axis: x.mean(axis), method="percentile", n_resamples=9999, rng=0)
         assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.005)
         assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.005)
 
