@@ -1,11 +1,13 @@
 """The command line: each verb hands its overrides to Hydra; nothing heavy is imported before a verb runs."""
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 app = typer.Typer(
     name="rrec",
@@ -48,6 +50,15 @@ def _complete_group(incomplete: str) -> list[str]:
 
 DASHES = {"ignore_unknown_options": True}
 """Of commands with settings, which tell themselves how one with dashes is written."""
+
+
+class WithSettings(typer.core.TyperCommand):
+    """A setting behind one dash stays whole: `-model=mf` is not `-m`, `-o`, …"""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        return super().parse_args(ctx, [f"-{each}" if re.match(r"-\w\w+[\w.@]*=", each) else each for each in args])
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the configuration.", autocompletion=_complete),
@@ -67,7 +78,7 @@ def _verb(name: str, summary: str, examples: str) -> None:
         raise typer.Exit(launch(name, overrides or [], multirun=multirun, cfg=cfg and cfg.value))
 
     told = f"{summary}\n\n\b\nExamples:\n{examples}"
-    app.command(name, help=told, short_help=summary, context_settings=DASHES)(command)
+    app.command(name, cls=WithSettings, help=told, short_help=summary, context_settings=DASHES)(command)
 
 
 def _data(action: str, summary: str, example: str) -> None:
@@ -77,7 +88,7 @@ def _data(action: str, summary: str, example: str) -> None:
         raise typer.Exit(data(action, overrides or []))
 
     told = f"{summary}\n\n\b\nExample:\n  {example}"
-    data_app.command(action, help=told, short_help=summary, context_settings=DASHES)(command)
+    data_app.command(action, cls=WithSettings, help=told, short_help=summary, context_settings=DASHES)(command)
 
 
 _verb(

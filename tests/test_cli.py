@@ -58,6 +58,7 @@ def test_no_verb_shows_the_help_and_a_wrong_one_is_refused() -> None:
     [
         (["train", "--epochs", "3"], "no option --epochs; a setting has no dashes: epochs=<value>"),
         (["attack", "-m", "--eps=0.1"], "no option --eps; a setting has no dashes: eps=0.1"),
+        (["train", "-model=mf"], "no option --model; a setting has no dashes: model=mf"),
         (["recommend", "ckpt=x", "-k=3"], "no option -k; a setting has no dashes: k=3"),
         (["data", "info", "--dataset=ml_100k"], "no option --dataset; a setting has no dashes: dataset=ml_100k"),
     ],
