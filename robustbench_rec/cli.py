@@ -305,7 +305,9 @@ def leaderboard_fill(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides of the training.")
     ] = None,
     models: Annotated[str, typer.Option(help="Comma separated; empty: all.")] = "",
-    defenses: Annotated[str, typer.Option(help="Comma separated, fine-tunings too.")] = "none,apr,rawp,rawp_ft",
+    defenses: Annotated[
+        str, typer.Option(help="Comma separated, fine-tunings too: rawp_ft is one of the undefended model.")
+    ] = "none,apr,rawp,rawp+rawp_ft",
     seeds: Annotated[str, typer.Option(help="Comma separated.")] = "0",
     cards: Cards = Path("leaderboard/cards"),
     work_dir: Annotated[Path, typer.Option("--work", help="Where the runs are kept.")] = Path("outputs/leaderboard"),

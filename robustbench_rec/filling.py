@@ -28,17 +28,25 @@ def fill(
     """Train, fine-tune, attack and add every combination; what is there is not done again, what was killed goes on.
 
     What is there with other settings is not taken for what is asked for: that combination fails.
+    defenses: several, outermost first, and fine-tunings after them are joined by "+", as cards name them; a fine-tuning
+    alone is of the undefended model.
     words: overrides of the training; those that say where it runs, and what the standard leaves open, count for every
     step. Each step is a process of its own. Returns a line for each that failed; the others go on. RrecError where a
     name is none.
     """
+    named = [each for name in defenses for each in name.split("+")]
     for what, asked, known in (
         ("model", chosen, models.names()),
-        ("defense or fine-tuning", defenses, [*registry.names(), *finetunes.names()]),
+        ("defense or fine-tuning", named, [*registry.names(), *finetunes.names()]),
     ):
         for name in asked:
             if name not in known:
                 raise unknown(what, name, known)
+    for name in defenses:
+        if name != "+".join([*(parts := _parts(name))[0], *parts[1]]):
+            raise RrecError(
+                f"defenses={name}: defences first, then what fine-tunes the defended model, as rawp+rawp_ft"
+            )
     left_open = {key for key, each in STANDARD.items() if isinstance(each, tuple)}
     everywhere = {field.name for field in fields(Base)} - {"seed"} | left_open
     shared = [each for each in words if each.partition("=")[0] in everywhere]
@@ -59,13 +67,13 @@ def fill(
 def _entry(
     folder: Path, work: Path, model: str, defense: str, seed: int, words: Sequence[str], shared: Sequence[str]
 ) -> None:
-    tuned = defense in finetunes.names()  # of the undefended model
-    start = work / f"{model}-{'none' if tuned else defense}-{seed}"
-    _run("train", start, [f"model={model}", f"defense={'none' if tuned else defense}", f"seed={seed}", *words])
-    ckpt = start
-    if tuned:
-        ckpt = work / f"{model}-{defense}-{seed}"
-        _run("finetune", ckpt, [f"ckpt={_quoted(start)}", f"finetune={defense}", f"seed={seed}", *shared])
+    trained, tuned = _parts(defense)
+    ckpt = work / f"{model}-{'+'.join(trained) or 'none'}-{seed}"
+    around = f"[{','.join(trained)}]" if len(trained) > 1 else "".join(trained) or "none"
+    _run("train", ckpt, [f"model={model}", f"defense={around}", f"seed={seed}", *words])
+    for count, tuning in enumerate(tuned, 1):
+        start, ckpt = ckpt, work / f"{model}-{'+'.join([*trained, *tuned[:count]])}-{seed}"
+        _run("finetune", ckpt, [f"ckpt={_quoted(start)}", f"finetune={tuning}", f"seed={seed}", *shared])
     attacked = work / f"{model}-{defense}-{seed}-attack"
     standard = [f"{k}={_said(each)}" for k, each in STANDARD.items() if not isinstance(each, Mapping | tuple)]
     inner = {key: each for key, each in STANDARD["attack"].items() if key not in ("name", "eps")}
@@ -73,6 +81,13 @@ def _entry(
     _run("attack", attacked, [f"ckpt={_quoted(ckpt)}", *standard, *shared])
     data_dir = next((each.partition("=")[2] for each in shared if each.startswith("data_dir=")), None)
     add(attacked, folder, data_dir)
+
+
+def _parts(defense: str) -> tuple[list[str], list[str]]:
+    """Defences to train with, and fine-tunings of what was trained."""
+    names = defense.split("+")
+    tuned = [each for each in names if each in finetunes.names()]
+    return [each for each in names if each not in tuned], tuned
 
 
 def _run(verb: str, out: Path, words: Sequence[str]) -> None:

@@ -64,26 +64,47 @@ def test_what_an_event_is_ranked_against_is_said_to_every_step(tmp_path: Path, b
     assert all("protocol=sampled" in each and "split=leave_one_out" not in each for each in began)
 
 
+def test_a_fine_tuning_is_of_what_is_named_before_it(tmp_path: Path, began: list[list[str]]) -> None:
+    work = tmp_path / "work"
+    for defense in ("none", "rawp"):
+        words = ["model=mf", f"defense={defense}", "seed=0", *WORDS, "epochs=1"]
+        assert launch("train", [*words, f"hydra.run.dir={work / f'mf-{defense}-0'}"]) == 0
+    fill(tmp_path / "cards", work, ["mf"], ["rawp_ft", "rawp+rawp_ft", "rawp+apr"], [0], [*WORDS, "epochs=1"])
+    verbs = [(each[0], each[1], each[-1]) for each in began]
+    assert verbs == [
+        ("finetune", f"ckpt='{work}/mf-none-0'", f"hydra.run.dir='{work}/mf-rawp_ft-0'"),
+        ("finetune", f"ckpt='{work}/mf-rawp-0'", f"hydra.run.dir='{work}/mf-rawp+rawp_ft-0'"),
+        ("train", "model=mf", f"hydra.run.dir='{work}/mf-rawp+apr-0'"),
+    ]
+    assert "defense=[rawp,apr]" in began[2]
+
+
 @pytest.mark.slow
 def test_filling_trains_tunes_attacks_and_adds_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cards, "LIMITS", {})
     words = [*DATA, "epochs=2", "model.dim=8", "device=cpu", "threads=1"]
-    asked = (tmp_path / "cards", tmp_path / "work", ["mf", "pop"], ["none", "rawp_ft"], [0], words)
+    asked = (tmp_path / "cards", tmp_path / "work", ["mf", "pop"], ["none", "rawp_ft", "rawp+rawp_ft"], [0], words)
     failed = fill(*asked)
-    assert {each.partition(":")[0] for each in failed} == {"pop-none-0", "pop-rawp_ft-0"}
+    assert {each.partition(":")[0] for each in failed} == {"pop-none-0", "pop-rawp_ft-0", "pop-rawp+rawp_ft-0"}
     assert all("\n" not in each for each in failed)
-    assert {cards.load(each).defense for each in (tmp_path / "cards").iterdir()} == {"none", "rawp_ft"}
+    made = {cards.load(each).defense for each in (tmp_path / "cards").iterdir()}
+    assert made == {"none", "rawp_ft", "rawp+rawp_ft"}
     stamps = {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
-    assert len(stamps) == 4
+    assert len(stamps) == 7  # one of them the training with rawp alone
     fill(*asked)
     assert stamps == {each: each.stat().st_mtime_ns for each in (tmp_path / "work").glob("mf-*/metrics.json")}
 
 
 @pytest.mark.parametrize(
     ("chosen", "defenses", "message"),
-    [(["mff"], ["none"], "unknown model 'mff'"), (["mf"], ["rawp_fd"], "unknown defense or fine-tuning 'rawp_fd'")],
+    [
+        (["mff"], ["none"], "unknown model 'mff'"),
+        (["mf"], ["rawp_fd"], "unknown defense or fine-tuning 'rawp_fd'"),
+        (["mf"], ["rawp+rawp_fd"], "unknown defense or fine-tuning 'rawp_fd'"),
+        (["mf"], ["rawp_ft+rawp"], "defences first, then what fine-tunes"),
+    ],
 )
 def test_a_name_that_is_none_is_said_before_anything_runs(
     tmp_path: Path, chosen: list[str], defenses: list[str], message: str
