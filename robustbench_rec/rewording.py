@@ -181,7 +181,7 @@ class Rewording(Attack):
             name = type(self).__module__.rpartition(".")[2]
             raise RrecError(
                 f"defense.attack={name} edits the texts of items that a goal is about, and a training is about none; "
-                "take attack@defense.attack=text_noise, or an attack with a surface, such as pgd"
+                "take defense.attack=text_noise, or an attack with a surface, such as pgd"
             )
 
     def prepared(self: A, model: RecModel, data: Data) -> A:

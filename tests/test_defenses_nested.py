@@ -72,6 +72,36 @@ class TestCommandLine:
             nested([word])
         assert "\n" not in str(caught.value)
 
+    @pytest.mark.parametrize(
+        ("verb", "words", "place"),
+        [
+            ("train", ["defense=at", "defense.attack=fgm"], "attack@defense.attack=fgm"),
+            ("train", ["defense=[awp,at]", "defense.inner.attack=fgm"], "attack@defense.inner.attack=fgm"),
+            ("train", ["defense=at", "defense.attack=fgm, bim"], "attack@defense.attack=fgm, bim"),
+            ("eval", ["ckpt=x", "certify=pore", "certify.poison=covisit"], "poison@certify.poison=covisit"),
+            ("distill", ["teacher=x", "distill=robust", "distill.by=vat"], "defense@distill.by=vat"),
+        ],
+    )
+    def test_a_choice_inside_of_another_is_written_as_a_key(self, verb: str, words: list[str], place: str) -> None:
+        found = chosen(verb, words)
+        assert place in found
+        assert words[-1] not in found
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["defense=apr", "defense.attack=pgd"],
+            ["model=mf", "model.encoder=mf"],
+            ["defense=at", "defense.robust_loss=bce"],
+        ],
+    )
+    def test_other_keys_are_no_choices(self, words: list[str]) -> None:
+        assert chosen("train", words) == words
+
+    def test_an_unknown_choice_inside_of_another_is_told_with_its_place(self) -> None:
+        with pytest.raises(RrecError, match="unknown defense.attack 'pdg'; did you mean 'pgd'"):
+            chosen("train", ["defense=at", "defense.attack=fgm,pdg"])
+
     def test_an_attack_without_eps_does_not_get_that_of_its_defence(self) -> None:
         def inner(*words: str) -> dict[str, Any]:
             found: dict[str, Any] = typed(*chosen("train", ["defense=[awp,at]", *words])).defense["inner"]
@@ -98,6 +128,7 @@ class TestCommandLine:
         ("verb", "words"),
         [
             ("train", ["defense=at", "attack@defense.attack=history"]),
+            ("train", ["defense=at", "defense.attack=history", "defense.attack.op=insert"]),
             ("finetune", ["ckpt=x", "attack=history"]),
         ],
     )
@@ -198,9 +229,9 @@ class TestObjective:
 
 
 AGAINST = [
-    ("model=comirec", "attack@defense.attack=history", "defense.attack.op=insert"),
-    ("model=lightgcn", "attack@defense.attack=edges", "defense.attack.op=add", "defense.attack.steps=1"),
-    ("model=lstm_text", "attack@defense.attack=text_noise", "defense.attack.edits=4"),
+    ("model=comirec", "defense.attack=history", "defense.attack.op=insert"),
+    ("model=lightgcn", "defense.attack=edges", "defense.attack.op=add", "defense.attack.steps=1"),
+    ("model=lstm_text", "defense.attack=text_noise", "defense.attack.edits=4"),
 ]
 
 
@@ -218,13 +249,13 @@ def test_what_edits_the_data_can_be_trained_against(words: tuple[str, ...], tmp_
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("model=comirec", "attack@defense.attack=history_flip"), "take attack@defense.attack=history"),
-        (("model=sasrec", "attack@defense.attack=history", "defense.attack.op=swap"), "take defense.attack.op=replace"),
+        (("model=comirec", "defense.attack=history_flip"), "take defense.attack=history"),
+        (("model=sasrec", "defense.attack=history", "defense.attack.op=swap"), "take defense.attack.op=replace"),
         (
-            ("model=kgcn", "attack@defense.attack=edges", "defense.attack.op=add"),
+            ("model=kgcn", "defense.attack=edges", "defense.attack.op=add"),
             "no graph to which edges can be added",
         ),
-        (("model=lstm_text", "attack@defense.attack=hotflip"), "take attack@defense.attack=text_noise"),
+        (("model=lstm_text", "defense.attack=hotflip"), "take defense.attack=text_noise"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(

@@ -67,7 +67,7 @@ class HistoryFlip(HistoryAttack):
         super().check_training(model)
         raise RrecError(
             "defense.attack=history_flip weighs each edit by the loss of its own user, and a training has one loss for "
-            "a batch; take attack@defense.attack=history, or an attack with a surface, such as pgd"
+            "a batch; take defense.attack=history, or an attack with a surface, such as pgd"
         )
 
     def __call__(self, at: Shifted, batch: Batch, objective: Scalar) -> tuple[Shifted, Batch]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_rec.composing import session
-from robustbench_rec.composing.words import PLACES, limits, nested
+from robustbench_rec.composing.words import PLACES, choices, first, limits, nested
 from robustbench_rec.errors import RrecError
 
 QUOTED = frozenset(" ,;=(){}[]$\"'\\|&<>`*?~#")
@@ -25,7 +25,7 @@ def complete(verb: str, words: Sequence[str], incomplete: str) -> list[str]:
         word = f"{done.pop()}={word}"
     try:
         with session():
-            words = nested(limits([_first(each) for each in done]))
+            words = nested(limits([first(each) for each in done]))
             found = sorted(each for each in candidates(verb, words) if each.startswith(word))
     except (RrecError, HydraException, OmegaConfBaseException):
         return []
@@ -39,19 +39,10 @@ def candidates(verb: str, overrides: Sequence[str]) -> Iterator[str]:
     if verb not in ("data", "recommend"):  # they answer, and write no run
         yield from (f"{place}=" for place in PLACES)
     loader = GlobalHydra.instance().config_loader()
-    for group in groups(verb, overrides):
-        yield from (f"{group}={choice}" for choice in loader.get_group_options(group.partition("@")[0]))
-
-
-def groups(verb: str, overrides: Sequence[str]) -> list[str]:
-    """What a verb has choices of, within a `session`."""
-    composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
-    return list(map(str, composed.hydra.runtime.choices))
-
-
-def _first(override: str) -> str:
-    """Of the values of a sweep the first."""
-    return re.sub(r"^([^=]+=[^,\[({\"']*),.*", r"\1", override)
+    for group in choices(verb, overrides):
+        name, _, place = group.partition("@")
+        key = group if not place or place.startswith("_global_") else place
+        yield from (f"{key}={choice}" for choice in loader.get_group_options(name))
 
 
 def _leaves(composed: DictConfig, prefix: str = "") -> Iterator[str]:

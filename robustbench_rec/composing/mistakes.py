@@ -8,8 +8,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustbench_rec.composing import session
-from robustbench_rec.composing.completion import candidates, groups
+from robustbench_rec.composing.completion import candidates
 from robustbench_rec.composing.keys import unchosen, unknown_key
+from robustbench_rec.composing.words import choices as choices_of
 from robustbench_rec.errors import RrecError, unknown
 
 
@@ -64,7 +65,7 @@ def _known(verb: str, overrides: Sequence[str]) -> tuple[set[str], set[str]]:
     """The keys that the overrides of groups alone compose, and the groups."""
     keys, choices = set[str](), set[str]()
     with suppress(HydraException, OmegaConfBaseException), session():
-        choices = set(groups(verb, []))
+        choices = set(choices_of(verb, []))
         named = {each: re.split("[@=]", each.lstrip("+"))[0] for each in overrides}
         chosen = [each for each, group in named.items() if group in choices and "," not in each]
         keys = {each.partition("=")[0] for each in candidates(verb, chosen)}

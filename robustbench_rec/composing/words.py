@@ -62,6 +62,7 @@ def chosen(verb: str, overrides: Sequence[str]) -> list[str]:
     words, said = [], {each.partition("=")[0].strip().lstrip("+") for each in overrides}
     if verb in ("train", "distill") and "eps" in said and not said & {"attack", "experiment", "hparams", "resume"}:
         raise RrecError("eps is the budget of attack=, of which there is none; that of a defence is defense.eps")
+    overrides = _inside(verb, overrides)
     for each in [*_flips(verb, overrides), *nested(overrides), *_without_budget(verb, overrides)]:
         group, sign, value = (part.strip() for part in each.partition("="))
         if each.startswith("-"):
@@ -105,6 +106,11 @@ def nested(overrides: Sequence[str]) -> list[str]:
     return words
 
 
+def first(override: str) -> str:
+    """Of the values of a sweep the first."""
+    return re.sub(r"^([^=]+=[^,\[({\"']*),.*", r"\1", override)
+
+
 def count(overrides: Sequence[str]) -> int | None:
     """How many jobs overrides ask for; None where only Hydra can tell."""
     found = {}
@@ -114,6 +120,33 @@ def count(overrides: Sequence[str]) -> int | None:
         except HydraException:
             return None
     return math.prod(found.values())
+
+
+def _inside(verb: str, overrides: Sequence[str]) -> list[str]:
+    """`defense.attack=fgm` as `attack@defense.attack=fgm`, Hydra's word for a choice inside of another."""
+    return [_placed(verb, each, overrides) or each for each in overrides]
+
+
+def _placed(verb: str, override: str, overrides: Sequence[str]) -> str | None:
+    """An override as one of a group at its place; None where there is no group."""
+    key, _, value = (part.strip() for part in override.partition("="))
+    names, last = re.split(r"\s*,\s*", value), key.rpartition(".")[2]
+    if last == key or not all(map(str.isidentifier, [key.replace(".", "_"), *names])):
+        return None
+    if not ((composing.conf_dir() / last).is_dir() or any(composing.conf_dir().glob(f"*/{names[0]}.yaml"))):
+        return None
+    around = [first(each) for each in overrides if "@" in each or "." not in each.partition("=")[0]]
+    try:
+        with composing.session():
+            place = next((each for each in choices(verb, nested(around)) if each.endswith(f"@{key}")), None)
+    except (HydraException, OmegaConfBaseException):  # it is told when it is run
+        return None
+    if place is None:
+        return None
+    known = sorted(path.stem for path in (composing.conf_dir() / place.partition("@")[0]).glob("*.yaml"))
+    if wrong := [each for each in names if each not in known]:
+        raise unknown(key, wrong[0], known)
+    return f"{place}={value}"
 
 
 def _of_swept(overrides: Sequence[str]) -> list[str]:
@@ -168,5 +201,10 @@ def _optional(verb: str, group: str) -> bool:
 def _choice(verb: str, group: str, overrides: Sequence[str]) -> str:
     """What is chosen of a group."""
     with composing.session():
-        composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
-    return str(composed.hydra.runtime.choices.get(group))
+        return choices(verb, overrides).get(group, "None")
+
+
+def choices(verb: str, overrides: Sequence[str]) -> dict[str, str]:
+    """What is chosen of each group, by its name and, inside of another, its place; within a `session`."""
+    composed = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    return {str(group): str(choice) for group, choice in composed.hydra.runtime.choices.items()}
