@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class Loaded:
     """A model as it was saved, with the data that it was trained on.
 
     config: of the model, with its name. training: how it was trained, where a run of `rrec train` says so. uncleaned:
-    the data before cleaning, where there was some, else the same. digest: sha256 of its tensors.
+    the data before cleaning, where there was some, else the same. digest: sha256 of its tensors. learnt: the loss and
+    the negatives that it learnt with last, fine-tuned or not.
     """
 
     model: RecModel
@@ -49,6 +50,7 @@ class Loaded:
     uncleaned: Data
     training: Mapping[str, Any] | None = None
     digest: str = ""
+    learnt: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(
@@ -59,6 +61,7 @@ def save(
     data: Data,
     *,
     training: Mapping[str, Any] | None = None,
+    learnt: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `model.safetensors` and `model.json` into a run directory, each atomically, and fakes and cleaning."""
     if data.fakes is not None:
@@ -85,6 +88,8 @@ def save(
         card["cleaning"] = cleanings.digest(data.cleaning)
     if training is not None:
         card["training"] = dict(training)
+    if learnt is not None:
+        card["learnt"] = dict(learnt)
     write_json(out / CARD, card)
 
 
@@ -172,7 +177,9 @@ def load(
         told = "changes training events, which this model does not read again: its results are those without noise"
         log.warning("noise=%s %s", noise and noise["name"], told)
     uncleaned = uncleaned.to(device)
-    return Loaded(model.to(device), data, config, recipe, uncleaned, card.get("training"), card["sha256"])
+    training = card.get("training")
+    learnt = card.get("learnt") or training or {}
+    return Loaded(model.to(device), data, config, recipe, uncleaned, training, card["sha256"], learnt)
 
 
 def digest(path: str, key: str = "ckpt") -> str:

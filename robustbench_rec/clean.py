@@ -1,5 +1,6 @@
 """What every cleaning step is, what it may see, and how suspicion becomes a decision."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +14,8 @@ from robustbench_rec.data import Cleaning, Data
 from robustbench_rec.errors import RrecError
 from robustbench_rec.metrics import detection
 from robustbench_rec.text.rules import TextRules
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class Detector(Clean):
         told = None if fake is None else self.told(fake)
         found = self.suspicion(data, users, told).double()
         count = round(c.share * len(users)) if fake is None else int(fake.sum())
+        if len(found.unique()) < 2:
+            log.warning("clean=%s tells nobody apart, all users are equally suspicious: none is left out", self.name)
+            count = 0
         draw = torch.Generator().manual_seed(c.seed)
         order = torch.randperm(len(users), generator=draw)  # ties must not tell where a user stands
         order = order[found[order].argsort(descending=True, stable=True)]

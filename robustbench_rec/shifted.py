@@ -190,7 +190,7 @@ def surface(model: RecModel, kind: str, modules: Iterable[str] | None = None) ->
         raise RrecError(f"unknown surface '{kind}' (choices: {', '.join(SURFACES)})")
     names = SURFACES[kind](model)
     if modules is not None:
-        if not (wanted := list(modules)):
+        if not (wanted := list(dict.fromkeys(modules))):
             raise RrecError(f"{_name(model)}: of no module of the {kind} surface; name one, or null for all")
         labels = {label(name): name for name in names}
         missing = sorted(set(wanted) - labels.keys())

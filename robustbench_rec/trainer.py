@@ -33,7 +33,7 @@ from robustbench_rec.shifted import Shifted
 RESUME = "resume"
 """Folder of the resumable state in a run directory."""
 COUNTED = 10
-"""Epochs from one whose passes are counted to the next: the hooks that count cost some percent of a short step."""
+"""Steps from one whose passes are counted to the next: the hooks that count cost some percent of a short step."""
 
 
 def check(fit: Fit) -> None:
@@ -90,7 +90,6 @@ class Trainer:
         waits = max(each.waits for each in nested(self.objective))
         self.begins = waits if waits < self.fit.epochs else 0  # epochs before a defence begins say nothing of it
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
-        self.steps = 0  # of the last epoch
         check(self.fit)
 
     def run(self) -> None:
@@ -115,10 +114,7 @@ class Trainer:
             for epoch in range(len(self.history), self.fit.epochs):
                 if self._waited() >= self.fit.patience:
                     break
-                counting = epoch % COUNTED == 0 or not self.counted
-                with self.passes if counting else nullcontext():
-                    row = self._epoch(epoch, bar)
-                self.counted += self.steps if counting else 0
+                row = self._epoch(epoch, bar)
                 if math.isnan(row[self.monitor]):
                     raise RrecError(
                         f"{self.monitor} is not defined on the validation part, so nothing tells which epoch is best; "
@@ -163,17 +159,18 @@ class Trainer:
         total, penalties, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
         for batch in bar.each(epoch, sampler.epoch(self._stream(epoch, "batches"))):
             start_batch(self.objective)
-            with autocast(self.precision, device):
-                at = Shifted(self.model)
-                delta = self.noise.delta(self.model, noisy) if self.noise else {}
-                there = at.shift(delta) if delta else at
-                value = self.objective(there, batch)
-                penalty = self.model.penalty(batch, partial(at.said, batch))
-                loss = value + penalty
-            self._step(self.optimizers[0], loss)
+            with self.passes if count % COUNTED == 0 else nullcontext():
+                with autocast(self.precision, device):
+                    at = Shifted(self.model)
+                    delta = self.noise.delta(self.model, noisy) if self.noise else {}
+                    there = at.shift(delta) if delta else at
+                    value = self.objective(there, batch)
+                    penalty = self.model.penalty(batch, partial(at.said, batch))
+                    loss = value + penalty
+                self._step(self.optimizers[0], loss)
+            self.counted += count % COUNTED == 0
             penalties += penalty.detach() if isinstance(penalty, Tensor) else penalty
             total, count = total + loss.detach(), count + 1
-        self.steps = count
         row = {"epoch": epoch + 1, "loss": total.item() / count, **told(self.objective)}
         if self.model.penalised:
             row["penalty"] = penalties.item() / count

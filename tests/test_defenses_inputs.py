@@ -421,6 +421,30 @@ class TestRAT:
         with pytest.raises(RrecError, match="stale=true: no two batches of this model have states of one shape"):
             defended("rat", build(name), stale=True)
 
+    def test_sites_of_the_distinct_users_of_a_batch_are_refused_in_the_second_one(self) -> None:
+        model = build("deepcf_mlp")
+        objective = defended("rat", model, p=1.0, stale=True, modules=["user_site"])
+        start_epoch(objective, 0, torch.Generator().manual_seed(0), batches=2)
+        users = torch.arange(8)
+        start_batch(objective)
+        labels = torch.tensor([[1.0, 0.0]] * 8)
+        items = torch.stack([users, users + 8], 1)
+        objective(Shifted(model), Batch(users, items, labels))
+        start_batch(objective)
+        with pytest.raises(
+            RrecError, match="stale=true: 'user_site.shift' of this model has other rows in every batch"
+        ):
+            objective(Shifted(model), Batch(users % 5, items, labels))
+
+    @pytest.mark.parametrize(("batches", "told"), [(1, True), (2, False)])
+    def test_one_batch_an_epoch_leaves_nothing_to_perturb(
+        self, batches: int, told: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        objective = defended("rat", learner("toy"), p=1.0, stale=True, modules=["hidden"])
+        caplog.clear()
+        start_epoch(objective, 0, torch.Generator().manual_seed(0), batches=batches)
+        assert ("an epoch has one batch" in caplog.text) == told
+
     def test_it_forgets_between_epochs_and_leaves_batches_of_another_shape_alone(self) -> None:
         model = learner("toy")
         objective = defended("rat", model, p=1.0, stale=True, modules=["hidden"])

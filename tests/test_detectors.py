@@ -209,6 +209,14 @@ class TestDetectors:
             assert int(finding.flagged.sum()) == int(left.sum())
             left &= ~finding.flagged
 
+    @pytest.mark.parametrize("known", [False, True])
+    def test_where_all_are_equally_suspicious_nobody_is_left_out(
+        self, known: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        _, [(_, found)] = cleaned(FAKED, [step("dense_block", window=1, known=known)])
+        assert not found.flagged.any()
+        assert "clean=dense_block tells nobody apart" in caplog.text
+
     def test_as_many_components_as_users_tell_nothing(self) -> None:
         with pytest.raises(RrecError, match="components=500"):
             find("pca_varselect", FAKED, components=500)
@@ -309,12 +317,16 @@ class TestDetectors:
         assert worth["recall"] > 0.6
 
     def test_ties_say_nothing_about_where_a_user_stands(self) -> None:
-        users = torch.arange(20).repeat_interleave(2)
-        train = Interactions(users, torch.tensor([0, 1]).repeat(20), torch.ones(40))
-        data = replace(GENUINE, train=train, user_ids=GENUINE.user_ids[:20])
+        users, items = torch.arange(20).repeat_interleave(2), torch.tensor([0, 1]).repeat(20)
+        users, items = torch.cat([users, torch.tensor([20])]), torch.cat([items, torch.tensor([2])])  # who is no tie
+        data = replace(GENUINE, train=Interactions(users, items, torch.ones(41)), user_ids=GENUINE.user_ids[:21])
+        scores = find("degree_sad", data).scores
+        assert (scores[:20] == scores[0]).all()
+        assert scores[0] < scores[20]
         drawn = torch.stack([find("degree_sad", data, share=0.25, seed=seed).flagged for seed in range(40)])
         assert (drawn.sum(1) == 5).all()
-        assert drawn.any(0).all()
+        assert drawn[:, 20].all()
+        assert drawn[:, :20].any(0).all()
 
     @pytest.mark.parametrize("window", [None, 50])
     @pytest.mark.parametrize("group", [2, 4])

@@ -509,6 +509,7 @@ class TestPDAF:
         trace = rows(tmp_path / "alpha.csv")
         assert float(trace[-1]["attacked_ndcg@5"]) >= float(trace[0]["attacked_ndcg@5"])
         assert metrics["budget/epochs"] == 6
+        assert [row["epoch"] for row in rows(tmp_path / "history.csv")] == [str(each) for each in range(1, 7)]
         assert not list(tmp_path.rglob("resume"))
 
     def test_the_trajectory_goes_on_from_round_to_round(self, trained: dict[str, Path], tmp_path: Path) -> None:
@@ -667,12 +668,19 @@ def test_the_wanted_quality_counts_where_the_tolerance_of_the_other_one_is_kept(
 def test_another_loss_than_that_of_the_training_is_told(caplog: pytest.LogCaptureFixture) -> None:
     model = build("mf")
     cfg: Any = SimpleNamespace(ckpt="run", loss=None, negatives=None)
-    for before in (None, {"loss": None, "negatives": None}, {"loss": "bpr", "negatives": 1}):
+    for before in ({}, {"loss": None, "negatives": None}, {"loss": "bpr", "negatives": 1}):
         finetune._tell_other_loss(cfg, model, before)
     assert not caplog.records
     finetune._tell_other_loss(cfg, model, {"loss": "softmax", "negatives": 0})
     told = "ckpt=run was trained with loss=softmax negatives=0, it is tuned with loss=bpr negatives=1"
     assert caplog.messages == [told]
+
+
+def test_what_a_fine_tuned_model_learnt_with_last_is_kept(trained: dict[str, Path], tmp_path: Path) -> None:
+    finetune.run(config(trained["mf"], "loss=softmax", "negatives=0", "epochs=1"), tmp_path)
+    loaded = checkpoint.load(str(tmp_path), data_dir=None, device=torch.device("cpu"))
+    assert loaded.training is None
+    assert loaded.learnt == {"loss": "softmax", "negatives": 0}
 
 
 def test_a_state_is_continued_with_the_same_parameters_alone(

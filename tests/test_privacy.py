@@ -18,7 +18,7 @@ from robustbench_rec.model import RecModel
 from robustbench_rec.models import models
 from robustbench_rec.objective import Plain, told
 from robustbench_rec.shifted import Shifted
-from robustbench_rec.tasks import distill, train
+from robustbench_rec.tasks import distill, finetune, train
 
 PRIVATE = ["mf", "neumf", "deepfm", "kgcn"]
 
@@ -308,3 +308,22 @@ def test_a_start_whose_training_epsilon_would_not_count_is_refused(tmp_path: Pat
     with pytest.raises(RrecError, match="start=.*no epsilon would count") as error:
         train.run(composing.typed(compose("train", *words, *more), "train"), tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_what_goes_on_with_a_private_run_says_that_its_epsilon_ends(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["dataset=synthetic", "dataset.n_users=40", "dataset.n_items=30", "device=cpu", f"data_dir='{tmp_path}'"]
+    model = ["model=mf", "model.dim=4", "model.l2=0", "epochs=1"]
+    private, plain, tuned = (tmp_path / each for each in ("private", "plain", "tuned"))
+    for each in (private, plain, tuned):
+        each.mkdir()
+    train.run(composing.typed(compose("train", *words, *model, "defense=dp_sgd"), "train"), private)
+    assert not caplog.records
+    told = "was trained with defense=dp_sgd: its epsilon says nothing of what is learnt from here on"
+    train.run(composing.typed(compose("train", *words, *model, f"start='{private}'"), "train"), plain)
+    assert caplog.messages == [f"start={private} {told}"]
+    caplog.clear()
+    more = ["epochs=1", "alphas=2", "device=cpu", f"data_dir='{tmp_path}'"]
+    finetune.run(composing.typed(compose("finetune", f"ckpt='{private}'", *more), "finetune"), tuned)
+    assert caplog.messages == [f"ckpt={private} {told}"]

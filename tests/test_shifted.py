@@ -356,3 +356,7 @@ class TestKnown:
 
     def test_nothing_to_deposit_gives_a_constant(self) -> None:
         assert not known(torch.tensor(1.0), [], []).requires_grad
+
+
+def test_a_module_that_is_named_twice_counts_once() -> None:
+    assert surface(build("mf"), "weight", ["user", "user"]) == surface(build("mf"), "weight", ["user"])

@@ -364,6 +364,17 @@ RESUMED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+def test_the_passes_of_all_epochs_count_alike(tmp_path: Path) -> None:
+    late = configured("defense", "pamacf", start=2)
+    found = {}
+    for name, changes in {"plain": {}, "late": {"defense": late}, "at_once": {"defense": {**late, "start": 0}}}.items():
+        (tmp_path / name).mkdir()
+        built = run(tmp_path / name, epochs=8, patience=99, **changes)
+        found[name] = built.passes.equivalents / built.counted
+    assert found["plain"] == 3
+    assert found["late"] == (2 * 3 + 6 * found["at_once"]) / 8
+
+
 class TestResume:
     @pytest.fixture(autouse=True)
     def _every_epoch(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,8 @@ class RAWP(Adversarial):
     Each layer is perturbed with probability p; γ is multiplied by a factor uniform in jitter; both are drawn every
     epoch or every batch (resample). modules: of which layers, null for all that are trained. gamma, per, steps,
     clean_weight: as in AWP. proxy: sgd follows the true gradient, adam the running preconditioned one of the released
-    code. Where no layer is chosen, the step is a plain one.
+    code. Where no layer is chosen, the step is a plain one. The default γ, 0.12, is ours: released scripts have
+    0.001 to 0.009.
 
     Reconstructed from the laboratory's released code, not from the paper's text. Its defects are left out: one coin for
     all layers, model selection on test users, a perturbation that is restored under another mask than it was added

@@ -103,7 +103,7 @@ def _member(cfg: Distill, path: str, data: Data) -> tuple[Teacher, str]:
     loaded = checkpoint.load(path, data_dir=cfg.data_dir, device=data.train.users.device, key="teacher")
     checkpoint.same_source(loaded, cfg, data, "teacher", path)
     found = Taught.of(loaded.model, loaded.data)
-    found.loss = (loaded.training or {}).get("loss") or found.loss
+    found.loss = loaded.learnt.get("loss") or found.loss
     return found, loaded.digest + loaded.data.fingerprint
 
 

@@ -41,7 +41,7 @@ def run(cfg: Eval, out: Path) -> dict[str, float]:
     loaded = checkpoint.load(cfg.ckpt, data_dir=cfg.data_dir, device=device, noise=cfg.noise)
     judging = evaluator(loaded.data, cfg)
     judging.portions(cfg.part)
-    if cfg.protocol == "ratings" and ((loaded.training or {}).get("loss") or loaded.model.loss) != "mse":
+    if cfg.protocol == "ratings" and (loaded.learnt.get("loss") or loaded.model.loss) != "mse":
         log.warning("protocol=ratings: the scores of ckpt=%s are no ratings; train with loss=mse", cfg.ckpt)
     if cfg.calibrate:
         judging.portions("valid")

@@ -35,7 +35,7 @@ from robustbench_rec.reports.tables import Row, show
 from robustbench_rec.runs import Run
 from robustbench_rec.sampling import Sampler, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted, label, tunable
-from robustbench_rec.tasks.train import check_rated, judge
+from robustbench_rec.tasks.train import check_rated, judge, tell_private
 from robustbench_rec.trainer import Trainer, check
 
 log = logging.getLogger(__name__)
@@ -77,10 +77,11 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
     tuning.modules(dict.fromkeys(map(label, tunable(model)), 0.0))
     scoring = evaluator(data, cfg, alone=attack.alone)
     (member,) = attack.members(judging.ensemble, Goal.hinge if Goal.hinge in judging.losses else None)
-    wanted = cfg.loss or model.loss
-    check_rated(cfg.protocol, wanted, model.negatives if cfg.negatives is None else cfg.negatives)
+    wanted, negatives = cfg.loss or model.loss, model.negatives if cfg.negatives is None else cfg.negatives
+    check_rated(cfg.protocol, wanted, negatives)
     climbed = trained(wanted)
-    _tell_other_loss(cfg, model, loaded.training)
+    _tell_other_loss(cfg, model, loaded.learnt)
+    tell_private(loaded, f"ckpt={cfg.ckpt}")
     batches = sampler(data, model, loss=wanted, batch_size=cfg.batch_size, negatives=cfg.negatives)
     seeds = {"seed": cfg.seed, "attack.seed": cfg.attack.get("seed")}
     with Run(out, "finetune", seeds=seeds, device=device, ckpt=cfg.ckpt, **checkpoint.fingerprints(data)):
@@ -90,7 +91,8 @@ def run(cfg: Finetune, out: Path) -> dict[str, float]:
         rounds.run({"data": data.fingerprint, "ckpt": loaded.digest, "attack": cfg.attack, "finetune": cfg.finetune})
         _interpolate(cfg, model, start, rounds.score, out)
         budget = _budget(cfg, model, start, rounds)
-        checkpoint.save(out, model, loaded.config, loaded.recipe, data)
+        learnt = {"loss": wanted, "negatives": negatives}
+        checkpoint.save(out, model, loaded.config, loaded.recipe, data, learnt=learnt)
         metrics = judge(judging, Shifted(model.requires_grad_(False)), cfg, out)
         for trainer in rounds.trainers:
             trainer.finish()
@@ -161,6 +163,9 @@ class Rounds:
             if not gained:
                 _set(self.model, before)
             if several:
+                rows = [row for trainer in self.trainers for row in trainer.history]
+                table = pd.DataFrame([{**row, "epoch": epoch} for epoch, row in enumerate(rows, 1)])
+                write_text(self.out / "history.csv", table.to_csv(index=False))
                 told = "kept" if gained else "undone, nothing gained"
                 show(f"round {number + 1} of {self.tuning.rounds}: {told}", [], [])
 
@@ -216,9 +221,9 @@ class Rounds:
             )
 
 
-def _tell_other_loss(cfg: Finetune, model: RecModel, before: Mapping[str, Any] | None) -> None:
-    """Warn where the model is tuned with another loss, or other negatives, than it was trained with."""
-    if before is None:
+def _tell_other_loss(cfg: Finetune, model: RecModel, before: Mapping[str, Any]) -> None:
+    """Warn where the model is tuned with another loss, or other negatives, than it learnt with."""
+    if not before:
         return
     learnt, now = (
         f"loss={name or model.loss} negatives={model.negatives if count is None else count}"

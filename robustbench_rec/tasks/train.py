@@ -269,10 +269,20 @@ def begin(model: RecModel, cfg: Train, data: Data) -> str:
         )
     loaded = checkpoint.load(cfg.start, data_dir=cfg.data_dir, device=data.train.users.device, key="start")
     checkpoint.same_source(loaded, cfg, data, "start", cfg.start)
+    tell_private(loaded, f"start={cfg.start}")
     copied, tensors = checkpoint.start(model, loaded, cfg.start)
     row: Row = [f"{copied} of {tensors}", *_share(model)]
     show(f"start={cfg.start}", ["tensors as there", "parameters", "trained", "share"], [row])
     return loaded.digest
+
+
+def tell_private(loaded: checkpoint.Loaded, named: str) -> None:
+    """Warn where what goes on with a run voids the privacy that its training was for."""
+    name = (loaded.training or {}).get("defense", {}).get("name", "none")
+    if defenses[name].alone:
+        log.warning(
+            "%s was trained with defense=%s: its epsilon says nothing of what is learnt from here on", named, name
+        )
 
 
 def _share(model: RecModel) -> Row:

@@ -33,10 +33,10 @@ def page(book: Book, shown: Sequence[Before], notes: Sequence[str]) -> Page:
     beside = pairs(trained, attacks, done, book, main)
     made: list[Section | None] = [
         threats(done, book),
+        curves(attacks, book, main),
         clean(trained, book, main),
         robust(attacks, main),
         compared(beside, done),
-        curves(attacks, book, main),
         finetuned(done, book),
         frontiers(done, book, main),
         slices(done, book),

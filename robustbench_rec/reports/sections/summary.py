@@ -107,7 +107,14 @@ def _attacked_beside(beside: Sequence[Pair], first: str) -> list[str]:
     sure = [on for on, found in by_attack.items() if on != first and any(each.sure for each in found)]
     told = [words for on in [first, *sure[:OTHERS]] for words in _beside(by_attack[on], on)]
     left = len(sure) - OTHERS
-    return told if left < 1 else [*told, f"{left} more attacks with a sure difference are in the table of comparisons."]
+    if left > 0:
+        more = (
+            "1 more attack with a sure difference is"
+            if left == 1
+            else f"{left} more attacks with a sure difference are"
+        )
+        told.append(f"{more} in the table of comparisons.")
+    return told
 
 
 def _beside(found: Sequence[Pair], under: str) -> list[str]:
