@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import DATA, SHIFTING, Fixed, Toy, build, configured, interactions, judge, make_data
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -486,4 +486,18 @@ def test_a_batch_without_labels_is_only_scored() -> None:
 def test_scores_sorted_in_several_threads_are_sorted(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     scores = torch.randn(rows, 50)
-    assert torch.equal(ranking._ordered(scores.clone()), scores.sort(1).values)
+    before = scores.clone()
+    assert torch.equal(ranking._ordered(scores), scores.sort(1).values)
+    assert torch.equal(scores, before)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 70), st.integers(1, 9), st.integers(1, 200))
+@settings(max_examples=100, deadline=None)
+def test_a_search_in_every_row_at_once_counts_as_torch_does(seed: int, n: int, levels: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    order = (torch.randn(6, n, generator=generator) * levels).round().sort(1).values
+    order[0, : n // 2] = -torch.inf
+    rows, places = (torch.randint(end, (count,), generator=generator) for end in (6, n))
+    own = order[rows, places]
+    for right, found in enumerate(ranking._bounds(order, rows, own)):
+        assert torch.equal(found, torch.searchsorted(order[rows], own[:, None], right=bool(right)).squeeze(1))

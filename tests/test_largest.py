@@ -17,17 +17,19 @@ def drawn(rows: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
 
 def agrees(scores: Tensor, count: int) -> None:
-    values, columns = largest(scores, count)
-    torch.testing.assert_close(values, scores.topk(count, 1).values, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(values, scores.gather(1, columns), rtol=0, atol=0, equal_nan=True)
-    assert all(len(set(row)) == count for row in columns.tolist())
+    for ordered in (None, scores.sort(1).values):
+        values, columns = largest(scores, count, ordered=ordered)
+        torch.testing.assert_close(values, scores.topk(count, 1).values, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(values, scores.gather(1, columns), rtol=0, atol=0, equal_nan=True)
+        assert all(len(set(row)) == count for row in columns.tolist())
 
 
 @pytest.mark.parametrize(("rows", "n", "count"), SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_is_topk_by_way_of_the_peaks(rows: int, n: int, count: int, dtype: torch.dtype) -> None:
     scores = drawn(rows, n, dtype=dtype)
-    assert module._above_a_bound(scores, count) is not None
+    assert module._above_a_bound(scores, count, None) is not None
+    assert module._above_a_bound(scores, count, scores.sort(1).values) is not None
     agrees(scores, count)
 
 
@@ -50,7 +52,7 @@ def test_what_is_no_number_comes_first(value: float, place: int) -> None:
 
 @pytest.mark.parametrize(("rows", "n", "count"), [(0, 700, 10), (3, 700, 0), (3, 12, 12), (3, 1, 1)])
 def test_small_ones_are_left_to_torch(rows: int, n: int, count: int) -> None:
-    assert module._above_a_bound(drawn(rows, n), count) is None
+    assert module._above_a_bound(drawn(rows, n), count, None) is None
     agrees(drawn(rows, n), count)
 
 

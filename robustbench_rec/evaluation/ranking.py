@@ -1,7 +1,7 @@
 """Ranks the candidates of every user and judges the lists."""
 
 from abc import abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -102,9 +102,9 @@ class Ranking(Evaluator[Lists]):
         values: dict[str, list[Tensor]] = {name: [] for name in names if name in ranking.WHOLE}
         for chunk, found in zip(portions, scores, strict=True):
             found[chunk.excluded] = float("-inf")
-            lists.append((chunk.users, *_ranked(found, chunk, depth)))
-            if values:
-                order = _ordered(found.clone())
+            order = _ordered(found) if values else None
+            lists.append((chunk.users, *_ranked(found, chunk, depth, order)))
+            if order is not None:
                 for name, each in self._whole(values, found, order, chunk, lists[-1][-1]).items():
                     values[name].append(each)
         users, items, best, hits, relevant = (torch.cat(each) for each in zip(*lists, strict=True))
@@ -305,16 +305,17 @@ def means_by_user(users: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, 
     return owners, dict(zip(values, found, strict=True))
 
 
-def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _ranked(scores: Tensor, chunk: Lists, depth: int, order: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Best items, their scores, whether each is relevant, all `[B, depth]`, and the number of relevant items `[B]`.
 
+    order: the scores with each row in ascending order, where somebody wants them so.
     Where there are fewer candidates than that the items are -1 and their scores -inf.
     """
     rows, columns = chunk.relevant
     relevant = torch.zeros(len(scores), dtype=torch.long, device=scores.device).index_add(
         0, rows, torch.ones_like(rows)
     )
-    best, places = largest(scores, min(depth + 1, scores.shape[1]))
+    best, places = largest(scores, min(depth + 1, scores.shape[1]), ordered=order)
     finite = scores[rows, columns].isfinite().all()
     if bool(best.isnan().any() | (best == float("inf")).any() | ~finite):  # both sort before numbers
         raise RrecError("a score is NaN or infinite: such a model cannot be ranked (lower lr or eps)")
@@ -331,26 +332,30 @@ def _ranked(scores: Tensor, chunk: Lists, depth: int) -> tuple[Tensor, Tensor, T
 
 
 def _ordered(scores: Tensor) -> Tensor:
-    """Rows `[B, C]` in ascending order, in place: numpy's sort is many times faster than torch's on a CPU."""
+    """Rows `[B, C]` in ascending order: numpy's sort is many times faster than torch's on a CPU."""
     if scores.device.type == "cpu":
-        parts = np.array_split(scores.numpy(), torch.get_num_threads())
+        ordered = scores.clone()
+        parts = np.array_split(ordered.numpy(), torch.get_num_threads())
         with ThreadPoolExecutor(len(parts)) as pool:  # numpy sorts in one thread, but lets others run beside it
             list(pool.map(partial(np.ndarray.sort, axis=1), parts))
-        return scores
+        return ordered
     return scores.sort(1).values
 
 
 def _bounds(order: Tensor, rows: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     """Of scores `[R]` of the given rows: how many in the sorted row `[B, C]` are smaller, and how many not larger."""
-    counts = torch.bincount(rows, minlength=len(order))
-    starts = counts.cumsum(0) - counts
-    by_row = rows.argsort(stable=True)
-    table = order.new_zeros(len(order), int(counts.max()))  # a row's own scores beside one another
-    within = torch.empty_like(rows)
-    within[by_row] = torch.arange(len(rows), device=rows.device) - starts[rows[by_row]]
-    table[rows, within] = own
-    low = torch.searchsorted(order, table)
-    after = order.gather(1, (low + 1).clamp_max(order.shape[1] - 1))
-    tied = bool(((after == table)[rows, within] & (low[rows, within] + 1 < order.shape[1])).any())
-    high = torch.searchsorted(order, table, right=True) if tied else low + 1
-    return low[rows, within], high[rows, within]
+    low = _count(order, rows, own, torch.lt)
+    after = order[rows, (low + 1).clamp_max(order.shape[1] - 1)]
+    tied = bool(((after == own) & (low + 1 < order.shape[1])).any())
+    return low, _count(order, rows, own, torch.le) if tied else low + 1
+
+
+def _count(order: Tensor, rows: Tensor, own: Tensor, before: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """How many of the sorted row stand before each, all found by one binary search side by side."""
+    flat, start = order.flatten(), rows * order.shape[1]
+    at, size = start, order.shape[1]
+    while size > 1:
+        half = size // 2
+        at = at.add(before(flat.take(at + (half - 1)), own), alpha=half)
+        size -= half
+    return at - start + before(flat.take(at), own)

@@ -7,7 +7,6 @@ item. exposure: `[n_items]`, in how many lists an item stands.
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_rec.running import running
@@ -98,14 +97,10 @@ def _mean(values: Tensor, lists: Tensor) -> Tensor:
 
 
 def _centred(rows: Tensor, values: Tensor, n_rows: int) -> Tensor:
-    """Mean rank of each value among those of its row, less the row's mean rank; float64 `[R]`."""
-    order = values.argsort(stable=True)
-    order = order[rows[order].argsort(stable=True)]  # by row, then by value
-    apart = (rows[order].diff() != 0) | (values[order].diff() != 0)
-    group = F.pad(apart.long().cumsum(0), (1, 0))[: len(rows)]
-    sizes = torch.bincount(group)
-    ranks = torch.empty(len(rows), dtype=torch.double, device=rows.device)
-    ranks[order] = (sizes.cumsum(0) - (sizes - 1) / 2).double()[group]
+    """Mean rank of each value among those of its row, less the row's mean rank; float64 `[R]`. values: from 0."""
+    keys = rows * (values.max() + 1) + values if len(rows) else rows  # by row, then by value
+    _, group, sizes = keys.unique(return_inverse=True, return_counts=True)
+    ranks: Tensor = (sizes.cumsum(0) - (sizes - 1) / 2).double()[group]
     counts = torch.bincount(rows, minlength=n_rows)
     means = ranks.new_zeros(n_rows).index_add(0, rows, ranks) / counts
     return ranks - means[rows]
