@@ -30,8 +30,11 @@ class Objective(nn.Module):
     alone: ClassVar[bool] = False
     batches: int = 1
     """Of an epoch, known when it starts."""
-    waits: int = 0
-    """Epochs of plain training before it does anything."""
+
+    @property
+    def waits(self) -> int:
+        """Epochs of plain training before it does anything, as far as is known yet."""
+        return 0
 
     def introduce(self, model: RecModel, data: Data) -> None:
         """Called once before a training, with the model and what the training may know of the data."""

@@ -87,8 +87,6 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        waits = max(each.waits for each in nested(self.objective))
-        self.begins = waits if waits < self.fit.epochs else 0  # epochs before a defence begins say nothing of it
         self.passes, self.counted = Passes(self.model), 0  # of so many steps
         check(self.fit)
 
@@ -216,7 +214,9 @@ class Trainer:
 
     def _waited(self) -> int:
         """Epochs since the best one, of those in which the defence was at work if there are any."""
-        rows = self.history[self.begins :] or self.history[-1:]
+        waits = max(each.waits for each in nested(self.objective))
+        begins = waits if waits < self.fit.epochs else 0  # epochs before a defence begins say nothing of it
+        rows = self.history[begins:] or self.history[-1:]
         scores = [-row[self.monitor] if self.smaller else row[self.monitor] for row in rows]
         return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 

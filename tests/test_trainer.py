@@ -29,7 +29,7 @@ from robustbench_rec.models import models
 from robustbench_rec.noises import noises
 from robustbench_rec.objective import Objective, Plain
 from robustbench_rec.optimizers import OPTIMIZERS
-from robustbench_rec.sampling import Events, sampler
+from robustbench_rec.sampling import Events, epoch_generator, sampler
 from robustbench_rec.shifted import Shifted
 from robustbench_rec.trainer import Trainer
 
@@ -97,6 +97,19 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 def history(built: Trainer) -> list[dict[str, float]]:
     return [{name: value for name, value in row.items() if name not in SECONDS} for row in built.history]
+
+
+def idle(epochs: int, *, of: int) -> int:
+    """A seed with which RAWP's coins for two layers choose one of them first after so many epochs."""
+
+    def chosen(seed: int, epoch: int) -> bool:
+        return bool((torch.rand(2, generator=epoch_generator(seed, epoch, "objective")) < 0.5).any())
+
+    return next(
+        seed
+        for seed in range(1000)
+        if [chosen(seed, each) for each in range(of)] == [each >= epochs for each in range(of)]
+    )
 
 
 def scripted(values: list[float]) -> Callable[[], dict[str, float]]:
@@ -213,6 +226,24 @@ class TestSchedule:
         shorter = run(tmp_path, defense=late, validate=scripted([0.0, 0.0, 0.1, 0.3]), monitor="score", epochs=4)
         assert same(state(built), state(shorter))
 
+    def test_so_is_one_whose_first_epochs_perturb_no_layer_by_chance(self, tmp_path: Path) -> None:
+        values = [0.9, 0.8, 0.1, 0.3, 0.2, 0.2, 0.7]
+        masked, seed = configured("defense", "rawp"), idle(2, of=7)
+        built = run(
+            tmp_path, seed=seed, defense=masked, validate=scripted(values), monitor="score", patience=2, epochs=7
+        )
+        assert [row["score"] for row in built.history] == values[:6]
+        never = run(
+            tmp_path,
+            seed=seed,
+            defense={**masked, "p": 0.0},
+            validate=scripted(values),
+            monitor="score",
+            patience=2,
+            epochs=7,
+        )
+        assert [row["score"] for row in never.history] == values[:3]
+
     def test_one_that_never_begins_is_judged_as_if_it_were_not_there(self, tmp_path: Path) -> None:
         late = configured("defense", "vat_user", start=5)
         built = run(tmp_path, defense=late, validate=scripted([0.1, 0.3, 0.2]), monitor="score", epochs=3)
@@ -274,8 +305,6 @@ class TestSchedule:
         torch.manual_seed(0)
         optimizer = torch.optim.SGD(own.parameters(), lr=0.3, momentum=0.9, weight_decay=0.1)
         sampler = Events(DATA, batch_size=16, negatives=1)
-        from robustbench_rec.sampling import epoch_generator
-
         for batch in sampler.epoch(epoch_generator(0, 0, "batches")):
             optimizer.zero_grad()
             (Plain(loss("bpr"))(Shifted(own), batch) + penalty(own, batch)).backward()
@@ -405,6 +434,18 @@ class TestResume:
         for _ in range(3):
             interrupted(tmp_path, 2)
         assert same(state(run(tmp_path)), state(whole))
+
+    def test_what_a_mask_of_chance_has_waited_for_is_not_forgotten(self, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {"defense": configured("defense", "rawp"), "seed": idle(3, of=6), "epochs": 6}
+        (tmp_path / "whole").mkdir()
+        whole = run(tmp_path / "whole", **settings)
+        for after in (1, 2, 3, 4):
+            out = tmp_path / f"cut-{after}"
+            out.mkdir()
+            interrupted(out, after, **settings)
+            again = run(out, **settings)
+            assert again.objective.state_dict()["idle"] == 3, after
+            assert same(state(again), state(whole)), after
 
     def test_a_run_that_goes_on_says_from_where(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         interrupted(tmp_path, 2)

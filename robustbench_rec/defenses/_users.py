@@ -54,7 +54,10 @@ class PerUser(Adversarial):
         ascent = Shared(surface="activation", names=sites, ball=ball, steps=1, shares=torch.ones(1), held={})
         super().__init__(inner, ascent, clean=1.0, robust=config.weight)
         self.config, self.full, self.sites, self.loss = config, ascent, sites, innermost(inner).loss
-        self.waits = config.start
+
+    @property
+    def waits(self) -> int:
+        return self.config.start
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.robust = self.config.weight if epoch >= self.config.start else 0.0

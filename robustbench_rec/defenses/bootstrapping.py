@@ -40,7 +40,11 @@ class Bootstrapping(Denoiser):
             raise RrecError(
                 f"defense.beta={config.beta}, defense.warm_up={config.warm_up}: beta in [0, 1] and warm_up >= 0 needed"
             )
-        self.config, self.waits = config, config.warm_up
+        self.config = config
+
+    @property
+    def waits(self) -> int:
+        return self.config.warm_up
 
     def forward(self, at: Shifted, batch: Batch) -> Tensor:
         if self.epoch < self.config.warm_up or self.config.beta == 1:

@@ -23,8 +23,8 @@ class RAWP(Adversarial):
     Each layer is perturbed with probability p; γ is multiplied by a factor uniform in jitter; both are drawn every
     epoch or every batch (resample). modules: of which layers, null for all that are trained. gamma, per, steps,
     clean_weight: as in AWP. proxy: sgd follows the true gradient, adam the running preconditioned one of the released
-    code. Where no layer is chosen, the step is a plain one. The default γ, 0.12, is ours: released scripts have
-    0.001 to 0.009.
+    code. Where no layer is chosen, the step is a plain one; what is best is not sought among epochs before the first
+    with a layer, unless p is 0. The default γ, 0.12, is ours: released scripts have 0.001 to 0.009.
 
     Reconstructed from the laboratory's released code, not from the paper's text. Its defects are left out: one coin for
     all layers, model selection on test users, a perturbation that is restored under another mask than it was added
@@ -43,6 +43,8 @@ class RAWP(Adversarial):
         clean_weight: float
         modules: list[str] | None
 
+    idle: Tensor
+
     def __init__(self, config: Config, inner: Objective, model: RecModel) -> None:
         if not (
             0 <= config.p <= 1 and len(config.jitter) == 2 and 0 <= config.jitter[0] <= config.jitter[1] < math.inf
@@ -60,10 +62,17 @@ class RAWP(Adversarial):
         adam = config.proxy == "adam"
         self.proxy = AdamProxy({name: model.get_parameter(name) for name in self.names}) if adam else None
         self.full = replace(ascent, direction=self.proxy)
+        self.register_buffer("idle", torch.zeros((), dtype=torch.long))  # epochs until a layer was chosen first
+
+    @property
+    def waits(self) -> int:
+        return int(self.idle)
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         self.generator = generator
-        self._draw()
+        chosen = self._draw()
+        if self.config.resample == "epoch" and self.config.p and not chosen and epoch == self.waits:
+            self.idle += 1
 
     def start_batch(self) -> None:
         if self.config.resample == "batch":
@@ -77,10 +86,11 @@ class RAWP(Adversarial):
             self.proxy.learning = False  # once a batch, however often what is around asks
         return value
 
-    def _draw(self) -> None:
+    def _draw(self) -> tuple[str, ...]:
         low, high = self.config.jitter
         coins = torch.rand(len(self.names), generator=self.generator) < self.config.p
         factor = low + (high - low) * torch.rand((), generator=self.generator).item()
         chosen = tuple(name for name, coin in zip(self.names, coins.tolist(), strict=True) if coin)
         ball = replace(self.full.ball, eps=self.config.gamma * factor)
         self.attack = replace(self.full, ball=ball, names=chosen)
+        return chosen

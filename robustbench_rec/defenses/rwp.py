@@ -87,10 +87,14 @@ class RWP(Adversarial):
         ball = Ball(eps=budget("sigma", config.sigma), norm="l2", per="element", relative="no")
         noise = Gaussian(surface="weight", ball=ball, names=tuple(names), scale=self._scale)
         super().__init__(inner, noise, clean=clean, robust=robust)
-        self.config, self.full, self.waits, self.learning = config, noise, min(config.growth, 1), True
+        self.config, self.full, self.learning = config, noise, True
         self.index = {name: str(number) for number, name in enumerate(names if config.variant == "fisher" else ())}
         for name, number in self.index.items():
             self.register_buffer(f"fisher_{number}", torch.zeros_like(model.get_parameter(name)))
+
+    @property
+    def waits(self) -> int:
+        return min(self.config.growth, 1)
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         share = min(epoch / self.config.growth, 1.0) if self.config.growth else 1.0

@@ -51,9 +51,13 @@ class SelfPurification(Denoiser):
         # from a random point, because the divergence is flat where it is 0; two radii reach the far side of the ball
         ascent = Ascent(surface="embedding", ball=ball, steps=1, step_size=2.0, random_start=True)
         ascent.check(model)
-        self.config, self.waits = config, config.warm_up
+        self.config = config
         self.attack: Attack = ascent
         self.relabelled: list[Tensor] = []  # of each batch of an epoch, with its positives
+
+    @property
+    def waits(self) -> int:
+        return self.config.warm_up
 
     def start_epoch(self, epoch: int, generator: torch.Generator) -> None:
         super().start_epoch(epoch, generator)

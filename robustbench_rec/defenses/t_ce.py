@@ -31,7 +31,11 @@ class TruncatedLoss(Denoiser):
         super().__init__(inner)
         if not (0 <= config.rate < 1 and config.ramp >= 0):
             raise RrecError(f"defense.rate={config.rate}, defense.ramp={config.ramp}: a rate in [0, 1) and ramp >= 0")
-        self.config, self.waits = config, min(config.ramp, 1)
+        self.config = config
+
+    @property
+    def waits(self) -> int:
+        return min(self.config.ramp, 1)
 
     @property
     def rate(self) -> float:
